@@ -1,0 +1,1 @@
+"""Objectives, one file per family; each registers itself (see `rdm.registry`)."""

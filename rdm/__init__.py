@@ -1,0 +1,94 @@
+"""Train and judge generators by matching distributions of features.
+
+Any distance x any battery of representations x any population strategy. Entry points::
+
+    rdm.distance("frechet", x, y)          # a loss in one line
+    rdm.objective, rdm.representation, rdm.battery, rdm.generator, rdm.dataset, rdm.memory   # build by registry name
+    rdm.Population                         # exact gradients of populations larger than a batch
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rdm.balance import SelfNormalized, Uniform
+from rdm.errors import InputError
+from rdm.memory import EMA, NoMemory, Queue
+from rdm.objective import Objective, compare
+from rdm.population import Population
+from rdm.reference import Reference
+from rdm.registry import batteries, datasets, generators, memories, objectives, registries, representations
+from rdm.representation import Battery, Representation
+
+try:
+    __version__ = version("rdm-torch")
+except PackageNotFoundError:  # a checkout that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "EMA",
+    "Battery",
+    "NoMemory",
+    "Objective",
+    "Population",
+    "Queue",
+    "Reference",
+    "Representation",
+    "SelfNormalized",
+    "Uniform",
+    "battery",
+    "dataset",
+    "distance",
+    "generator",
+    "memory",
+    "names",
+    "objective",
+    "representation",
+]
+
+
+def distance(
+    name: str,
+    x: Tensor,
+    y: Tensor,
+    *,
+    weights: Tensor | None = None,
+    reference_weights: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    **hyperparameters: Any,
+) -> Tensor:
+    """Distance of generated rows x (n, d), which carry the gradient, from reference rows y (m, d).
+
+    `name` and `hyperparameters` are those of the objective (`rdm.names("objectives")`), whose docstring says formula,
+    units and cost. Weights are non-negative and normalised inside.
+
+    Raises:
+        InputError: unknown name or hyperparameter, an empty or non-finite side, different dimensions, bad weights.
+
+    >>> import torch, rdm
+    >>> x = torch.tensor([[1.0], [3.0]], requires_grad=True)
+    >>> rdm.distance("frechet", x, torch.tensor([[0.0], [2.0]])).backward()
+    >>> x.grad.flatten().tolist()
+    [1.0, 1.0]
+    """
+    chosen = objectives.build(name, **hyperparameters)
+    return compare(
+        chosen, x, y, weights=weights, reference_weights=reference_weights, generator=generator
+    )
+
+
+def names(kind: str) -> list[str]:
+    """Registered names of "objectives", "representations", "batteries", "generators", "datasets" or "memories"."""
+    if kind not in registries:
+        raise InputError(f"names() takes one of {', '.join(registries)}; got {kind!r}")
+    return list(registries[kind])
+
+
+objective = objectives.build
+representation = representations.build
+battery = batteries.build
+generator = generators.build
+dataset = datasets.build
+memory = memories.build

@@ -1,0 +1,59 @@
+"""Balances: how the distances under several representations become one loss."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from rdm.errors import InputError
+
+
+class Balance(ABC):
+    """Coefficients c of the loss sum_k w_k c_k L_k; they are constants, and L_k alone carries the gradient."""
+
+    needs_nonnegative: bool = False  # terms must be non-negative by their objective's trait
+
+    @abstractmethod
+    def coefficients(
+        self, values: Float[Tensor, " k"], state: Float[Tensor, " s"] | None
+    ) -> tuple[Float[Tensor, " k"], Float[Tensor, " s"] | None]:
+        """Coefficients for the detached values of the terms, and the next state (None for a balance without)."""
+
+
+@dataclass(frozen=True)
+class Uniform(Balance):
+    """c_k = 1: the terms as they are."""
+
+    def coefficients(
+        self, values: Float[Tensor, " k"], state: Float[Tensor, " s"] | None
+    ) -> tuple[Float[Tensor, " k"], None]:
+        """Ones."""
+        return values.new_ones(len(values)), None
+
+
+@dataclass(frozen=True)
+class SelfNormalized(Balance):
+    """c_k = 1 / (L_k + eps), each term divided by its own detached value.
+
+    Source: Yang et al. (2026), "Representation Fréchet Loss", equation 15, with eps = 0.01 (comparable to a
+    distance of an encoder with small features: choose it well below the terms). The loss is then near the number of
+    terms and says nothing; log the distances.
+
+    Raises:
+        InputError: eps not positive; at the population, an objective that can be negative.
+    """
+
+    eps: float = 0.01
+
+    needs_nonnegative = True
+
+    def __post_init__(self) -> None:
+        if not self.eps > 0:
+            raise InputError(f"expected eps > 0; got {self.eps}")
+
+    def coefficients(
+        self, values: Float[Tensor, " k"], state: Float[Tensor, " s"] | None
+    ) -> tuple[Float[Tensor, " k"], None]:
+        """1 / (L + eps)."""
+        return 1 / (values + self.eps), None

@@ -1,0 +1,188 @@
+"""What the command line does, as functions: train, evaluate a run, list the registries."""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import rdm
+from rdm import config
+from rdm.checkpoint import complete_checkpoints, load_weights
+from rdm.distributed import barrier, rank, started
+from rdm.errors import InputError, MismatchError
+from rdm.evaluate import Evaluation, Metric, table
+from rdm.generator import Generator
+from rdm.pictures import save_grid
+from rdm.randomness import seeded
+from rdm.registry import registries
+from rdm.report import write_report
+from rdm.store import digest, read_json, write_json, write_text
+from rdm.train import train
+
+COLUMNS = {"": "this run"}
+
+
+def cache_folder() -> Path:
+    """Where encoded references are kept: RDM_CACHE, or the user's cache folder."""
+    return Path(os.environ.get("RDM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rdm")
+
+
+def train_run(path: Path, bindings: Sequence[str], out: Path | None, *, resume: bool, restricted: bool) -> Path:
+    """Train what the gin file says, evaluate it where it says so, write result and report; returns the run folder.
+
+    Raises:
+        InputError: the folder holds a run already and `resume` was not asked for.
+        MismatchError: resuming under another configuration.
+    """
+    config.load(path, bindings, restricted=restricted)
+    out = out or Path("runs") / path.stem
+    if not resume and ((out / "config.gin").exists() or complete_checkpoints(out / "checkpoints")):
+        raise InputError(f"{out} holds a run already; give --resume to go on with it, or another --out")
+    with started(), seeded(config.seed()):
+        arguments = config.plan()
+        evaluation = arguments.pop("evaluation", None)
+        text = config.operative()
+        _check_same_configuration(out, text)
+        if resume and (out / "result.json").exists():
+            _say(f"{out} is finished; nothing to do")
+            _print_result(out)
+            return out
+        if rank() == 0:
+            write_text(out / "config.gin", text)
+        barrier()
+        torch.manual_seed(config.seed() * 1_000_003 + rank())
+        began = time.monotonic()
+        model = train(**arguments, out=out, resume=resume, cache=cache_folder())
+        if rank() == 0:
+            metrics = _evaluate(evaluation, model, out)
+            seconds = time.monotonic() - began
+            _write_result(out, metrics, arguments["steps"], seconds, config.seed(), text)
+            _draw_report(out)
+            _print_result(out)
+    return out
+
+
+def evaluate_run(folder: Path, json: Path | None) -> None:
+    """Evaluate a run's newest checkpoint with the evaluation of its own configuration; print, or write JSON."""
+    config.load(_existing(folder / "config.gin"))
+    with seeded(config.seed()):
+        arguments = config.plan()
+        evaluation, model = arguments.get("evaluation"), arguments["model"]
+        if evaluation is None:
+            raise InputError(f"{folder}/config.gin binds no rdm.train.evaluation; nothing to measure")
+        load_weights(model, str(folder))
+        metrics = _evaluate(evaluation, model.eval(), folder)
+    if json is not None:
+        write_json(json, {name: metric._asdict() for name, metric in metrics.items()})
+    _print_metrics(metrics)
+
+
+def list_members(kind: str | None) -> None:
+    """Print names, one line each, with what they need installed."""
+    kinds = [kind] if kind else [k for k in registries if k not in ("memories", "networks")]
+    for each in kinds:
+        if each not in registries:
+            raise InputError(f"rdm list takes one of {', '.join(registries)}; got {each!r}")
+        print(f"{each}:")
+        for name, entry in registries[each].items():
+            print(f"  {name:<24}{entry.summary}" + (f" [needs {entry.needs}]" if entry.needs else ""))
+
+
+def draw_report(folder: Path) -> Path:
+    """Draw report.html of a run folder; returns its path."""
+    _existing(folder / "result.json")
+    return write_report(folder)
+
+
+def _check_same_configuration(out: Path, text: str) -> None:
+    path = out / "config.gin"
+    if not path.exists() or path.read_text() == text:
+        return
+    before, now = (set(t.splitlines()) for t in (path.read_text(), text))
+    changed = sorted(line for line in before ^ now if line.strip() and not line.startswith("#"))
+    was = next((line for line in changed if line in before), "(absent)")
+    is_now = next((line for line in changed if line in now), "(absent)")
+    raise MismatchError(f"{out} was begun with {was!r}; now {is_now!r}; restore the configuration or use another --out")
+
+
+def _evaluate(evaluation: Evaluation | None, model: nn.Module, out: Path) -> dict[str, Metric]:
+    if evaluation is None:
+        return {}
+    if not isinstance(model, Generator):
+        raise InputError(f"an evaluation measures a generator; got {type(model).__name__}")
+    _say("evaluating")
+    for name, images in _pictures(evaluation, model).items():
+        save_grid(out / "samples" / f"compare {name}.png", images, columns=evaluation.fresh.classes)
+    return evaluation(model)
+
+
+def _pictures(evaluation: Evaluation, model: Generator) -> dict[str, Tensor]:
+    """Six rows of pictures, a column a class: real, each compared generator and this one on the same noise."""
+    classes = evaluation.fresh.classes
+    rows = [torch.nonzero(evaluation.fresh.labels.cpu() == c)[:6, 0] for c in range(classes)]
+    order = torch.stack([r for r in rows if len(r) == 6], 1).flatten()
+    found = {"fresh real": evaluation.fresh.images.cpu()[order]}
+    for name, candidate in {**(evaluation.compare or {}), "this run": model}.items():
+        found[name] = evaluation.sample(candidate).images.cpu()[order]
+    return found
+
+
+def _write_result(
+    out: Path, metrics: dict[str, Metric], steps: int, seconds: float, seed: int, text: str
+) -> None:
+    versions = {"rdm": rdm.__version__, "torch": torch.__version__, "python": sys.version.split()[0]}
+    write_json(
+        out / "result.json",
+        {
+            "metrics": {name: metric._asdict() for name, metric in metrics.items()},
+            "steps": steps,
+            "seconds": round(seconds, 3),
+            "seed": seed,
+            "versions": versions,
+            "config_sha256": digest({}, text),
+        },
+    )
+
+
+def _draw_report(out: Path) -> None:
+    try:
+        write_report(out)
+    except InputError as error:  # matplotlib is an extra; the run itself is whole
+        _say(f"no report: {error}")
+
+
+def _print_result(out: Path) -> None:
+    result = read_json(out / "result.json")
+    metrics = {name: Metric(**value) for name, value in result["metrics"].items()}
+    if metrics:
+        _print_metrics(metrics)
+    if (out / "report.html").exists():
+        print(f"report: {out / 'report.html'}")
+
+
+def _print_metrics(metrics: dict[str, Metric]) -> None:
+    compared = list(dict.fromkeys(name.split(": ")[0] for name in metrics if ": " in name))
+    columns = [*compared, ""]
+    shown = Table("metric", *[COLUMNS.get(c, c) for c in columns], caption="distances: ratio to fresh real; ± 95 %")
+    for row in table(metrics, columns):
+        shown.add_row(*row)
+    Console().print(shown)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"expected a finished run with {path}; there is none")
+    return path
+
+
+def _say(line: str) -> None:
+    if rank() == 0:
+        print(line, file=sys.stderr, flush=True)
+
+

@@ -1,0 +1,31 @@
+"""scikit-learn's digits: 1,797 real 8x8 pictures that come with the package."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+from rdm.data import Dataset
+from rdm.errors import InputError
+from rdm.registry import datasets
+
+FRESH = 500
+
+
+@datasets.register("digits", needs="scikit-learn")
+def digits(split: Literal["train", "fresh", "all"] = "train") -> Dataset:
+    """Handwritten digits (Alpaydin and Kaynak 1998), 8x8 grey in [0, 1], 10 classes.
+
+    split "train": 1,297 pictures; "fresh": the other 500, a fixed random draw that no training sees.
+    """
+    if split not in ("train", "fresh", "all"):
+        raise InputError(f'split must be "train", "fresh" or "all"; got {split!r}')
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError as error:
+        raise InputError('data set "digits" needs scikit-learn; pip install "rdm-torch[report]"') from error
+    bunch = load_digits()
+    order = np.random.default_rng(0).permutation(len(bunch.target))
+    rows = {"train": order[FRESH:], "fresh": order[:FRESH], "all": order}[split]
+    images = torch.from_numpy(bunch.images[rows]).float()[:, None] / 16
+    return Dataset(f"digits/{split}", images, torch.from_numpy(bunch.target[rows]).long(), classes=10)

@@ -1,0 +1,128 @@
+"""The only collectives: rank, merging summaries across ranks, summing gradients.
+
+Every rank computes the same loss from the merged summary and back-propagates its own rows; parameter gradients are
+then summed (never averaged), which gives the gradient of the whole population whatever the number of ranks.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rdm.statistic import Summary
+
+
+@contextmanager
+def started() -> Iterator[None]:
+    """Join the process group that torchrun announces, for the length of the block; alone, do nothing."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def active() -> bool:
+    """Whether several processes work together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """This process's number, 0 where there is one process."""
+    return dist.get_rank() if active() else 0
+
+
+def world_size() -> int:
+    """How many processes work together."""
+    return dist.get_world_size() if active() else 1
+
+
+def merge_across_ranks(summary: Summary) -> Summary:
+    """The summary of all ranks' rows, equal on every rank and differentiable in this rank's.
+
+    The loss being the same on every rank, its cotangent is passed (`Sum`) or sliced (`Cat`) back without a reduction.
+    """
+    if not active():
+        return summary
+    combine = {"sum": _AllReduce, "cat": _AllGather}[summary.reduction].apply
+    return type(summary)(combine(summary.value), combine(summary.weight))
+
+
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
+    """Sum every parameter's gradient over ranks, in place; a missing gradient counts as zero."""
+    if not active():
+        return
+    for parameter in parameters:
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+
+
+def total(value: float) -> float:
+    """Sum of a number over ranks."""
+    if not active():
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64, device=_device())
+    dist.all_reduce(tensor)
+    return float(tensor)
+
+
+def gather(tensor: Tensor) -> list[Tensor]:
+    """Every rank's tensor, all of one shape, in the order of ranks."""
+    if not active():
+        return [tensor]
+    mine = tensor.to(_device())
+    pieces = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(pieces, mine)
+    return [piece.to(tensor.device) for piece in pieces]
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if active():
+        dist.barrier()
+
+
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        whole = tensor.clone()
+        dist.all_reduce(whole)
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
+        return cotangents[0]
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        counts = [torch.zeros(1, dtype=torch.int64, device=tensor.device) for _ in range(dist.get_world_size())]
+        dist.all_gather(counts, torch.tensor([len(tensor)], device=tensor.device))
+        rows = [int(count) for count in counts]
+        padded = tensor.new_zeros(max(rows), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        pieces = [torch.empty_like(padded) for _ in rows]
+        dist.all_gather(pieces, padded)
+        start = sum(rows[: dist.get_rank()])
+        ctx.mine = slice(start, start + len(tensor))
+        return torch.cat([piece[:n] for piece, n in zip(pieces, rows, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
+        return cotangents[0][ctx.mine]
+
+
+def _device() -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

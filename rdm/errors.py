@@ -1,0 +1,21 @@
+"""Errors that name what was expected, what came and how to mend it."""
+
+
+class InputError(ValueError):
+    """Something the caller gave cannot be used; the text says what was expected, what came, and the remedy."""
+
+
+class UnknownNameError(InputError):
+    """A name that no registry (or no configuration) knows; the text offers the nearest valid one."""
+
+
+class NonFiniteError(InputError):
+    """NaN or infinity in features or in a loss; the text says which term and how many rows."""
+
+
+class MismatchError(InputError):
+    """Two things that must agree do not; the text prints both sides."""
+
+
+class CorruptFileError(InputError):
+    """A file on disk is truncated or altered."""

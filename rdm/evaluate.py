@@ -1,0 +1,207 @@
+"""Evaluation: distances under every representation as ratios to a fresh real split, accuracy, collapse monitors.
+
+It shares objectives and representations with training, but imports nothing of the trainer. Every generated set has as
+many items as the fresh split, so that the bias of a distance in n is the same above and below the line.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rdm.data import Dataset
+from rdm.errors import InputError
+from rdm.generator import Generator
+from rdm.objective import Objective
+from rdm.randomness import stream
+from rdm.reference import Reference
+from rdm.representation import Battery, Representation
+from rdm.statistic import Statistic, checked
+
+
+class Metric(NamedTuple):
+    """One number with its 95 % interval, the number of generated items and the seed."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    seed: int
+
+
+class Samples(NamedTuple):
+    """Items to judge, with the classes they were asked for."""
+
+    images: Tensor
+    labels: Tensor | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to measure on generated items.
+
+    Args:
+        reference, fresh: disjoint real splits; a distance to the first, divided by the fresh split's distance to it.
+        battery: every member and every held-out representation is a column.
+        metrics: objectives by the name they get in tables.
+        judge: representation whose features are class logits, for the accuracy; None for none.
+        compare: other generators measured on the same noise, by name.
+        resamples: bootstrap draws an interval.
+        seed: of noise and resampling.
+    """
+
+    reference: Dataset
+    fresh: Dataset
+    battery: Battery
+    metrics: Mapping[str, Objective]
+    judge: Representation | None = None
+    compare: Mapping[str, Generator] | None = None
+    resamples: int = 40
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.resamples < 2:
+            raise InputError(f"expected resamples >= 2 for an interval; got {self.resamples}")
+
+    def __call__(self, generator: Generator) -> dict[str, Metric]:
+        """All metrics of `generator` (bare names) and of each generator in `compare` ("name: metric")."""
+        judged = {"": generator, **(self.compare or {})}
+        found: dict[str, Metric] = {}
+        ratios = list(self._ratios())
+        for name, candidate in judged.items():
+            samples = self.sample(candidate)
+            prefix = f"{name}: " if name else ""
+            for metric, measure in ratios:
+                found[prefix + metric] = measure(samples)
+            for metric, value in self._monitors(samples):
+                found[prefix + metric] = value
+        for metric, value in self._monitors(Samples(self.fresh.images, self.fresh.labels)):
+            found[f"fresh real: {metric}"] = value
+        return found
+
+    def sample(self, generator: Generator) -> Samples:
+        """As many items as the fresh split has, with its labels, from noise fixed by the seed."""
+        n = len(self.fresh.images)
+        noise, condition = generator.draw(n, stream(self.seed, "evaluation"))
+        condition = None if condition is None else self.fresh.labels.cpu()
+        device = next(generator.parameters()).device
+        pieces = []
+        with torch.no_grad():
+            for rows in torch.arange(n).split(500):
+                labels = None if condition is None else condition[rows].to(device)
+                pieces.append(generator.eval()(noise[rows].to(device), labels).clamp(0, 1))
+        return Samples(torch.cat(pieces).to(self.fresh.images), condition)
+
+    def _ratios(self) -> Iterator[tuple[str, Callable[[Samples], Metric]]]:
+        """One measure a metric and representation; references and the fresh split's distances are made once."""
+        battery = self.battery.fitted(self.reference.images).to(self.reference.images.device)
+        for representation in (*battery.members, *battery.held_out):
+            reference = Reference.measure(self.reference.images, representation, condition=self.reference.labels)
+            fresh = _features(representation, Samples(self.fresh.images, self.fresh.labels))
+            for name, objective in self.metrics.items():
+                statistic, target = objective.bind(reference)
+                measure = _Ratio(objective, statistic, target, representation, fresh, self.resamples, self.seed)
+                yield f"{name}/{representation.name}", measure
+
+    def _monitors(self, samples: Samples) -> Iterator[tuple[str, Metric]]:
+        if self.judge is not None and samples.labels is not None:
+            logits = _features(self.judge.to(samples.images.device), samples)
+            yield "accuracy", self._mean((logits.argmax(1).cpu() == samples.labels.cpu()).double())
+        yield "spread", self._spread(samples)
+        yield "copies", self._mean(self._copies(samples.images))
+
+    def _spread(self, samples: Samples) -> Metric:
+        """Mean distance between items of one class, over that of the reference's: 1 for real data, 0 in collapse."""
+        real = _within_class_distances(self.reference.images, self.reference.labels)
+        labels = samples.labels if samples.labels is not None else torch.zeros(len(samples.images)).long()
+        if samples.labels is None:
+            real = _within_class_distances(self.reference.images, torch.zeros_like(self.reference.labels))
+        rows = _within_class_distances(samples.images, labels)
+        return self._mean(rows / real.mean())
+
+    def _copies(self, images: Tensor) -> Tensor:
+        """1 where an item is nearer to its nearest reference item than 99 % of the fresh split is to its own."""
+        reference = self.reference.images.flatten(1)
+        nearest = torch.cdist(images.flatten(1), reference).amin(1)
+        usual = torch.cdist(self.fresh.images.flatten(1), reference).amin(1)
+        return (nearest < usual.double().quantile(0.01)).double()
+
+    def _mean(self, values: Tensor) -> Metric:
+        value, n = float(values.mean()), len(values)
+        half = 1.96 * float(values.std()) / n**0.5
+        return Metric(value, value - half, value + half, n, self.seed)
+
+
+@dataclass(frozen=True)
+class _Ratio:
+    """D(generated, reference) / D(fresh, reference) under one representation, with a bootstrap interval.
+
+    The interval is the value plus and minus 1.96 standard deviations of the ratio over resamples of both sets' rows
+    (as multinomial weights). Resampling inflates a distance by a bias that this form leaves out.
+    """
+
+    objective: Objective
+    statistic: Statistic
+    target: Any
+    representation: Representation
+    fresh: Tensor
+    resamples: int
+    seed: int
+
+    def __call__(self, samples: Samples) -> Metric:
+        features = _features(self.representation, samples)
+        value = self._distance(features, None) / self._distance(self.fresh, None)
+        draws = []
+        source = stream(self.seed, "bootstrap", self.representation.name)
+        for _ in range(self.resamples):
+            above = self._distance(features, _multinomial(len(features), source))
+            below = self._distance(self.fresh, _multinomial(len(self.fresh), source))
+            draws.append(above / below)
+        half = 1.96 * float(torch.tensor(draws, dtype=torch.float64).std())
+        return Metric(value, value - half, value + half, len(features), self.seed)
+
+    def _distance(self, features: Tensor, weights: Tensor | None) -> float:
+        rows, mass = checked(features, weights, side=f"features of {self.representation.name!r}")
+        with torch.no_grad():
+            return float(self.objective.distance(self.statistic.measure(rows, mass), self.target))
+
+
+def _features(representation: Representation, samples: Samples) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([
+            representation(images, None if samples.labels is None else samples.labels[rows])
+            for rows, images in zip(
+                torch.arange(len(samples.images)).split(500), samples.images.split(500), strict=True
+            )
+        ])
+
+
+def _multinomial(n: int, source: torch.Generator) -> Tensor:
+    return torch.bincount(torch.randint(n, (n,), generator=source), minlength=n).double()
+
+
+def _within_class_distances(images: Tensor, labels: Tensor) -> Tensor:
+    """For each item, its mean distance to the others of its class; classes of one item are left out."""
+    means = []
+    for label in labels.unique():
+        rows = images[(labels == label).to(images.device)].flatten(1).double()
+        if len(rows) > 1:
+            means.append(torch.cdist(rows, rows).sum(1) / (len(rows) - 1))
+    return torch.cat(means)
+
+
+def table(metrics: Mapping[str, Metric], columns: Sequence[str]) -> list[list[str]]:
+    """Rows of text: metric, then one cell a column ("" is the judged generator), "-" where nothing was measured."""
+    bare = [name for name in metrics if ": " not in name]
+    rows = []
+    for name in bare:
+        cells = []
+        for column in columns:
+            metric = metrics.get(f"{column}: {name}" if column else name)
+            cells.append("-" if metric is None else f"{metric.value:.3g} ± {(metric.high - metric.low) / 2:.2g}")
+        rows.append([name, *cells])
+    return rows
+
+

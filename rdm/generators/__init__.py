@@ -1,0 +1,1 @@
+"""Generators, one file per family of networks; each registers itself (see `rdm.registry`)."""

@@ -1,0 +1,123 @@
+"""Memories: how a population goes beyond the live batch, as weights on the past.
+
+A memory is a frozen dataclass of hyperparameters with two pure functions; the past itself is a `Summary` that
+`Population` keeps. `read` joins past and batch, and gives the share of the mass (and so of the gradient) that the
+live batch keeps; `write` gives the next past, detached.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from rdm.errors import InputError
+from rdm.registry import memories
+from rdm.statistic import Cat, Statistic, Summary
+
+
+class Memory(ABC):
+    """What of the past the distance sees besides the live batch."""
+
+    keeps_rows: ClassVar[bool] = False  # the past is feature rows (`Cat`), not the objective's own summary
+
+    @abstractmethod
+    def read(self, past: Summary | None, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
+        """Population summary of past and batch (of so many rows), and the live batch's share of its mass."""
+
+    @abstractmethod
+    def write(self, past: Summary | None, batch: Summary) -> Summary | None:
+        """The next past. `batch` is the objective's summary, or the rows themselves where `keeps_rows`."""
+
+
+@memories.register("none")
+@dataclass(frozen=True)
+class NoMemory(Memory):
+    """The population is the live batch: exact accumulation over its chunks, and nothing else."""
+
+    def read(self, past: Summary | None, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
+        """The batch itself; share 1."""
+        return batch, 1.0
+
+    def write(self, past: Summary | None, batch: Summary) -> None:
+        """Nothing is kept."""
+        return None
+
+
+@memories.register("ema", examples=({"decay": 0.9},))
+@dataclass(frozen=True)
+class EMA(Memory):
+    r"""Exponential moving average of the statistic: past times beta plus batch times (1 - beta), each of mass 1.
+
+    Source: Yang et al. (2026), "Representation Fréchet Loss", equation of the EMA estimator, for moments; here for
+    every statistic. No bias correction: before the first write the population is the batch, and a warm start writes
+    an average of many samples first. Rows of a `Cat` statistic decay in weight and are dropped once they weigh less
+    than `floor` of an average row, which drops at most `floor` of the mass.
+
+    Units:
+        The live batch keeps a share 1 - beta of the gradient; the mean age of a sample is beta / (1 - beta) steps.
+    Cost:
+        `Sum`: one summary. `Cat`: rows of about log(1 / floor) / (1 - beta) batches.
+    Raises:
+        InputError: decay outside [0, 1) or floor outside [0, 1).
+    """
+
+    decay: float = 0.99
+    floor: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.decay < 1 and 0 <= self.floor < 1):
+            raise InputError(f"expected 0 <= decay < 1 and 0 <= floor < 1; got {self.decay} and {self.floor}")
+
+    def read(self, past: Summary | None, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
+        """Decayed past and batch; share 1 - decay once there is a past."""
+        if past is None:
+            return batch, 1.0
+        old, new = past.scale(self.decay / past.mass), batch.scale((1 - self.decay) / batch.mass)
+        return statistic.kind.merge([old, new]), 1 - self.decay
+
+    def write(self, past: Summary | None, batch: Summary) -> Summary:
+        """The same average, detached, pruned and of mass 1."""
+        batch = batch.detach().scale(1 / batch.mass)
+        if past is None:
+            return batch
+        merged = type(batch).merge([past.scale(self.decay), batch.scale(1 - self.decay)]).prune(self.floor)
+        return merged.scale(1 / merged.mass)
+
+
+@memories.register("queue", examples=({"size": 100},))
+@dataclass(frozen=True)
+class Queue(Memory):
+    """First in, first out: the newest `size` rows, of which the live batch replaces the oldest.
+
+    Source: Yang et al. (2026), "Representation Fréchet Loss", the queue estimator, for moments; here for every
+    statistic, since the rows are kept and measured again with each batch.
+
+    Units:
+        The live batch of n rows keeps a share n / size of the gradient (1 while it is the only content).
+    Cost:
+        size d numbers, and one measurement of them a step.
+    Raises:
+        InputError: size below 1.
+    """
+
+    size: int = 50_000
+
+    keeps_rows = True
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise InputError(f"expected a queue of size >= 1; got {self.size}")
+
+    def read(self, past: Summary | None, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
+        """The newest size - rows past rows, measured, and the batch."""
+        kept = max(self.size - rows, 0)
+        if past is None or kept == 0:
+            return batch, 1.0
+        old = statistic.measure(past.value[-kept:], past.weight[-kept:])
+        return statistic.kind.merge([old, batch]), float(batch.mass / (old.mass + batch.mass))
+
+    def write(self, past: Summary | None, batch: Summary) -> Summary:
+        """The newest `size` rows."""
+        parts = [batch.detach()] if past is None else [past, batch.detach()]
+        return Cat(torch.cat([p.value for p in parts])[-self.size :], torch.cat([p.weight for p in parts])[-self.size :])

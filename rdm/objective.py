@@ -1,0 +1,56 @@
+"""The interface of an objective, and the pure comparison of two sets of features."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from rdm.reference import Reference
+from rdm.statistic import Statistic, Summary, checked
+
+
+class Objective(ABC):
+    """A distance (or training signal) between a generated population and a reference.
+
+    A member is a frozen dataclass of hyperparameters; it holds no tensors and knows no rank, chunk or memory.
+    The traits are read by the tests and by the balance of a battery.
+    """
+
+    nonnegative: ClassVar[bool] = True  # value >= 0 whatever the samples
+    zero_at_identity: ClassVar[bool] = True  # value 0 when both sides are the same weighted rows
+    symmetric: ClassVar[bool] = True  # value unchanged when the sides are exchanged
+    translation_invariant: ClassVar[bool] = True  # value unchanged when both sides move together
+    randomized: ClassVar[bool] = False  # value depends on the `generator` given to `distance`
+    normalize: ClassVar[bool] = True  # a balance may divide the term by its own value
+
+    @property
+    def plug_in(self) -> bool:
+        """Whether the value depends on the weighted measures alone, so that weight 2 equals a duplicated row.
+
+        Estimators that correct for the number of rows are not plug-in: a duplicate claims an independent draw.
+        """
+        return True
+
+    @abstractmethod
+    def bind(self, reference: Reference) -> tuple[Statistic, Any]:
+        """Fit to the reference, once: the statistic to measure, and the target (one NamedTuple an objective)."""
+
+    @abstractmethod
+    def distance(self, summary: Summary, target: Any, *, generator: torch.Generator | None = None) -> Tensor:
+        """The formula: a float64 scalar from the generated summary and the target, differentiable in the former."""
+
+
+def compare(
+    objective: Objective,
+    x: Tensor,
+    y: Tensor,
+    *,
+    weights: Tensor | None = None,
+    reference_weights: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Distance of generated rows x (n, d), which carry the gradient, from reference rows y (m, d)."""
+    features, mass = checked(x, weights, side="x (generated)")
+    statistic, target = objective.bind(Reference(*checked(y.detach(), reference_weights, side="y (reference)")))
+    return objective.distance(statistic.measure(features, mass), target, generator=generator)

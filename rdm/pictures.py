@@ -1,0 +1,31 @@
+"""Grids of generated images as PNG files."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from rdm.store import write_bytes
+
+
+def grid_png(images: Tensor, *, columns: int, gap: int = 1, least: int = 32) -> bytes:
+    """PNG of images "n c h w" in [0, 1] (clamped, rounded), small ones enlarged without blur to `least` pixels."""
+    pixels = images.detach().clamp(0, 1).mul(255).round().byte().cpu().permute(0, 2, 3, 1).numpy()
+    factor = max(1, -(-least // pixels.shape[1]))
+    pixels = pixels.repeat(factor, 1).repeat(factor, 2)
+    n, h, w, c = pixels.shape
+    rows, gap = -(-n // columns), gap * factor // 2 + 1
+    sheet = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, c), 96, np.uint8)
+    for i, picture in enumerate(pixels):
+        top, left = (i // columns) * (h + gap), (i % columns) * (w + gap)
+        sheet[top : top + h, left : left + w] = picture
+    buffer = io.BytesIO()
+    Image.fromarray(sheet[:, :, 0] if c == 1 else sheet[:, :, :3]).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def save_grid(path: Path, images: Tensor, *, columns: int) -> None:
+    """Write a grid, whole or not at all."""
+    write_bytes(path, grid_png(images, columns=columns))

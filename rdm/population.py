@@ -1,0 +1,265 @@
+"""Populations: the exact gradient of a distance over more images than one forward pass holds.
+
+One step has no branch on objective, memory or representation:
+
+1. measure each chunk without gradient; merge over chunks;
+2. make the merged summary a leaf; merge over ranks, read the memory, take the distances, back-propagate to the leaf;
+3. compute each chunk again with gradient, randomness replayed, and back-propagate the leaf's cotangent through it;
+4. sum parameter gradients over ranks; write the memory.
+
+Source of the two passes: gradient caching, Gao et al. (2021), "Scaling Deep Contrastive Learning Batch Size under
+Memory Limited Setup", here for every statistic: a `Sum` caches its value, not its rows.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rdm.balance import Balance, Uniform
+from rdm.distributed import merge_across_ranks, total
+from rdm.errors import InputError, NonFiniteError
+from rdm.memory import Memory, NoMemory
+from rdm.objective import Objective
+from rdm.reference import Reference
+from rdm.representation import Battery, Representation
+from rdm.statistic import Cat, Statistic, Summary, checked
+
+Generate = Callable[..., Tensor]
+
+
+class Step(NamedTuple):
+    """What one step measured."""
+
+    loss: Tensor  # the balanced sum, detached
+    distances: dict[str, Tensor]  # raw distance by representation, detached
+    shares: dict[str, float]  # share of the gradient that the memory leaves to the live batch
+
+
+@dataclass
+class _Term:
+    """One representation's part of the loss; `past` is the only thing that changes."""
+
+    representation: Representation
+    weight: float
+    statistic: Statistic
+    target: Any
+    past: Summary | None = None
+
+    def encode(self, items: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Checked features and equal weights."""
+        features = self.representation(items, condition)
+        return checked(features, side=f"generated features of {self.representation.name!r}")
+
+
+class _Chunk(NamedTuple):
+    """Inputs of one forward pass and the random state that it started from."""
+
+    noise: Tensor
+    condition: Tensor | None
+    random: list[Tensor]
+
+
+class Population:
+    """Distances of a generated population from reference items, under every member of a battery.
+
+    Args:
+        objective: bound once to the reference under each member.
+        battery: representations with weights, or one representation.
+        items: reference items (images "n c h w" in [0, 1], or what the representations take).
+        condition: the items' conditions, for conditional representations.
+        chunk: images in one forward pass; None for all at once.
+        memory: what of the past joins the live batch (`NoMemory`, `EMA`, `Queue`).
+        balance: how the members' terms are weighed against each other.
+        normalize_gradient: divide the gradient by the share that the memory leaves to the live batch.
+        cache: folder for encoded reference features.
+
+    Raises:
+        InputError: chunk below 1; a balance that needs non-negative terms over an objective that is not.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        battery: Battery | Representation,
+        items: Tensor,
+        *,
+        condition: Tensor | None = None,
+        chunk: int | None = None,
+        memory: Memory | None = None,
+        balance: Balance | None = None,
+        normalize_gradient: bool = False,
+        cache: Path | None = None,
+    ):
+        battery = Battery((battery,)) if isinstance(battery, Representation) else battery
+        self.objective, self.memory, self.balance = objective, memory or NoMemory(), balance or Uniform()
+        self.chunk, self.normalize_gradient = chunk, normalize_gradient
+        if chunk is not None and chunk < 1:
+            raise InputError(f"expected chunk >= 1 images a forward pass; got {chunk}")
+        if self.balance.needs_nonnegative and not objective.nonnegative:
+            raise InputError(
+                f"{self.balance} divides by the distance and needs a non-negative objective; got {objective}; "
+                "use Uniform() or a biased estimator"
+            )
+        self.terms: list[_Term] = []
+        self.balance_state: Tensor | None = None
+        self.battery = battery.fitted(items).to(items.device)
+        for representation, weight in zip(self.battery.members, self.battery.member_weights, strict=True):
+            reference = Reference.measure(items, representation, condition=condition, cache=cache)
+            self.terms.append(_Term(representation, weight, *objective.bind(reference)))
+
+    def backward(
+        self,
+        generate: Generate,
+        noise: Tensor,
+        condition: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Step:
+        """Add the gradient of the loss over generate(noise, condition) to the parameters' `.grad`.
+
+        `generate` is called as generate(noise) where no condition is given. It may use randomness (dropout, crops),
+        which is replayed, but nothing else that differs between two calls, such as batch statistics. On several ranks,
+        each gives its own rows (any number) and the same `generator`; sum the parameters' gradients after the call
+        with `rdm.distributed.sum_gradients`.
+
+        Raises:
+            NonFiniteError: NaN or infinity in features (which representation, how many rows) or in a distance.
+        """
+        measured = self._measure(generate, noise, condition, may_keep_graph=True)
+        leaves = [summary.value.detach().requires_grad_() for summary in measured.summaries]
+        step, batches = self._distances(leaves, measured, generator)
+        cotangents = [
+            leaf.grad / (step.shares[term.representation.name] if self.normalize_gradient else 1)
+            for leaf, term in zip(leaves, self.terms, strict=True)
+        ]
+        if len(measured.chunks) == 1:
+            values = [summary.value for summary in measured.summaries]
+            _check_differentiable(values[0])
+            torch.autograd.backward(values, cotangents)
+        else:
+            self._recompute(generate, measured.chunks, cotangents)
+        self._write(batches, measured.rows)
+        return step
+
+    def warm_up(self, generate: Generate, noise: Tensor, condition: Tensor | None = None) -> None:
+        """Write one batch of any size to the memory, chunk by chunk and without gradient, before the first step."""
+        measured = self._measure(generate, noise, condition, may_keep_graph=False)
+        self._write([merge_across_ranks(summary) for summary in measured.summaries], measured.rows)
+
+    def state(self) -> dict[str, Any]:
+        """What changes from step to step, for a checkpoint (see `rdm.store.pack`)."""
+        pasts = {t.representation.name: None if t.past is None else [t.past.value, t.past.weight] for t in self.terms}
+        return {"pasts": pasts, "balance": self.balance_state}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        for term in self.terms:
+            past = state["pasts"][term.representation.name]
+            kind = Cat if self.memory.keeps_rows else term.statistic.kind
+            term.past = None if past is None else kind(*past)
+        self.balance_state = state["balance"]
+
+    def _measure(
+        self, generate: Generate, noise: Tensor, condition: Tensor | None, *, may_keep_graph: bool
+    ) -> "_Measured":
+        """Pass 1: summaries of this rank's rows; a single chunk keeps its graph and is not computed twice."""
+        chunks = _chunks(noise, condition, self.chunk or len(noise))
+        parts: list[list[Summary]] = [[] for _ in self.terms]
+        rows: list[list[Cat]] = [[] for _ in self.terms]
+        states = []
+        with torch.set_grad_enabled(may_keep_graph and len(chunks) == 1):
+            for chunk in chunks:
+                states.append(_random_state(noise.device))
+                items = _generate(generate, chunk)
+                for k, term in enumerate(self.terms):
+                    features, weights = term.encode(items, chunk.condition)
+                    part = term.statistic.measure(features, weights)
+                    parts[k] = term.statistic.kind.compact([*parts[k], part])
+                    if self.memory.keeps_rows:
+                        rows[k].append(Cat(features.detach(), weights))
+            summaries = [term.statistic.kind.merge(p) for term, p in zip(self.terms, parts, strict=True)]
+        replayable = [chunk._replace(random=random) for chunk, random in zip(chunks, states, strict=True)]
+        return _Measured(replayable, summaries, [Cat.merge(r) for r in rows if r])
+
+    def _distances(
+        self, leaves: list[Tensor], measured: "_Measured", generator: torch.Generator | None
+    ) -> tuple[Step, list[Summary]]:
+        """Pass 2: distances of the population that ranks and memory make of the leaves; fills the leaves' `.grad`."""
+        live = int(total(sum(len(chunk.noise) for chunk in measured.chunks)))
+        values, batches, shares = [], [], {}
+        for term, leaf, summary in zip(self.terms, leaves, measured.summaries, strict=True):
+            batch = merge_across_ranks(type(summary)(leaf, summary.weight))
+            population, shares[term.representation.name] = self.memory.read(term.past, batch, live, term.statistic)
+            values.append(self.objective.distance(population, term.target, generator=generator))
+            batches.append(batch)
+        distances = {t.representation.name: v.detach() for t, v in zip(self.terms, values, strict=True)}
+        if bad := [name for name, value in distances.items() if not bool(torch.isfinite(value))]:
+            raise NonFiniteError(f"the distance under {', '.join(bad)} is not finite; the step was not taken")
+        raw = torch.stack(list(distances.values()))
+        coefficients, self.balance_state = self.balance.coefficients(raw, self.balance_state)
+        if not self.objective.normalize:
+            coefficients = torch.ones_like(coefficients)
+        weights = coefficients * raw.new_tensor([term.weight for term in self.terms])
+        loss = (weights * torch.stack(values)).sum()
+        loss.backward()
+        return Step(loss.detach(), distances, shares), [batch.detach() for batch in batches]
+
+    def _recompute(self, generate: Generate, chunks: Sequence["_Chunk"], cotangents: list[Tensor]) -> None:
+        """Pass 3: each chunk again, with gradient and its randomness replayed; one encoder's graph at a time."""
+        device = chunks[0].noise.device
+        after = _random_state(device)
+        rows = [len(chunk.noise) for chunk in chunks]
+        shares = [t.statistic.kind.split(c, rows) for t, c in zip(self.terms, cotangents, strict=True)]
+        for i, chunk in enumerate(chunks):
+            _restore_random_state(device, chunk.random)
+            items = _generate(generate, chunk)
+            _check_differentiable(items)
+            leaf = items.detach().requires_grad_()
+            for term, share in zip(self.terms, shares, strict=True):
+                term.statistic.measure(*term.encode(leaf, chunk.condition)).value.backward(share[i])
+            items.backward(leaf.grad)
+        _restore_random_state(device, after)
+
+    def _write(self, batches: list[Summary], rows: list[Cat]) -> None:
+        """Pass 4: the memory takes this step's batch, of all ranks."""
+        written = [merge_across_ranks(r) for r in rows] if self.memory.keeps_rows else batches
+        for term, batch in zip(self.terms, written, strict=True):
+            term.past = self.memory.write(term.past, batch)
+
+
+class _Measured(NamedTuple):
+    """What pass 1 leaves."""
+
+    chunks: list[_Chunk]
+    summaries: list[Summary]  # one a term, of this rank's rows
+    rows: list[Cat]  # one a term where the memory keeps rows, else empty
+
+
+def _chunks(noise: Tensor, condition: Tensor | None, size: int) -> list[_Chunk]:
+    pieces = noise.split(size)
+    conditions = [None] * len(pieces) if condition is None else condition.split(size)
+    return [_Chunk(z, c, []) for z, c in zip(pieces, conditions, strict=True)]
+
+
+def _generate(generate: Generate, chunk: _Chunk) -> Tensor:
+    return generate(chunk.noise) if chunk.condition is None else generate(chunk.noise, chunk.condition)
+
+
+def _check_differentiable(tensor: Tensor) -> None:
+    if not tensor.requires_grad:
+        raise InputError("generate() gave items without gradient; call it on parameters that require one")
+
+
+def _random_state(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def _restore_random_state(device: torch.device, states: list[Tensor]) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

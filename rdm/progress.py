@@ -1,0 +1,45 @@
+"""Progress on standard error: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Reporter:
+    """Says how far a run is; `say` prints a line beside the bar."""
+
+    def __init__(self, bar: Progress | None, total: int, done: int):
+        self._bar, self._total, self._last = bar, total, time.monotonic()
+        self._task = None if bar is None else bar.add_task("", total=total, completed=done)
+
+    def update(self, done: int, values: Mapping[str, float]) -> None:
+        """Move to `done` steps and show values; off a terminal, a line every few seconds and at the end."""
+        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, description=text)
+        elif time.monotonic() - self._last > 5 or done == self._total:
+            self._last = time.monotonic()
+            self.say(f"{done}/{self._total}  {text}")
+
+    def say(self, line: str) -> None:
+        """Print one line."""
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(total: int, *, done: int = 0, quiet: bool = False) -> Iterator[Reporter]:
+    """Report on `total` steps of which some are done; quiet on ranks other than the first."""
+    console = Console(stderr=True, quiet=quiet)
+    if quiet or not console.is_terminal:
+        yield Reporter(None, total if not quiet else -1, done)
+        return
+    columns = MofNCompleteColumn(), BarColumn(bar_width=24), TimeRemainingColumn(), TextColumn("{task.description}")
+    with Progress(*columns, console=console) as bar:
+        yield Reporter(bar, total, done)

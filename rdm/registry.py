@@ -1,0 +1,135 @@
+"""Registries: the one place where a member's name meets its constructor.
+
+A member registers itself above its class or function::
+
+    @objectives.register("sliced_wasserstein", examples=(dict(projections=16),))
+
+and is found by every command, test and configuration. A registry loads the packages that may hold its members on the
+first look-up (`pkgutil`), so that a new file is seen without an import list. This module imports nothing of ours.
+"""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+from rdm.errors import InputError, UnknownNameError
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+class Entry(NamedTuple):
+    """One member: what builds it, and what the tests and `rdm list` need to know."""
+
+    name: str
+    build: Callable[..., Any]
+    examples: tuple[dict[str, Any], ...]  # small hyperparameters, used by the tests
+    needs: str  # what must be installed or made first; empty if nothing
+
+    @property
+    def summary(self) -> str:
+        """First line of the member's docstring."""
+        return (inspect.getdoc(self.build) or "").partition("\n")[0]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return "; did you mean 'x'?" for the closest of `names`, or "; known: ..." when none is close."""
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+
+
+class Registry(Mapping[str, Entry]):
+    """Members of one kind by name; reading it loads the packages where members live."""
+
+    def __init__(self, kind: str, *packages: str):
+        self.kind = kind
+        self._packages = packages
+        self._entries: dict[str, Entry] = {}
+        self._discovered = False
+
+    def register(
+        self, name: str, *, examples: tuple[dict[str, Any], ...] = ({},), needs: str = ""
+    ) -> Callable[[T], T]:
+        """Register the decorated class or function under `name`; a taken name is an error."""
+
+        def add(build: T) -> T:
+            taken = self._entries.get(name)
+            if taken is not None:
+                raise InputError(
+                    f"{self.kind} {name!r} is taken by {_origin(taken.build)}; choose another name for {_origin(build)}"
+                )
+            self._entries[name] = Entry(name, build, examples, needs)
+            return build
+
+        return add
+
+    def build(self, name: str, **hyperparameters: Any) -> Any:
+        """Build the member called `name`; unknown names and hyperparameters are refused with the nearest valid one."""
+        build = self[name].build
+        accepted = inspect.signature(build).parameters
+        for given in hyperparameters:
+            if given not in accepted:
+                raise InputError(f"{self.kind} {name!r} has no hyperparameter {given!r}{nearest(given, accepted)}")
+        return build(**hyperparameters)
+
+    @contextmanager
+    def temporarily(self) -> Iterator[None]:
+        """Undo every registration made inside the block (for tests)."""
+        before = dict(self._loaded())
+        try:
+            yield
+        finally:
+            self._entries = before
+
+    def _loaded(self) -> dict[str, Entry]:
+        if not self._discovered:
+            self._discovered = True
+            for package in self._packages:
+                _import_members(package)
+        return self._entries
+
+    def __getitem__(self, name: str) -> Entry:
+        entries = self._loaded()
+        if name not in entries:
+            raise UnknownNameError(f"unknown {self.kind} {name!r}{nearest(name, entries)}")
+        return entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._loaded()))
+
+    def __len__(self) -> int:
+        return len(self._loaded())
+
+
+def _import_members(package: str) -> None:
+    module = importlib.import_module(package)
+    for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
+        if not found.name.startswith("_"):
+            importlib.import_module(f"{package}.{found.name}")
+
+
+def _origin(build: Callable[..., Any]) -> str:
+    return f"{build.__module__}.{getattr(build, '__qualname__', build)}"
+
+
+objectives = Registry("objective", "objectives")
+representations = Registry("representation", "representations")
+batteries = Registry("battery", "representations")
+networks = Registry("network", "representations")
+generators = Registry("generator", "rdm.generators")
+datasets = Registry("dataset", "rdm.datasets")
+memories = Registry("memory", "rdm.memory")
+
+registries = {
+    "objectives": objectives,
+    "representations": representations,
+    "batteries": batteries,
+    "networks": networks,
+    "generators": generators,
+    "datasets": datasets,
+    "memories": memories,
+}

@@ -1,0 +1,115 @@
+"""report.html of a run: curves, sample grids, table and configuration in one self-contained file."""
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from rdm.errors import InputError
+from rdm.evaluate import Metric, table
+from rdm.store import read_json, write_text
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1b1b1f }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem } .note { color: #5a5a66 }
+table { border-collapse: collapse } td, th { padding: .25rem .8rem; text-align: right; white-space: nowrap }
+td:first-child, th:first-child { text-align: left } thead th { border-bottom: 2px solid #1b1b1f }
+tbody tr:nth-child(odd) { background: #f4f4f8 } td:last-child { font-weight: 600 }
+.grids { display: flex; flex-wrap: wrap; gap: 1.2rem } figure { margin: 0 } figcaption { font-weight: 600 }
+img { max-width: 100%; image-rendering: pixelated } pre { background: #f4f4f8; padding: 1rem; overflow-x: auto }
+.scroll { overflow-x: auto }
+"""
+
+
+def write_report(folder: Path) -> Path:
+    """Draw the report of a finished run into its folder; returns its path.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    result = read_json(folder / "result.json")
+    metrics = {name: Metric(**value) for name, value in result["metrics"].items()}
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    body = [
+        f"<h1>{html.escape(folder.name)}</h1>",
+        f'<p class="note">{result["steps"]} steps in {result["seconds"]:.0f} s, seed {result["seed"]}, '
+        f"rdm {html.escape(result['versions']['rdm'])}, torch {html.escape(result['versions']['torch'])}</p>",
+    ]
+    if metrics:
+        body += ["<h2>Results</h2>", _table(metrics)]
+    body += ["<h2>Samples</h2>", _grids(folder), "<h2>Training</h2>", _curves(log), "<h2>Configuration</h2>"]
+    body.append(f"<pre>{html.escape((folder / 'config.gin').read_text())}</pre>")
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>rdm: {html.escape(folder.name)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>{"".join(body)}</html>'
+    )
+    write_text(folder / "report.html", page)
+    return folder / "report.html"
+
+
+def _table(metrics: dict[str, Metric]) -> str:
+    compared = list(dict.fromkeys(name.split(": ")[0] for name in metrics if ": " in name))
+    any_metric = next(iter(metrics.values()))
+    head = "".join(f"<th>{html.escape(text)}</th>" for text in ("metric", *compared, "this run"))
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in table(metrics, [*compared, ""])
+    )
+    note = (
+        "Distances are ratios: generated items to the reference, over a fresh real split to the reference, so that 1 "
+        "is what real data scores and less is better. accuracy: share of items that the judge gives the class they "
+        "were asked for. spread: distance between items of one class, real data 1, collapse 0. copies: share nearer "
+        f"to a training item than 99 % of fresh real ones are, expected 0.01. n = {any_metric.n} each, the same "
+        "noise in every column; ± is a 95 % interval."
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div><p class="note">{note}</p>'
+
+
+def _grids(folder: Path) -> str:
+    compared = sorted((folder / "samples").glob("compare *.png"), key=lambda p: p.stat().st_mtime_ns)
+    if compared:
+        titled = [(path.stem.removeprefix("compare "), path) for path in compared]
+        note = '<p class="note">A column is a class; the same noise in every picture but the real one.</p>'
+    else:
+        steps = sorted((folder / "samples").glob("[0-9]*.png"))
+        chosen = sorted({0, len(steps) // 2, len(steps) - 1}) if steps else []
+        titled = [(f"step {int(steps[i].stem)}", steps[i]) for i in chosen]
+        note = "" if titled else '<p class="note">This run draws no samples.</p>'
+    figures = "".join(
+        f'<figure><figcaption>{html.escape(title)}</figcaption><img alt="{html.escape(title)}" '
+        f'src="data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"></figure>'
+        for title, path in titled
+    )
+    return f'<div class="grids">{figures}</div>{note}'
+
+
+def _curves(log: list[dict[str, Any]]) -> str:
+    """One panel a group of logged values: distances (logarithmic), loss, gradient norm and the rest."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise InputError('a report needs matplotlib; pip install "rdm-torch[report]"') from error
+    if not log:
+        return '<p class="note">Nothing was logged.</p>'
+    names = [name for name in log[-1] if name not in ("step", "seconds", "lr") and "gradient_share" not in name]
+    distances = [name for name in names if name.startswith("distance/")]
+    panels = [[name] for name in names if name not in distances and not (distances and name == "loss")]
+    panels = [distances, *panels] if distances else panels
+    figure = Figure(figsize=(3.6 * len(panels), 2.9), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, group in zip(axes, panels, strict=True):
+        for name in group:
+            pairs = [(entry["step"], entry[name]) for entry in log if name in entry]
+            axis.plot(*zip(*pairs, strict=True), label=name.removeprefix("distance/"), linewidth=1)
+        if all(entry.get(name, 1) > 0 for entry in log for name in group):
+            axis.set_yscale("log")
+        axis.set_title("distance" if group == distances and distances else group[0].replace("_", " "), fontsize=10)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        if len(group) > 1:
+            axis.legend(fontsize=8)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]

@@ -1,0 +1,117 @@
+"""What surrounds the training loop: the state of a run, its log, and requests to stop."""
+
+import json
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from rdm.distributed import gather, rank, total
+from rdm.errors import InputError
+from rdm.losses import Loss
+from rdm.store import write_text
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM; the text says where the checkpoint is."""
+
+
+def training_state(
+    model: nn.Module,
+    averaged: AveragedModel | None,
+    stepper: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LambdaLR,
+    losses: Sequence[Loss],
+    seconds: float,
+) -> dict[str, Any]:
+    """Everything that the next step depends on; position in the data follows from seed and step."""
+    device = next(model.parameters()).device
+    cuda = gather(torch.cuda.get_rng_state(device)) if device.type == "cuda" else None
+    return {
+        "model": model.state_dict(),
+        "average": None if averaged is None else averaged.module.state_dict(),
+        "averaged": None if averaged is None else averaged.n_averaged,
+        "optimizer": stepper.state_dict(),
+        "scheduler": {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"},
+        "losses": [loss.state() for loss in losses],
+        "random": {"cpu": gather(torch.get_rng_state()), "cuda": cuda},
+        "seconds": seconds,
+    }
+
+
+def restore_state(
+    state: dict[str, Any],
+    model: nn.Module,
+    averaged: AveragedModel | None,
+    stepper: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LambdaLR,
+    losses: Sequence[Loss],
+) -> float:
+    """Inverse of `training_state`; returns the seconds spent before."""
+    device = next(model.parameters()).device
+    model.load_state_dict(state["model"])
+    if averaged is not None:
+        averaged.module.load_state_dict(state["average"])
+        averaged.n_averaged.copy_(state["averaged"])
+    stepper.load_state_dict(state["optimizer"])
+    scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None]})
+    for loss, inner in zip(losses, state["losses"], strict=True):
+        loss.restore(_moved(inner, device))
+    if rank() >= len(state["random"]["cpu"]):
+        raise InputError(f"the checkpoint is of {len(state['random']['cpu'])} processes; resume it with as many")
+    torch.set_rng_state(state["random"]["cpu"][rank()])
+    if device.type == "cuda" and state["random"]["cuda"] is not None:
+        torch.cuda.set_rng_state(state["random"]["cuda"][rank()], device)
+    return state["seconds"]
+
+
+def _moved(tree: Any, device: torch.device) -> Any:
+    if isinstance(tree, torch.Tensor):
+        return tree.to(device)
+    if isinstance(tree, dict):
+        return {key: _moved(value, device) for key, value in tree.items()}
+    return [_moved(value, device) for value in tree] if isinstance(tree, list) else tree
+
+
+class Log:
+    """log.jsonl: one object a logged step; a resumed run drops what came after its checkpoint."""
+
+    def __init__(self, path: Path, start: int):
+        self._path = path
+        if rank() > 0:
+            return
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
+        write_text(path, "".join(f"{line}\n" for line in kept))
+
+    def write(self, record: dict[str, float]) -> None:
+        """Append one object."""
+        if rank() == 0:
+            with self._path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request that the loop reads; a second one interrupts at once."""
+    requested: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        if requested:
+            raise KeyboardInterrupt
+        requested.append(number)
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are the caller's
+        before = {}
+    try:
+        yield lambda: total(len(requested)) > 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

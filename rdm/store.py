@@ -1,0 +1,143 @@
+"""Files that are whole or absent: trees of tensors in safetensors with JSON beside them, hashes, atomic replacement.
+
+Nothing here unpickles. Every file carries the SHA-256 of its content and is verified when read.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from rdm.errors import CorruptFileError, InputError
+
+
+def digest(tensors: Mapping[str, Tensor], description: Any = None) -> str:
+    """SHA-256 of named tensors (names, dtypes, shapes, bytes) and of a JSON description."""
+    sha = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: a temporary beside it, synchronised, then renamed over it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON whole or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a damaged file is a `CorruptFileError` that names it."""
+    try:
+        return json.loads(_existing(path).read_bytes())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise CorruptFileError(f"{path} is not readable JSON ({error}); it is truncated or altered") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON description to one safetensors file, with the hash of both inside."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"description": json.dumps(description, sort_keys=True), "sha256": digest(tensors, description)}
+    write_bytes(path, save(tensors, metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `write_tensors` wrote and verify its hash.
+
+    Raises:
+        InputError: no such file.
+        CorruptFileError: truncated, altered, or not written by rdm.
+    """
+    data = _existing(path).read_bytes()
+    try:
+        tensors = load(data)
+        size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
+        description = json.loads(metadata["description"])
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise CorruptFileError(f"{path} is not a readable rdm file ({error}); it is truncated or altered") from error
+    if digest(tensors, description) != metadata.get("sha256"):
+        raise CorruptFileError(f"{path}: content does not match its SHA-256; it was altered; make it again")
+    return tensors, description
+
+
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder whole or not at all: `fill` writes into a temporary one, which is renamed to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        fill(temporary)
+        os.chmod(temporary, 0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def pack(tree: Any) -> tuple[dict[str, Tensor], Any]:
+    """Separate a tree of dicts, lists, numbers, text and tensors into named tensors and plain JSON."""
+    tensors: dict[str, Tensor] = {}
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, Tensor):
+            tensors[f"{len(tensors):06d}"] = node.detach().clone()
+            return {"tensor": f"{len(tensors) - 1:06d}"}
+        if isinstance(node, Mapping):
+            return {"items": [[walk(key), walk(value)] for key, value in node.items()]}
+        if isinstance(node, list | tuple):
+            return {"tuple" if isinstance(node, tuple) else "list": [walk(item) for item in node]}
+        if node is None or isinstance(node, bool | int | float | str):
+            return node
+        raise TypeError(f"cannot store a {type(node).__name__}; only tensors, numbers, text and their containers")
+
+    return tensors, walk(tree)
+
+
+def unpack(tensors: Mapping[str, Tensor], plain: Any) -> Any:
+    """Inverse of `pack`."""
+    if not isinstance(plain, Mapping):
+        return plain
+    ((kind, content),) = plain.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "items":
+        return {unpack(tensors, key): unpack(tensors, value) for key, value in content}
+    return (tuple if kind == "tuple" else list)(unpack(tensors, item) for item in content)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"expected a file at {path}; there is none")
+    return path

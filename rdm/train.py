@@ -1,0 +1,128 @@
+"""Training: one loop for classifiers, flow models and the post-training of generators."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from rdm.checkpoint import complete_checkpoints, read_checkpoint, save_checkpoint
+from rdm.data import Dataset
+from rdm.distributed import rank, sum_gradients
+from rdm.errors import NonFiniteError
+from rdm.generator import Generator
+from rdm.losses import Loss, Setting
+from rdm.pictures import save_grid
+from rdm.progress import progress
+from rdm.randomness import stream
+from rdm.run import Interrupted, Log, restore_state, stop_requests, training_state
+from rdm.schedule import Schedule, constant
+
+
+def train(
+    *,
+    model: nn.Module,
+    losses: Sequence[Loss],
+    data: Dataset,
+    steps: int,
+    out: Path,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
+    schedule: Schedule | None = None,
+    average: float | None = None,  # decay of the weights' moving average; None for none
+    clip: float | None = None,  # largest norm of the whole gradient
+    seed: int = 0,
+    device: str = "cpu",
+    log_every: int = 10,  # steps
+    checkpoint_every: int = 500,  # steps
+    keep: int = 2,  # checkpoints
+    samples_every: int = 100,  # steps
+    cache: Path | None = None,
+    resume: bool = False,
+) -> nn.Module:
+    """Minimise the sum of `losses` and return the model (its weight average where there is one), on `device`.
+
+    Writes log.jsonl, samples/ and checkpoints/ into `out`. With `resume`, goes on from the newest checkpoint there,
+    bit for bit as if never interrupted.
+
+    Raises:
+        Interrupted: on Ctrl-C or SIGTERM, after a checkpoint.
+        NonFiniteError: a loss or gradient is not finite; the step is not taken.
+    """
+    # Set up: model, optimizer, schedule, weight average, losses.
+    out, place = Path(out), torch.device(device)
+    model = model.to(place).train()
+    stepper = optimizer([p for p in model.parameters() if p.requires_grad])
+    factor = schedule or constant()
+    scheduler = torch.optim.lr_scheduler.LambdaLR(stepper, lambda step: factor(step / steps))
+    averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
+    newest = complete_checkpoints(out / "checkpoints")[-1:] if resume else []
+    for loss in losses:
+        loss.prepare(model, Setting(data.to(place), seed, place, cache), resumed=bool(newest))
+
+    # Go on from the newest checkpoint.
+    start, seconds = 0, 0.0
+    if newest:
+        start, state = read_checkpoint(newest[0])
+        seconds = restore_state(state, model, averaged, stepper, scheduler, losses)
+    log = Log(out / "log.jsonl", start)
+
+    def checkpoint(step: int) -> Path:
+        state = training_state(model, averaged, stepper, scheduler, losses, seconds + time.monotonic() - began)
+        if rank() == 0:
+            save_checkpoint(out / "checkpoints", step, state, keep=keep)
+        return out / "checkpoints" / f"{step:08d}"
+
+    began = time.monotonic()
+    with stop_requests() as stopping, progress(steps, done=start, quiet=rank() > 0) as report:
+        if start == 0:
+            _draw_samples(out, model, 0, seed)
+        for step in range(start, steps):
+            # Gradient: every loss adds its own, each a function of seed, step and rank.
+            stepper.zero_grad(set_to_none=True)
+            record: dict[str, float] = {}
+            for loss in losses:
+                measured = loss.backward(model, step)
+                record = {**record, **measured, "loss": record.get("loss", 0.0) + measured["loss"]}
+            sum_gradients(model.parameters())
+            norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf")))
+            if norm != norm or norm == float("inf"):
+                raise NonFiniteError(f"step {step}: the gradient is not finite; the step was not taken")
+
+            # Update: parameters, schedule, weight average.
+            rate = scheduler.get_last_lr()[0]
+            stepper.step()
+            scheduler.step()
+            if averaged is not None:
+                averaged.update_parameters(model)
+
+            # Report: log, samples, checkpoint.
+            done = step + 1
+            if done % log_every == 0 or done == steps:
+                elapsed = seconds + time.monotonic() - began
+                log.write({"step": done, **record, "gradient_norm": norm, "lr": rate, "seconds": elapsed})
+            report.update(done, {k.removeprefix("distance/"): v for k, v in record.items() if "gradient" not in k})
+            if done % samples_every == 0 or done == steps:
+                _draw_samples(out, model if averaged is None else averaged.module, done, seed)
+            if done % checkpoint_every == 0 or done == steps:
+                checkpoint(done)
+            elif stopping():
+                saved = checkpoint(done)
+                raise Interrupted(f"interrupted at step {done} of {steps}; checkpoint in {saved}; --resume goes on from it")
+    return (model if averaged is None else averaged.module).eval()
+
+
+def _draw_samples(out: Path, model: nn.Module, step: int, seed: int) -> None:
+    """A grid from noise that is the same at every step, one column a class where there are classes."""
+    if rank() > 0 or not isinstance(model, Generator):
+        return
+    columns, training = model.classes or 8, model.training
+    noise, condition = model.draw(8 * columns, stream(seed, "grid"))
+    if condition is not None:
+        condition = torch.arange(columns).repeat(8)
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        images = model.eval()(noise.to(device), None if condition is None else condition.to(device))
+    model.train(training)
+    save_grid(out / "samples" / f"{step:08d}.png", images, columns=columns)

@@ -1,0 +1,1 @@
+"""Representations, one file per loader family, and named batteries of them; each registers itself."""

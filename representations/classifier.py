@@ -1,0 +1,105 @@
+"""Features of small classifiers that `rdm train` makes in seconds, and the networks themselves."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from rdm.checkpoint import load_weights
+from rdm.errors import InputError
+from rdm.registry import networks, representations
+from rdm.representation import Representation
+
+
+@representations.register("classifier", needs="a run folder or checkpoint of `rdm train` with the same network")
+def classifier(
+    weights: str,
+    network: str = "conv_classifier",
+    output: Literal["penultimate", "logits"] = "penultimate",
+    name: str | None = None,
+) -> Representation:
+    """Penultimate features (or logits) of a classifier trained by `rdm train`, read from its run folder.
+
+    Shapes: n c h w -> n d. Cost: one small forward pass.
+    Raises: InputError: no weights there, or of another network.
+    """
+    if output not in ("penultimate", "logits"):
+        raise InputError(f'output must be "penultimate" or "logits"; got {output!r}')
+    module = networks.build(network)
+    load_weights(module, weights)
+    settings = {"network": network, "output": output}
+    return Representation(name or network, module if output == "logits" else _Penultimate(module), settings)
+
+
+class _Penultimate(nn.Module):
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network.features(images)
+
+
+@networks.register("conv_classifier", examples=({"side": 8, "width": 4},))
+class ConvClassifier(nn.Module):
+    """Three 3x3 convolutions with group normalisation, one hidden layer: images n c h w -> logits n classes."""
+
+    def __init__(self, channels: int = 1, side: int = 8, classes: int = 10, width: int = 32, features: int = 64):
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.GroupNorm(4, width),
+            nn.GELU(),
+            nn.Conv2d(width, 2 * width, 3, padding=1, stride=2),
+            nn.GroupNorm(4, 2 * width),
+            nn.GELU(),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(2 * width * ((side + 1) // 2) ** 2, features),
+            nn.GELU(),
+        )
+        self.head = nn.Linear(features, classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Penultimate activations."""
+        return self.trunk(images * 2 - 1)
+
+    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
+        return self.head(self.features(images))
+
+
+@networks.register("mixer_classifier", examples=({"side": 8, "width": 8},))
+class MixerClassifier(nn.Module):
+    """An MLP-mixer over 2x2 patches (Tolstikhin et al. 2021), no convolution: images n c h w -> logits n classes."""
+
+    def __init__(self, channels: int = 1, side: int = 8, classes: int = 10, width: int = 48, depth: int = 3):
+        super().__init__()
+        tokens = (side // 2) ** 2
+        self.embed = nn.Linear(4 * channels, width)
+        self.blocks = nn.ModuleList(_MixerBlock(tokens, width) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Mean of the final tokens."""
+        patches = nn.functional.pixel_unshuffle(images * 2 - 1, 2).flatten(2).transpose(1, 2)
+        x = self.embed(patches)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x).mean(1)
+
+    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
+        return self.head(self.features(images))
+
+
+class _MixerBlock(nn.Module):
+    def __init__(self, tokens: int, width: int):
+        super().__init__()
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.across = nn.Sequential(nn.Linear(tokens, 2 * tokens), nn.GELU(), nn.Linear(2 * tokens, tokens))
+        self.within = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.across(self.norms[0](x).transpose(1, 2)).transpose(1, 2)
+        return x + self.within(self.norms[1](x))

@@ -1,0 +1,45 @@
+"""Frozen random convolutions: features without any training."""
+
+import torch
+from torch import Tensor, nn
+
+from rdm.registry import representations
+from rdm.representation import Representation
+
+
+@representations.register("random_convolutions", examples=({"width": 4, "channels": 3},))
+def random_convolutions(
+    channels: int = 1, width: int = 32, layers: int = 2, seed: int = 0, name: str = "random_convolutions"
+) -> Representation:
+    """Spatial means and standard deviations after each layer of a convolutional network with random weights.
+
+    Weights are He-normal (He et al. 2015) from `seed`, drawn on the CPU; 3x3 kernels, leaky ReLU, stride 2 after the
+    first layer. Random features are a weak but unbiased judge that nothing was trained to please.
+
+    Shapes: n c h w -> n (2 width layers). Cost: one small forward pass.
+    """
+    settings = {"channels": channels, "width": width, "layers": layers, "seed": seed}
+    return Representation(name, _RandomConvolutions(**settings), settings)
+
+
+class _RandomConvolutions(nn.Module):
+    def __init__(self, channels: int, width: int, layers: int, seed: int):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.strides = [1] + [2] * (layers - 1)
+        for i in range(layers):
+            fan_in = 9 * (channels if i == 0 else width)
+            kernel = torch.randn(width, fan_in // 9, 3, 3, generator=generator) * (2 / fan_in) ** 0.5
+            self.register_buffer(f"kernel{i}", kernel)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = []
+        x = images * 2 - 1
+        for i, stride in enumerate(self.strides):
+            x = nn.functional.conv2d(x, self.get_buffer(f"kernel{i}").to(x), stride=stride, padding=1)
+            x = nn.functional.leaky_relu(x, 0.1)
+            flat = x.flatten(2)
+            mean = flat.mean(2)
+            variance = (flat - mean[:, :, None]).square().mean(2)
+            features += [mean, (variance + 1e-6).sqrt()]
+        return torch.cat(features, 1)
