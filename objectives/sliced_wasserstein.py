@@ -15,11 +15,20 @@ from rdm.statistic import Samples
 BLOCK = 64  # projections handled at a time
 
 
-class RowsTarget(NamedTuple):
-    """The reference's rows."""
+class SlicedTarget(NamedTuple):
+    """The reference's rows, and its quantile functions along the fixed directions, sorted once."""
 
     rows: Tensor  # m d, about the reference's mean
     weights: Tensor  # m, summing to 1
+    directions: Tensor  # P d
+    steps: "Steps"  # of the projections on `directions`
+
+
+class Steps(NamedTuple):
+    """Quantile functions of P weighted samples, as step functions."""
+
+    rows: Tensor  # P n, sorted
+    levels: Tensor  # P n, or 1 n where the weights are equal: cumulated weight up to each row, float64
 
 
 @objectives.register("sliced_wasserstein", examples=({"projections": 16}, {"projections": 16, "p": 1, "root": True}))
@@ -59,53 +68,60 @@ class SlicedWasserstein(Objective):
         if self.projections < 1 or self.p < 1:
             raise InputError(f"expected projections >= 1 and p >= 1; got {self.projections} and {self.p}")
 
-    def bind(self, reference: Reference) -> tuple[Samples, RowsTarget]:
-        """Rows about the reference's mean, on both sides."""
+    def bind(self, reference: Reference) -> tuple[Samples, SlicedTarget]:
+        """Rows about the reference's mean; the reference is sorted along the fixed directions."""
         statistic = Samples(reference.mean)
         rows = statistic.measure(reference.features, reference.weights)
-        return statistic, RowsTarget(rows.value, rows.weight / rows.mass)
+        weights = rows.weight / rows.mass
+        directions = _directions(rows.value, self.projections, None)
+        return statistic, SlicedTarget(rows.value, weights, directions, _steps(directions @ rows.value.T, weights))
 
-    def distance(self, summary: Any, target: RowsTarget, *, generator: torch.Generator | None = None) -> Tensor:
-        """The mean over directions, `BLOCK` at a time."""
-        x, y = summary.value, target.rows.to(summary.value.dtype)
-        weights = summary.weight / summary.mass
+    def distance(self, summary: Any, target: SlicedTarget, *, generator: torch.Generator | None = None) -> Tensor:
+        """The mean over directions, `BLOCK` at a time; directions redrawn where there is a generator."""
+        x, weights = summary.value, summary.weight / summary.mass
+        fixed = generator is None
+        directions = target.directions if fixed else _directions(x, self.projections, generator)
         total = torch.zeros((), dtype=torch.float64, device=x.device)
-        for block in _directions(x.shape[1], self.projections, generator).to(x).split(BLOCK):
-            costs = _quantile_costs(block @ x.T, weights, block @ y.T, target.weights, self.p)
-            total = total + costs.double().sum()
+        for start in range(0, self.projections, BLOCK):
+            block = directions[start : start + BLOCK].to(x.dtype)
+            if fixed:
+                reference = Steps(*(part[start : start + BLOCK] if len(part) > 1 else part for part in target.steps))
+            else:
+                reference = _steps(block @ target.rows.to(x.dtype).T, target.weights)
+            total = total + _costs(_steps(block @ x.T, weights), reference, self.p).double().sum()
         mean = total / self.projections
         return _root(mean, self.p) if self.root else mean
 
 
-def _directions(d: int, projections: int, generator: torch.Generator | None) -> Tensor:
-    """Unit vectors, projections x d."""
+def _directions(rows: Tensor, projections: int, generator: torch.Generator | None) -> Tensor:
+    """Unit vectors, projections x d, in the rows' dtype and on their device."""
     source = generator if generator is not None else torch.Generator().manual_seed(0)
-    normal = torch.randn(projections, d, generator=source, dtype=torch.float64, device=source.device)
-    return torch.nn.functional.normalize(normal, dim=1)
+    normal = torch.randn(projections, rows.shape[1], generator=source, dtype=torch.float64, device=source.device)
+    return torch.nn.functional.normalize(normal, dim=1).to(rows)
 
 
-def _quantile_costs(x: Tensor, a: Tensor, y: Tensor, b: Tensor, p: float) -> Tensor:
-    """One-dimensional costs of rows: x (P, n) with weights a (n) against y (P, m) with b (m)."""
-    x, x_order = x.sort(1)
-    y, y_order = y.sort(1)
-    x_levels, y_levels = _levels(a, x_order), _levels(b, y_order)
-    shared = 1 if len(x_levels) == len(y_levels) == 1 else len(x)  # one grid of levels for all directions, or one each
-    x_levels, y_levels = (steps.expand(shared, -1).contiguous() for steps in (x_levels, y_levels))
-    levels = torch.cat([x_levels, y_levels], 1).sort(1).values
+def _steps(rows: Tensor, weights: Tensor) -> Steps:
+    """Sort projections "P n"; levels are one row for all directions where the weights are equal."""
+    rows, order = rows.sort(1)
+    if bool((weights == weights[0]).all()):
+        even = torch.arange(1, len(weights) + 1, dtype=torch.float64, device=weights.device) / len(weights)
+        return Steps(rows, even[None])
+    return Steps(rows, weights[order].cumsum(1))
+
+
+def _costs(x: Steps, y: Steps, p: float) -> Tensor:
+    """One-dimensional costs, the integral over u of |x(u) - y(u)|^p: one a direction."""
+    shared = max(len(x.levels), len(y.levels))  # 1 where one grid of levels serves all directions
+    grids = [steps.levels.expand(shared, -1).contiguous() for steps in (x, y)]
+    levels = torch.cat(grids, 1).sort(1).values
     widths = levels.diff(dim=1, prepend=torch.zeros_like(levels[:, :1]))
     middles = levels - widths / 2  # strictly inside each step, so that rounding of the levels picks no wrong quantile
     quantiles = [
-        rows.gather(1, torch.searchsorted(steps, middles).clamp_max(rows.shape[1] - 1).expand(len(rows), -1))
-        for rows, steps in ((x, x_levels), (y, y_levels))
+        steps.rows.gather(1, torch.searchsorted(grid, middles).clamp_max(grid.shape[1] - 1).expand(len(x.rows), -1))
+        for steps, grid in zip((x, y), grids, strict=True)
     ]
-    return (widths.to(x.dtype) * (quantiles[0] - quantiles[1]).abs().pow(p)).sum(1)
-
-
-def _levels(weights: Tensor, order: Tensor) -> Tensor:
-    """Cumulated weights in sorted order, float64: one row for all directions where the weights are equal."""
-    if bool((weights == weights[0]).all()):
-        return (torch.arange(1, len(weights) + 1, dtype=torch.float64, device=weights.device) / len(weights))[None]
-    return weights[order].cumsum(1)
+    gap = quantiles[0] - quantiles[1].to(quantiles[0].dtype)
+    return (widths.to(gap.dtype) * gap.abs().pow(p)).sum(1)
 
 
 def _root(value: Tensor, p: float) -> Tensor:

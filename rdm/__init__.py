@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rdm.balance import SelfNormalized, Uniform
 from rdm.errors import InputError
+from rdm.generator import Generator
 from rdm.memory import EMA, NoMemory, Queue
 from rdm.objective import Objective, compare
 from rdm.population import Population
@@ -30,6 +31,7 @@ except PackageNotFoundError:  # a checkout that is not installed
 __all__ = [
     "EMA",
     "Battery",
+    "Generator",
     "NoMemory",
     "Objective",
     "Population",
@@ -86,6 +88,7 @@ def names(kind: str) -> list[str]:
     return list(registries[kind])
 
 
+# These functions share their names with modules (rdm.objective, ...), all imported above: the functions win.
 objective = objectives.build
 representation = representations.build
 battery = batteries.build

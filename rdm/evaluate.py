@@ -6,7 +6,7 @@ many items as the fresh split, so that the bias of a distance in n is the same a
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from rdm.objective import Objective
 from rdm.randomness import stream
 from rdm.reference import Reference
 from rdm.representation import Battery, Representation
-from rdm.statistic import Statistic, checked
+from rdm.statistic import checked
 
 
 class Metric(NamedTuple):
@@ -101,8 +101,7 @@ class Evaluation:
             reference = Reference.measure(self.reference.images, representation, condition=self.reference.labels)
             fresh = _features(representation, Samples(self.fresh.images, self.fresh.labels))
             for name, objective in self.metrics.items():
-                statistic, target = objective.bind(reference)
-                measure = _Ratio(objective, statistic, target, representation, fresh, self.resamples, self.seed)
+                measure = _Ratio(objective, reference, representation, fresh, self.seed, self.resamples)
                 yield f"{name}/{representation.name}", measure
 
     def _monitors(self, samples: Samples) -> Iterator[tuple[str, Metric]]:
@@ -134,38 +133,34 @@ class Evaluation:
         return Metric(value, value - half, value + half, n, self.seed)
 
 
-@dataclass(frozen=True)
 class _Ratio:
     """D(generated, reference) / D(fresh, reference) under one representation, with a bootstrap interval.
 
-    The interval is the value plus and minus 1.96 standard deviations of the ratio over resamples of both sets' rows
-    (as multinomial weights). Resampling inflates a distance by a bias that this form leaves out.
+    The interval is the value plus and minus 1.96 standard deviations of the ratio over resamples of both sets' rows.
+    Resampling inflates a distance by a bias that this form leaves out.
     """
 
-    objective: Objective
-    statistic: Statistic
-    target: Any
-    representation: Representation
-    fresh: Tensor
-    resamples: int
-    seed: int
+    def __init__(
+        self, objective: Objective, reference: Reference, representation: Representation, fresh: Tensor, seed: int, n: int
+    ):
+        self.objective, self.representation, self.seed, self.resamples = objective, representation, seed, n
+        self.statistic, self.target = objective.bind(reference)
+        self.below = self._distances(fresh, "fresh")
 
     def __call__(self, samples: Samples) -> Metric:
         features = _features(self.representation, samples)
-        value = self._distance(features, None) / self._distance(self.fresh, None)
-        draws = []
-        source = stream(self.seed, "bootstrap", self.representation.name)
-        for _ in range(self.resamples):
-            above = self._distance(features, _multinomial(len(features), source))
-            below = self._distance(self.fresh, _multinomial(len(self.fresh), source))
-            draws.append(above / below)
+        value, *draws = (self._distances(features, "generated") / self.below).tolist()
         half = 1.96 * float(torch.tensor(draws, dtype=torch.float64).std())
         return Metric(value, value - half, value + half, len(features), self.seed)
 
-    def _distance(self, features: Tensor, weights: Tensor | None) -> float:
-        rows, mass = checked(features, weights, side=f"features of {self.representation.name!r}")
+    def _distances(self, features: Tensor, side: str) -> Tensor:
+        """Distance of the rows, then of each resample of them."""
+        rows, weights = checked(features, side=f"{side} features of {self.representation.name!r}")
+        source, n = stream(self.seed, "bootstrap", side), len(rows)
+        draws = [torch.arange(n), *(torch.randint(n, (n,), generator=source) for _ in range(self.resamples))]
         with torch.no_grad():
-            return float(self.objective.distance(self.statistic.measure(rows, mass), self.target))
+            summaries = (self.statistic.measure(rows[draw.to(rows.device)], weights) for draw in draws)
+            return torch.stack([self.objective.distance(summary, self.target).cpu() for summary in summaries])
 
 
 def _features(representation: Representation, samples: Samples) -> Tensor:
@@ -176,10 +171,6 @@ def _features(representation: Representation, samples: Samples) -> Tensor:
                 torch.arange(len(samples.images)).split(500), samples.images.split(500), strict=True
             )
         ])
-
-
-def _multinomial(n: int, source: torch.Generator) -> Tensor:
-    return torch.bincount(torch.randint(n, (n,), generator=source), minlength=n).double()
 
 
 def _within_class_distances(images: Tensor, labels: Tensor) -> Tensor:

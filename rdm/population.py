@@ -49,10 +49,10 @@ class _Term:
     target: Any
     past: Summary | None = None
 
-    def encode(self, items: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Checked features and equal weights."""
-        features = self.representation(items, condition)
-        return checked(features, side=f"generated features of {self.representation.name!r}")
+    def encode(self, items: Tensor, chunk: "_Chunk") -> tuple[Tensor, Tensor]:
+        """Checked features and weights."""
+        features = self.representation(items, chunk.condition)
+        return checked(features, chunk.weights, side=f"generated features of {self.representation.name!r}")
 
 
 class _Chunk(NamedTuple):
@@ -60,6 +60,7 @@ class _Chunk(NamedTuple):
 
     noise: Tensor
     condition: Tensor | None
+    weights: Tensor | None
     random: list[Tensor]
 
 
@@ -117,19 +118,21 @@ class Population:
         noise: Tensor,
         condition: Tensor | None = None,
         *,
+        weights: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Step:
         """Add the gradient of the loss over generate(noise, condition) to the parameters' `.grad`.
 
         `generate` is called as generate(noise) where no condition is given. It may use randomness (dropout, crops),
-        which is replayed, but nothing else that differs between two calls, such as batch statistics. On several ranks,
-        each gives its own rows (any number) and the same `generator`; sum the parameters' gradients after the call
-        with `rdm.distributed.sum_gradients`.
+        which is replayed, but nothing else that differs between two calls, such as batch statistics. `weights` weighs
+        the rows against each other, equally by default; `generator` draws what a randomized objective needs. On
+        several ranks, each gives its own rows (any number) and the same `generator`; sum the parameters' gradients
+        after the call with `rdm.distributed.sum_gradients`.
 
         Raises:
             NonFiniteError: NaN or infinity in features (which representation, how many rows) or in a distance.
         """
-        measured = self._measure(generate, noise, condition, may_keep_graph=True)
+        measured = self._measure(generate, _chunks(noise, condition, weights, self.chunk), may_keep_graph=True)
         leaves = [summary.value.detach().requires_grad_() for summary in measured.summaries]
         step, batches = self._distances(leaves, measured, generator)
         cotangents = [
@@ -147,7 +150,7 @@ class Population:
 
     def warm_up(self, generate: Generate, noise: Tensor, condition: Tensor | None = None) -> None:
         """Write one batch of any size to the memory, chunk by chunk and without gradient, before the first step."""
-        measured = self._measure(generate, noise, condition, may_keep_graph=False)
+        measured = self._measure(generate, _chunks(noise, condition, None, self.chunk), may_keep_graph=False)
         self._write([merge_across_ranks(summary) for summary in measured.summaries], measured.rows)
 
     def state(self) -> dict[str, Any]:
@@ -163,20 +166,17 @@ class Population:
             term.past = None if past is None else kind(*past)
         self.balance_state = state["balance"]
 
-    def _measure(
-        self, generate: Generate, noise: Tensor, condition: Tensor | None, *, may_keep_graph: bool
-    ) -> "_Measured":
+    def _measure(self, generate: Generate, chunks: Sequence["_Chunk"], *, may_keep_graph: bool) -> "_Measured":
         """Pass 1: summaries of this rank's rows; a single chunk keeps its graph and is not computed twice."""
-        chunks = _chunks(noise, condition, self.chunk or len(noise))
         parts: list[list[Summary]] = [[] for _ in self.terms]
         rows: list[list[Cat]] = [[] for _ in self.terms]
         states = []
         with torch.set_grad_enabled(may_keep_graph and len(chunks) == 1):
             for chunk in chunks:
-                states.append(_random_state(noise.device))
+                states.append(_random_state(chunk.noise.device))
                 items = _generate(generate, chunk)
                 for k, term in enumerate(self.terms):
-                    features, weights = term.encode(items, chunk.condition)
+                    features, weights = term.encode(items, chunk)
                     part = term.statistic.measure(features, weights)
                     parts[k] = term.statistic.kind.compact([*parts[k], part])
                     if self.memory.keeps_rows:
@@ -220,7 +220,7 @@ class Population:
             _check_differentiable(items)
             leaf = items.detach().requires_grad_()
             for term, share in zip(self.terms, shares, strict=True):
-                term.statistic.measure(*term.encode(leaf, chunk.condition)).value.backward(share[i])
+                term.statistic.measure(*term.encode(leaf, chunk)).value.backward(share[i])
             items.backward(leaf.grad)
         _restore_random_state(device, after)
 
@@ -239,10 +239,13 @@ class _Measured(NamedTuple):
     rows: list[Cat]  # one a term where the memory keeps rows, else empty
 
 
-def _chunks(noise: Tensor, condition: Tensor | None, size: int) -> list[_Chunk]:
-    pieces = noise.split(size)
-    conditions = [None] * len(pieces) if condition is None else condition.split(size)
-    return [_Chunk(z, c, []) for z, c in zip(pieces, conditions, strict=True)]
+def _chunks(noise: Tensor, condition: Tensor | None, weights: Tensor | None, size: int | None) -> list[_Chunk]:
+    if len(noise) == 0:
+        raise InputError("expected at least one row of noise; got none; give every rank a share of the population")
+    pieces = noise.split(size or len(noise))
+    rows = [len(piece) for piece in pieces]
+    others = [[None] * len(pieces) if each is None else each.split(rows) for each in (condition, weights)]
+    return [_Chunk(z, c, w, []) for z, c, w in zip(pieces, *others, strict=True)]
 
 
 def _generate(generate: Generate, chunk: _Chunk) -> Tensor:

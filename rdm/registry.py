@@ -67,7 +67,7 @@ class Registry(Mapping[str, Entry]):
 
         return add
 
-    def build(self, name: str, **hyperparameters: Any) -> Any:
+    def build(self, name: str, /, **hyperparameters: Any) -> Any:
         """Build the member called `name`; unknown names and hyperparameters are refused with the nearest valid one."""
         build = self[name].build
         accepted = inspect.signature(build).parameters

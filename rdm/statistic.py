@@ -8,7 +8,7 @@ ranks and memories all follow from `merge`, `split` and `scale`.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -37,21 +37,21 @@ class Summary(ABC):
         """Kish's effective number of rows, (sum w)^2 / sum w^2 (Kish 1965); n for equal weights."""
 
     @abstractmethod
-    def scale(self, factor: float | Tensor) -> Self:
+    def scale(self, factor: float | Tensor) -> "Summary":
         """Multiply every row's weight by `factor`."""
 
     @abstractmethod
-    def prune(self, floor: float) -> Self:
+    def prune(self, floor: float) -> "Summary":
         """Drop what weighs less than `floor` of the mass, where that frees memory."""
 
     @classmethod
     @abstractmethod
-    def merge(cls, parts: Sequence[Self]) -> Self:
+    def merge(cls, parts: Sequence["Summary"]) -> "Summary":
         """The summary of the union of disjoint parts."""
 
     @classmethod
     @abstractmethod
-    def compact(cls, parts: Sequence[Self]) -> list[Self]:
+    def compact(cls, parts: Sequence["Summary"]) -> list["Summary"]:
         """The same parts in the least memory that still lets them be merged."""
 
     @classmethod
@@ -59,7 +59,7 @@ class Summary(ABC):
     def split(cls, cotangent: Tensor, rows: Sequence[int]) -> Sequence[Tensor]:
         """Adjoint of `merge`: the cotangent of each part's value, for parts of so many rows."""
 
-    def detach(self) -> Self:
+    def detach(self) -> "Summary":
         """The same summary outside the autograd graph."""
         return type(self)(self.value.detach(), self.weight.detach())
 
@@ -78,18 +78,18 @@ class Sum(Summary):
     def count(self) -> Tensor:  # noqa: D102
         return self.weight[0].square() / self.weight[1]
 
-    def scale(self, factor: float | Tensor) -> Self:  # noqa: D102
+    def scale(self, factor: float | Tensor) -> "Sum":  # noqa: D102
         return type(self)(self.value * factor, torch.stack([self.weight[0] * factor, self.weight[1] * factor**2]))
 
-    def prune(self, floor: float) -> Self:  # noqa: D102
+    def prune(self, floor: float) -> "Sum":  # noqa: D102
         return self
 
     @classmethod
-    def merge(cls, parts: Sequence[Self]) -> Self:  # noqa: D102
+    def merge(cls, parts: Sequence[Summary]) -> "Sum":  # noqa: D102
         return cls(_total(p.value for p in parts), _total(p.weight for p in parts))
 
     @classmethod
-    def compact(cls, parts: Sequence[Self]) -> list[Self]:  # noqa: D102
+    def compact(cls, parts: Sequence[Summary]) -> list[Summary]:  # noqa: D102
         return [cls.merge(parts)]
 
     @classmethod
@@ -111,19 +111,19 @@ class Cat(Summary):
     def count(self) -> Tensor:  # noqa: D102
         return self.weight.sum().square() / self.weight.square().sum()
 
-    def scale(self, factor: float | Tensor) -> Self:  # noqa: D102
+    def scale(self, factor: float | Tensor) -> "Cat":  # noqa: D102
         return type(self)(self.value, self.weight * factor)
 
-    def prune(self, floor: float) -> Self:  # noqa: D102
+    def prune(self, floor: float) -> "Cat":  # noqa: D102
         keep = self.weight >= floor * self.mass / len(self.weight)
         return type(self)(self.value[keep], self.weight[keep])
 
     @classmethod
-    def merge(cls, parts: Sequence[Self]) -> Self:  # noqa: D102
+    def merge(cls, parts: Sequence[Summary]) -> "Cat":  # noqa: D102
         return cls(torch.cat([p.value for p in parts]), torch.cat([p.weight for p in parts]))
 
     @classmethod
-    def compact(cls, parts: Sequence[Self]) -> list[Self]:  # noqa: D102
+    def compact(cls, parts: Sequence[Summary]) -> list[Summary]:  # noqa: D102
         return list(parts)
 
     @classmethod

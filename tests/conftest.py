@@ -1,0 +1,33 @@
+"""Set-up of the tests: shapes in annotations are checked, caches are temporary, two threads."""
+
+import tests.typecheck  # noqa: F401  (the hook names it)
+from jaxtyping import install_import_hook
+
+with install_import_hook(["rdm", "objectives", "representations"], "tests.typecheck.check"):
+    import rdm
+
+import os
+import tempfile
+
+import pytest
+import torch
+from hypothesis import settings
+
+os.environ["RDM_CACHE"] = tempfile.mkdtemp(prefix="rdm-test-cache-")
+settings.register_profile("rdm", deadline=None, max_examples=15, derandomize=True)
+settings.load_profile("rdm")
+torch.set_num_threads(2)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def objective_cases() -> list:
+    """Every registered objective with each of its examples."""
+    return [
+        pytest.param(name, example, id=f"{name}-{'-'.join(f'{k}={v}' for k, v in example.items()) or 'default'}")
+        for name in rdm.names("objectives")
+        for example in rdm.registry.objectives[name].examples
+    ]

@@ -1,0 +1,129 @@
+"""One population problem in float64, with plain autograd on the whole population as its oracle; also run on ranks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import rdm
+from rdm.balance import Balance, Uniform
+from rdm.memory import Memory
+from rdm.objective import Objective
+from rdm.population import Population
+from rdm.representation import Battery, Representation
+
+D = 4
+
+
+class RandomCrop(nn.Module):
+    """A representation that draws its crop from the global random state at each call."""
+
+    def forward(self, items: Tensor) -> Tensor:
+        start = int(torch.randint(0, 3, ()))
+        return items[:, start : start + D].tanh()
+
+
+def network(*, dropout: float) -> nn.Module:
+    """A small generator in float64, rows of 8 to rows of 6."""
+    torch.manual_seed(0)
+    layers = nn.Linear(8, 16), nn.Tanh(), nn.Dropout(dropout), nn.Linear(16, D + 2)
+    return nn.Sequential(*layers).double().train()
+
+
+def battery(*, crop: bool) -> Battery:
+    """All numbers, and a crop of them (random or fixed), with unequal weights."""
+    pixels = Representation("all", nn.Flatten())
+    second = RandomCrop() if crop else nn.Sequential(nn.Linear(D + 2, D), nn.Tanh()).double()
+    return Battery((pixels, Representation("second", second)), weights=(1.0, 0.7))
+
+
+@dataclass
+class Problem:
+    """Objective, memory and balance on 60 generated rows against 200 reference rows."""
+
+    objective: Objective
+    memory: Memory
+    balance: Balance = Uniform()
+    random: bool = False  # dropout in the generator and random crops in the battery
+    rows: int = 60
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        g = torch.Generator().manual_seed(self.seed)
+        draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
+        self.net = network(dropout=0.3 if self.random else 0.0)
+        self.battery = battery(crop=self.random)
+        self.items = draw(200, D + 2) @ draw(D + 2, D + 2) * 0.5 + 1
+        self.noise = draw(self.rows, 8)
+        self.warm = draw(80, 8)
+        self.weights = torch.rand(self.rows, generator=g, dtype=torch.float64) + 0.2
+
+    def population(self, chunk: int | None) -> Population:
+        """A population whose memory holds one past batch of 80 rows, the same for every chunking."""
+        torch.manual_seed(1)
+        population = Population(
+            self.objective, self.battery, self.items, chunk=chunk, memory=self.memory, balance=self.balance
+        )
+        torch.manual_seed(2)
+        population.chunk = None
+        population.warm_up(self.net, self.warm)
+        population.chunk = chunk
+        return population
+
+    def gradient(self, chunk: int | None, *, rows: slice = slice(None), drawn: int = 5) -> list[Tensor]:
+        """Parameter gradients by `Population.backward` on some rows."""
+        population = self.population(chunk)
+        self.net.zero_grad(set_to_none=True)
+        torch.manual_seed(3)
+        generator = torch.Generator().manual_seed(drawn)
+        population.backward(self.net, self.noise[rows], weights=self.weights[rows], generator=generator)
+        self.after = torch.rand(())  # the random state afterwards, for replay tests
+        return [p.grad.clone() for p in self.net.parameters() if p.grad is not None]
+
+    def oracle(self, chunk: int | None, *, drawn: int = 5) -> list[Tensor]:
+        """The same by plain autograd with every graph held: features of all rows, one distance, one backward."""
+        population = self.population(None)
+        self.net.zero_grad(set_to_none=True)
+        torch.manual_seed(3)
+        features: list[list[Tensor]] = [[] for _ in population.terms]
+        for z in self.noise.split(chunk or self.rows):
+            items = self.net(z)
+            for k, term in enumerate(population.terms):
+                features[k].append(term.representation(items))
+        values = []
+        generator = torch.Generator().manual_seed(drawn)
+        for term, pieces in zip(population.terms, features, strict=True):
+            batch = term.statistic.measure(torch.cat(pieces), self.weights)
+            whole, _ = self.memory.read(term.past, batch, self.rows, term.statistic)
+            values.append(self.objective.distance(whole, term.target, generator=generator))
+        raw = torch.stack(values).detach()
+        coefficients, _ = self.balance.coefficients(raw, None)
+        sum(w * c * v for w, c, v in zip((1.0, 0.7), coefficients, values, strict=True)).backward()
+        return [p.grad.clone() for p in self.net.parameters() if p.grad is not None]
+
+
+def relative_error(got: list[Tensor], expected: list[Tensor]) -> float:
+    """Norm of the difference over the norm of the expected, over all parameters."""
+    flat, wanted = (torch.cat([g.flatten() for g in gradients]) for gradients in (got, expected))
+    return float((flat - wanted).norm() / wanted.norm())
+
+
+def rank_errors(rank: int, folder: str, rows: tuple[int, int], cases: list) -> None:
+    """On one of two gloo processes: errors of each case's summed gradient; rank 0 writes them to the folder."""
+    import torch.distributed as dist
+
+    from rdm.distributed import sum_gradients
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    mine = slice(0, rows[0]) if rank == 0 else slice(rows[0], sum(rows))
+    errors = []
+    for name, example, memory, chunk in cases:
+        problem = Problem(rdm.objective(name, **example), memory, rows=sum(rows))
+        problem.warm = problem.warm[mine.start : mine.start + 40] if rank == 0 else problem.warm[40:]
+        problem.gradient(chunk, rows=mine)
+        sum_gradients(problem.net.parameters())
+        errors.append(torch.cat([p.grad.flatten() for p in problem.net.parameters()]))
+    if rank == 0:
+        torch.save(errors, f"{folder}/gradients.pt")
+    dist.destroy_process_group()

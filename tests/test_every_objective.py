@@ -1,0 +1,200 @@
+"""What every registered objective must do; registering one tests it."""
+
+import dataclasses
+import inspect
+
+import pytest
+import torch
+from hypothesis import given
+
+import rdm
+from rdm.errors import InputError, NonFiniteError
+from tests.conftest import objective_cases
+from tests.distributions import Pair, pairs
+
+cases = pytest.mark.parametrize("name, example", objective_cases())
+
+
+def value(name: str, example: dict, pair: Pair, seed: int = 0) -> torch.Tensor:
+    x, a, y, b = pair
+    g = torch.Generator().manual_seed(seed)
+    return rdm.distance(name, x, y, weights=a, reference_weights=b, generator=g, **example)
+
+
+@cases
+@given(pair=pairs())
+def test_sign_and_identity(name, example, pair):
+    objective = rdm.objective(name, **example)
+    if objective.nonnegative:
+        assert value(name, example, pair) >= 0
+    if objective.zero_at_identity:
+        same = pair._replace(y=pair.x, b=pair.a)
+        tolerance = 1e-7 if example.get("root") else 1e-12
+        assert abs(value(name, example, same)) <= tolerance * (1 + pair.x.square().sum())
+
+
+@cases
+@given(pair=pairs())
+def test_symmetry_and_translation(name, example, pair):
+    objective = rdm.objective(name, **example)
+    straight = value(name, example, pair)
+    x, a, y, b = pair
+    if objective.symmetric:
+        assert torch.isclose(straight, value(name, example, Pair(y, b, x, a)), rtol=1e-9, atol=1e-11)
+    if objective.translation_invariant:
+        assert torch.isclose(straight, value(name, example, Pair(x + 3, a, y + 3, b)), rtol=1e-9, atol=1e-11)
+
+
+@cases
+@given(pair=pairs())
+def test_order_of_rows_and_scale_of_weights_do_not_matter(name, example, pair):
+    x, a, y, b = pair
+    moved = Pair(x.flip(0), 7 * a.flip(0), y.flip(0), b.flip(0) / 3)
+    assert torch.isclose(value(name, example, pair), value(name, example, moved), rtol=1e-9, atol=1e-11)
+
+
+@cases
+@given(pair=pairs())
+def test_a_weight_of_zero_is_an_absent_row(name, example, pair):
+    x, a, y, b = pair
+    padded = Pair(torch.cat([x, x[:2] + 1]), torch.cat([a, a[:2] * 0]), torch.cat([y, y[:1]]), torch.cat([b, b[:1] * 0]))
+    if example.get("bandwidth", "median" if name == "mmd" else None) == "median":
+        padded = padded._replace(y=y, b=b)  # the median is over rows, whatever they weigh
+    assert torch.isclose(value(name, example, pair), value(name, example, padded), rtol=1e-9, atol=1e-11)
+
+
+@cases
+@given(pair=pairs())
+def test_a_doubled_weight_is_a_duplicated_row(name, example, pair):
+    objective = rdm.objective(name, **example)
+    x, a, y, b = pair
+    doubled = pair._replace(a=torch.cat([2 * a[:2], a[2:]]))
+    repeated = pair._replace(x=torch.cat([x[:2], x]), a=torch.cat([a[:2], a]))
+    same = torch.isclose(value(name, example, doubled), value(name, example, repeated), rtol=1e-9, atol=1e-11)
+    # an estimator that corrects for n takes a duplicate for an independent draw; both must be seen
+    assert bool(same) == objective.plug_in
+
+
+@cases
+@given(pair=pairs())
+def test_gradient_against_finite_differences(name, example, pair):
+    x = pair.x.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda rows: value(name, example, pair._replace(x=rows)), (x,), atol=1e-5, rtol=1e-4)
+
+
+@cases
+def test_float32_and_half_precision_stay_near_float64(name, example):
+    g = torch.Generator().manual_seed(3)
+    x, y = torch.randn(60, 5, generator=g, dtype=torch.float64) * 1.3, torch.randn(80, 5, generator=g, dtype=torch.float64)
+    exact = rdm.distance(name, x, y, **example)
+    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 3e-3)):
+        low = x.to(dtype).requires_grad_()
+        got = rdm.distance(name, low, y.to(dtype), **example)
+        assert abs(got - exact) <= bound * (1 + abs(exact)), dtype
+        (gradient,) = torch.autograd.grad(got, low)
+        assert gradient.dtype == dtype and torch.isfinite(gradient).all()
+
+
+@cases
+def test_far_off_centre_in_float32(name, example):
+    g = torch.Generator().manual_seed(3)
+    x, y = (torch.randn(n, 5, generator=g) * 0.1 + 100 for n in (60, 80))
+    exact = rdm.distance(name, x.double(), y.double(), **example)
+    assert torch.isclose(rdm.distance(name, x, y, **example), exact, rtol=2e-5, atol=1e-6)
+
+
+@cases
+@pytest.mark.parametrize("degenerate", ["identical", "constant", "rank-deficient", "one row", "constant reference"])
+def test_degenerate_input_is_finite_or_a_named_error(name, example, degenerate):
+    g = torch.Generator().manual_seed(5)
+    x, y = torch.randn(12, 6, generator=g), torch.randn(15, 6, generator=g)
+    if degenerate == "identical":
+        x = y.clone()
+    elif degenerate == "constant":
+        x = torch.ones(12, 6)
+    elif degenerate == "rank-deficient":
+        x, y = x[:, :2] @ torch.randn(2, 6, generator=g), y[:, :3] @ torch.randn(3, 6, generator=g)
+    elif degenerate == "one row":
+        x = x[:1]
+    else:
+        y = torch.ones(15, 6)
+    x.requires_grad_()
+    try:
+        got = rdm.distance(name, x, y, **example)
+    except InputError as error:
+        assert degenerate in ("one row", "constant reference"), error
+        return
+    (gradient,) = torch.autograd.grad(got, x)
+    assert torch.isfinite(got) and torch.isfinite(gradient).all()
+
+
+@cases
+def test_particles_flow_to_the_reference_as_another_objective_judges(name, example):
+    g = torch.Generator().manual_seed(1)
+    y = torch.randn(64, 3, generator=g, dtype=torch.float64)
+    x = (torch.randn(64, 3, generator=g, dtype=torch.float64) * 0.5 + 1.5).requires_grad_()
+    judge = ("sliced_wasserstein", {}) if name != "sliced_wasserstein" else ("frechet", {})
+
+    def judged() -> float:
+        return float(rdm.distance(judge[0], x.detach(), y, **judge[1]))
+
+    before, first = judged(), float(rdm.distance(name, x.detach(), y, **example))
+    optimizer = torch.optim.Adam([x], 0.05)
+    for _ in range(300):
+        optimizer.zero_grad()
+        rdm.distance(name, x, y, **example).backward()
+        optimizer.step()
+    assert judged() < before / 10
+    assert float(rdm.distance(name, x.detach(), y, **example)) < first
+
+
+@cases
+def test_same_generator_same_value(name, example):
+    objective = rdm.objective(name, **example)
+    g = torch.Generator().manual_seed(2)
+    pair = Pair(torch.randn(9, 3, generator=g), torch.ones(9), torch.randn(8, 3, generator=g) + 1, torch.ones(8))
+    assert value(name, example, pair, seed=1) == value(name, example, pair, seed=1)
+    assert (value(name, example, pair, seed=1) != value(name, example, pair, seed=2)) == objective.randomized
+
+
+@cases
+def test_wrong_input_is_refused_in_words(name, example):
+    x, y = torch.randn(5, 3), torch.randn(6, 3)
+    nan = x.clone()
+    nan[1:3, 0] = float("nan")
+    refused = [
+        (x[:0], y, {}, "empty"),
+        (x[:, 0], y, {}, r"shape \(n, d\)"),
+        (x, torch.randn(6, 4), {}, "dimension"),
+        (nan, y, {}, "2 of 5 rows"),
+        (x, y, {"weights": torch.tensor([1.0, -1, 1, 1, 1])}, "negative"),
+        (x, y, {"weights": torch.zeros(5)}, "all zero"),
+        (x, y, {"reference_weights": torch.ones(5)}, r"shape \(6,\)"),
+        (x.long(), y, {}, "floating point"),
+    ]
+    for rows, reference, options, message in refused:
+        with pytest.raises(ValueError, match=message):
+            rdm.distance(name, rows, reference, **options, **example)
+    with pytest.raises(NonFiniteError, match="reference"):
+        rdm.distance(name, y, nan, **example)
+
+
+@cases
+def test_the_inputs_are_left_alone(name, example):
+    x, y = torch.randn(9, 3, requires_grad=True), torch.randn(8, 3)
+    copies = x.detach().clone(), y.clone()
+    state = torch.get_rng_state()
+    rdm.distance(name, x, y, **example).backward()
+    assert torch.equal(x, copies[0]) and torch.equal(y, copies[1])
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", rdm.names("objectives"))
+def test_is_a_frozen_dataclass_with_a_complete_docstring(name):
+    build = rdm.registry.objectives[name].build
+    assert dataclasses.is_dataclass(build) and build.__dataclass_params__.frozen
+    text = inspect.getdoc(build)
+    for part in (".. math::", "Source:", "Shapes:", "Units:", "Cost:", "Raises:", ">>> "):
+        assert part in text, f"{name}: the docstring lacks {part!r}"
+    order = [text.index(part) for part in (".. math::", "Source:", "Shapes:", "Units:", "Cost:", "Raises:", ">>> ")]
+    assert order == sorted(order)

@@ -1,0 +1,196 @@
+"""The population's gradient is plain autograd's, whatever objective, memory, chunk, rank and randomness."""
+
+import pytest
+import torch
+import torch.multiprocessing
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import rdm
+from rdm.balance import SelfNormalized, Uniform
+from rdm.errors import InputError, NonFiniteError
+from rdm.memory import EMA, NoMemory, Queue
+from rdm.population import Population
+from rdm.representation import Battery, Representation
+from tests.conftest import objective_cases
+from tests.problems import Problem, rank_errors, relative_error
+
+cases = pytest.mark.parametrize("name, example", objective_cases())
+memories = pytest.mark.parametrize("memory", [NoMemory(), EMA(0.9), Queue(130)], ids=["none", "ema", "queue"])
+
+
+@cases
+@memories
+@pytest.mark.parametrize("random", [False, True], ids=["deterministic", "dropout-and-crops"])
+def test_gradient_of_chunks_is_plain_autograds(name, example, memory, random):
+    problem = Problem(rdm.objective(name, **example), memory, random=random)
+    for chunk in (None, 7, 60, 1):
+        error = relative_error(problem.gradient(chunk), problem.oracle(chunk))
+        assert error <= 1e-11, f"chunk {chunk}"
+
+
+@cases
+@memories
+@given(data=st.data())
+def test_gradient_for_any_size_chunk_weights_and_decay(name, example, memory, data):
+    rows = data.draw(st.integers(12, 40))
+    chunk = data.draw(st.integers(1, rows + 3))
+    if isinstance(memory, EMA):
+        memory = EMA(data.draw(st.floats(0.0, 0.999)))
+    problem = Problem(rdm.objective(name, **example), memory, rows=rows, seed=data.draw(st.integers(0, 999)))
+    assert relative_error(problem.gradient(chunk), problem.oracle(chunk)) <= 1e-11
+
+
+@cases
+@memories
+def test_self_normalised_balance(name, example, memory):
+    objective = rdm.objective(name, **example)
+    balance = SelfNormalized(1e-3)
+    if not objective.nonnegative:
+        with pytest.raises(InputError, match="non-negative objective"):
+            Problem(objective, memory, balance).population(None)
+        return
+    problem = Problem(objective, memory, balance)
+    assert relative_error(problem.gradient(7), problem.oracle(7)) <= 1e-11
+
+
+def test_two_ranks_with_unequal_rows(tmp_path):
+    """25 and 35 rows on two gloo processes, chunks of 7 or all, against one process and all 60 rows."""
+    chosen = [
+        (case.values[0], case.values[1], memory, chunk)
+        for case in objective_cases()
+        for memory in (NoMemory(), EMA(0.9), Queue(130))
+        for chunk in (None, 7)
+    ]
+    torch.multiprocessing.spawn(rank_errors, (str(tmp_path), (25, 35), chosen), nprocs=2)
+    gradients = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    assert len(gradients) == len(chosen)
+    for (name, example, memory, chunk), gradient in zip(chosen, gradients, strict=True):
+        expected = torch.cat([g.flatten() for g in Problem(rdm.objective(name, **example), memory).oracle(None)])
+        error = (gradient - expected).norm() / expected.norm()
+        assert error <= 1e-11, (name, example, memory, chunk, error)
+
+
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_randomness_goes_on_as_if_there_was_one_pass(chunk):
+    problem = Problem(rdm.objective("frechet"), NoMemory(), random=True)
+    problem.gradient(chunk)
+    after = problem.after
+    problem.oracle(chunk)
+    assert torch.equal(after, torch.rand(()))
+
+
+@memories
+def test_gradient_share_and_its_compensation(memory):
+    """The share is 1, 1 - beta or n / N; dividing by it gives the gradient of weights that do not shrink."""
+    share = {NoMemory: 1.0, EMA: 0.1, Queue: None}[type(memory)]
+    problem = Problem(rdm.objective("mmd", bandwidth=2.0), memory)
+    if share is None:
+        problem.weights = torch.ones(60, dtype=torch.float64)
+        share = 60 / 130
+    plain = problem.population(7)
+    step = plain.backward(problem.net, problem.noise, weights=problem.weights)
+    assert step.shares["all"] == pytest.approx(share, rel=1e-12)
+    small = [p.grad.clone() for p in problem.net.parameters()]
+    problem.net.zero_grad()
+    whole = problem.population(7)
+    whole.normalize_gradient = True
+    whole.backward(problem.net, problem.noise, weights=problem.weights)
+    assert relative_error([p.grad * share for p in problem.net.parameters()], small) <= 1e-12
+
+
+def test_ema_is_the_average_that_it_says():
+    """After batches of means 1, 2, 3 the past is warm b^2 + ... as a plain recursion, for `Sum` and for `Cat`."""
+    from rdm.statistic import Moments, Samples
+
+    batches = [torch.full((5, 1), v, dtype=torch.float64) for v in (1.0, 2.0, 3.0)]
+    for statistic in (Moments(torch.zeros(1, dtype=torch.float64)), Samples(torch.zeros(1, dtype=torch.float64))):
+        memory, past = EMA(0.5, floor=0.0), None
+        for batch in batches:
+            past = memory.write(past, statistic.measure(batch, torch.ones(5, dtype=torch.float64)))
+        mean = past.value[0] / past.mass if past.reduction == "sum" else (past.weight @ past.value) / past.mass
+        assert float(mean) == pytest.approx(0.25 * 1 + 0.25 * 2 + 0.5 * 3)
+        assert float(past.mass) == pytest.approx(1)
+
+
+def test_ema_of_rows_stays_bounded_and_drops_at_most_the_floor():
+    from rdm.statistic import Samples
+
+    statistic, memory, past = Samples(torch.zeros(2, dtype=torch.float64)), EMA(0.8, floor=0.05), None
+    sizes = []
+    for _ in range(60):
+        past = memory.write(past, statistic.measure(torch.randn(10, 2).double(), torch.ones(10).double()))
+        sizes.append(len(past.value))
+    assert max(sizes) <= 250 and sizes[-1] == sizes[-20]
+    kept = 1 - 0.8 ** (sizes[-1] / 10)
+    assert kept >= 0.95
+
+
+def test_queue_holds_the_newest_rows():
+    from rdm.statistic import Cat
+
+    memory, past = Queue(7), None
+    for start in (0, 3, 6, 9):
+        rows = torch.arange(start, start + 3, dtype=torch.float64)[:, None]
+        past = memory.write(past, Cat(rows, torch.ones(3, dtype=torch.float64)))
+    assert past.value.flatten().tolist() == [5, 6, 7, 8, 9, 10, 11]
+
+
+def test_state_survives_a_round_trip():
+    for memory in (EMA(0.9), Queue(100)):
+        problem = Problem(rdm.objective("frechet"), memory)
+        first, second = problem.population(7), Problem(rdm.objective("frechet"), memory).population(None)
+        first.backward(problem.net, problem.noise)
+        second.restore(first.state())
+        for before, after in zip(first.terms, second.terms, strict=True):
+            assert torch.equal(before.past.value, after.past.value)
+            assert type(before.past) is type(after.past)
+
+
+def test_encoders_stay_frozen_and_in_evaluation_mode():
+    encoder = nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.5)).train()
+    representation = Representation("encoder", encoder)
+    net = nn.Linear(3, 6)
+    population = Population(rdm.objective("frechet"), representation, torch.randn(40, 6), chunk=5)
+    net.train()
+    population.backward(net, torch.randn(20, 3))
+    assert not encoder.training and all(p.grad is None and not p.requires_grad for p in encoder.parameters())
+    assert net.weight.grad.norm() > 0
+
+
+def test_wrong_input_is_named():
+    items = torch.randn(40, 6)
+    pixels = rdm.representation("pixels")
+    with pytest.raises(InputError, match="chunk >= 1"):
+        Population(rdm.objective("frechet"), pixels, items, chunk=0)
+    population = Population(rdm.objective("frechet"), pixels, items, chunk=4)
+    net = nn.Linear(3, 6)
+
+    def broken(noise):
+        out = net(noise)
+        return torch.where(torch.arange(len(out))[:, None] < 2, float("nan"), out)
+
+    with pytest.raises(NonFiniteError, match="'pixels': NaN or infinity in 2 of 4 rows"):
+        population.backward(broken, torch.randn(8, 3))
+    with pytest.raises(InputError, match="without gradient"):
+        population.backward(lambda z: net(z).detach(), torch.randn(8, 3))
+    with pytest.raises(InputError, match="dimension d=6; got d=5"):
+        population.backward(nn.Linear(3, 5), torch.randn(8, 3))
+    with pytest.raises(InputError, match="effective number of rows above 1"):
+        population.backward(net, torch.randn(1, 3))
+    with pytest.raises(InputError, match="at least one row of noise"):
+        population.backward(net, torch.randn(0, 3))
+    with pytest.raises(NonFiniteError, match="reference 'pixels'"):
+        Population(rdm.objective("frechet"), pixels, items / 0)
+
+
+def test_weights_of_the_battery_scale_the_terms():
+    net, noise, items = nn.Linear(3, 6), torch.randn(20, 3), torch.randn(40, 6)
+    norms = []
+    for weight in (1.0, 2.0):
+        battery = Battery((rdm.representation("pixels"),), weights=(weight,))
+        net.zero_grad()
+        Population(rdm.objective("frechet"), battery, items, balance=Uniform()).backward(net, noise)
+        norms.append(net.weight.grad.norm())
+    assert norms[1] == pytest.approx(2 * norms[0].item())
