@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from objectives._linalg import above_rounding, graded_factor, mean_and_covariance
-from rdm.objective import Objective
+from rdm.objective import Objective, Traits
 from rdm.reference import Reference
 from rdm.registry import objectives
 from rdm.statistic import Moments, Sum
@@ -46,6 +46,7 @@ class Frechet(Objective):
         gives the biased covariance. The value is biased upwards by O(1/n) either way.
     Cost:
         n d^2 + d^3, memory d^2, in float64.
+
     Raises:
         InputError: an effective number of rows not above `correction`, on either side.
 
@@ -58,8 +59,8 @@ class Frechet(Objective):
     correction: int = 1
 
     @property
-    def plug_in(self) -> bool:  # noqa: D102
-        return self.correction == 0
+    def traits(self) -> Traits:  # noqa: D102
+        return Traits(plug_in=self.correction == 0)
 
     def bind(self, reference: Reference) -> tuple[Moments, GaussianTarget]:
         """Moments about the reference's mean; the target is the reference's Gaussian fit."""

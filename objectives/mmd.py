@@ -8,7 +8,7 @@ from torch import Tensor
 
 from objectives._kernels import Gaussian, Kernel, cross_sum, self_sum, squared_distances
 from rdm.errors import InputError
-from rdm.objective import Objective
+from rdm.objective import Objective, Traits
 from rdm.reference import Reference
 from rdm.registry import objectives
 from rdm.statistic import Samples
@@ -25,9 +25,7 @@ class KernelTarget(NamedTuple):
     repulsion: Tensor  # (), the reference's own double sum
 
 
-@objectives.register(
-    "mmd", examples=({"bandwidth": [1.0, 3.0]}, {"estimator": "unbiased"}, {"bandwidth": "median"})
-)
+@objectives.register("mmd", examples=({"bandwidth": [1.0, 3.0]}, {"estimator": "unbiased"}, {"bandwidth": "median"}))
 @dataclass(frozen=True)
 class MMD(Objective):
     r"""Squared maximum mean discrepancy between both sides' kernel mean embeddings.
@@ -47,6 +45,7 @@ class MMD(Objective):
         (1 - E k)(1/n + 1/m); its gradient is that of the unbiased one but for a factor (n - 1)/n on the repulsion.
     Cost:
         n (n/2 + m) d in time, tiles of 8 MiB in memory; m^2 d once. float32 features stay in float32.
+
     Raises:
         InputError: "unbiased" with fewer than 2 effective rows on a side; a bandwidth that is not positive; "median"
         of a reference with more than half of its pairs equal.
@@ -70,23 +69,14 @@ class MMD(Objective):
             return
         scales = self.bandwidth if isinstance(self.bandwidth, list | tuple) else [self.bandwidth]
         if not scales or not all(isinstance(s, int | float) and 0 < s < float("inf") for s in scales):
-            raise InputError(f'bandwidth must be a positive number, a list of them, or "median"; got {self.bandwidth!r}')
+            raise InputError(
+                f'bandwidth must be a positive number, a list of them, or "median"; got {self.bandwidth!r}'
+            )
 
     @property
-    def nonnegative(self) -> bool:  # noqa: D102
-        return self.plug_in
-
-    @property
-    def zero_at_identity(self) -> bool:  # noqa: D102
-        return self.plug_in
-
-    @property
-    def symmetric(self) -> bool:  # noqa: D102
-        return self.bandwidth != "median"
-
-    @property
-    def plug_in(self) -> bool:  # noqa: D102
-        return self.estimator == "biased"
+    def traits(self) -> Traits:  # noqa: D102
+        biased = self.estimator == "biased"
+        return Traits(biased, zero_at_identity=biased, symmetric=self.bandwidth != "median", plug_in=biased)
 
     def bind(self, reference: Reference) -> tuple[Samples, KernelTarget]:
         """Rows about the reference's mean; the target is the reference with its fitted bandwidth and own sum."""
@@ -102,14 +92,16 @@ class MMD(Objective):
         repulsion = self._within(target.kernel, summary.value, weights)
         attraction = cross_sum(target.kernel, summary.value, weights, target.rows, target.weights)
         squared = repulsion - 2 * attraction + target.repulsion
-        return squared + (squared.clamp_min(0) - squared).detach() if self.plug_in else squared
+        return squared + (squared.clamp_min(0) - squared).detach() if self.traits.nonnegative else squared
 
     def _within(self, kernel: Kernel, rows: Tensor, weights: Tensor) -> Tensor:
-        if self.plug_in:
+        if self.estimator == "biased":
             return self_sum(kernel, rows, weights, diagonal=True)
         pairs = 1 - weights.square().sum()
         if float(pairs) <= 1e-12:
-            raise InputError('estimator "unbiased" needs at least 2 rows of positive weight a side; got 1; use "biased"')
+            raise InputError(
+                'estimator "unbiased" needs at least 2 rows of positive weight a side; got 1; use "biased"'
+            )
         return self_sum(kernel, rows, weights, diagonal=False) / pairs
 
     def _bandwidths(self, reference: Reference) -> tuple[float, ...]:

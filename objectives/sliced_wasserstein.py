@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rdm.errors import InputError
-from rdm.objective import Objective
+from rdm.objective import Objective, Traits
 from rdm.reference import Reference
 from rdm.registry import objectives
 from rdm.statistic import Samples
@@ -49,6 +49,7 @@ class SlicedWasserstein(Objective):
         root), biased upwards in n and m.
     Cost:
         P (n + m) (d + log(n + m)), memory 64 (n + m).
+
     Raises:
         InputError: projections below 1 or p below 1.
 
@@ -62,11 +63,13 @@ class SlicedWasserstein(Objective):
     p: float = 2
     root: bool = False
 
-    randomized = True
-
     def __post_init__(self) -> None:  # noqa: D105
         if self.projections < 1 or self.p < 1:
             raise InputError(f"expected projections >= 1 and p >= 1; got {self.projections} and {self.p}")
+
+    @property
+    def traits(self) -> Traits:  # noqa: D102
+        return Traits(randomized=True)
 
     def bind(self, reference: Reference) -> tuple[Samples, SlicedTarget]:
         """Rows about the reference's mean; the reference is sorted along the fixed directions."""

@@ -76,9 +76,7 @@ def distance(
     [1.0, 1.0]
     """
     chosen = objectives.build(name, **hyperparameters)
-    return compare(
-        chosen, x, y, weights=weights, reference_weights=reference_weights, generator=generator
-    )
+    return compare(chosen, x, y, weights=weights, reference_weights=reference_weights, generator=generator)
 
 
 def names(kind: str) -> list[str]:

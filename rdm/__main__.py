@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _fail(error, 2, options.debug)
     except (Interrupted, KeyboardInterrupt) as error:
-        return _fail(error if str(error) else "interrupted", 1, options.debug)
+        return _fail(str(error) or "interrupted", 1, options.debug)
     except Exception as error:  # whatever failed while running, in one line
         return _fail(error, 1, options.debug)
 

@@ -76,11 +76,12 @@ def load_weights(module: nn.Module, path: str) -> None:
         weights = state["average"] or state["model"]
     expected = module.state_dict()
     wrong = sorted(
-        {k for k in expected if k not in weights or weights[k].shape != expected[k].shape} | (set(weights) - set(expected))
+        {k for k in expected if k not in weights or weights[k].shape != expected[k].shape}
+        | (set(weights) - set(expected))
     )
     if wrong:
         raise MismatchError(
-            f"weights at {source} do not fit {type(module).__name__}: {len(wrong)} of {len(expected)} tensors differ, "
+            f"weights at {source} do not fit {type(module).__name__}: {len(wrong)} tensors differ, "
             f"{wrong[0]!r} the first; give the network's hyperparameters that they were trained with"
         )
     module.load_state_dict(weights)

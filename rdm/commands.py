@@ -133,9 +133,7 @@ def _pictures(evaluation: Evaluation, model: Generator) -> dict[str, Tensor]:
     return found
 
 
-def _write_result(
-    out: Path, metrics: dict[str, Metric], steps: int, seconds: float, seed: int, text: str
-) -> None:
+def _write_result(out: Path, metrics: dict[str, Metric], steps: int, seconds: float, seed: int, text: str) -> None:
     versions = {"rdm": rdm.__version__, "torch": torch.__version__, "python": sys.version.split()[0]}
     write_json(
         out / "result.json",
@@ -184,5 +182,3 @@ def _existing(path: Path) -> Path:
 def _say(line: str) -> None:
     if rank() == 0:
         print(line, file=sys.stderr, flush=True)
-
-

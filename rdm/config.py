@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import gin
+import gin.config
 import gin.config_parser
 import torch
 
@@ -104,7 +105,9 @@ _registered: dict[str, Callable[..., Any]] = {}
 
 def _register_all() -> dict[str, Callable[..., Any]]:
     """Make every registry member and core part known to gin, once each; returns them by full name."""
-    members = {f"{kind}.{name}": entry.build for kind, registry in registries.items() for name, entry in registry.items()}
+    members = {
+        f"{kind}.{name}": entry.build for kind, registry in registries.items() for name, entry in registry.items()
+    }
     for full_name, build in {**CORE, **members, "rdm.train": _plan}.items():
         if full_name not in _registered:
             module, name = full_name.rsplit(".", 1)
@@ -151,7 +154,7 @@ def _refuse_imports(text: str, source: str) -> None:
 def _explained(error: Exception, source: str, known: dict[str, Callable[..., Any]]) -> InputError:
     """A one-line error from gin's, with the nearest valid name where a name is unknown."""
     text = first_line(error)
-    if match := re.search(r"No configurable matching '([^']+)'", text):
+    if match := re.search(r"No configurable matching (?:reference )?'@?([^'()]+)", text):
         return UnknownNameError(f"{source}: unknown name {match[1]!r}{_nearest_configurable(match[1], known)}")
     if match := re.search(r"(?:'|\")(\S+?)(?:'|\") doesn't have a parameter named (?:'|\")(\S+?)(?:'|\")", text):
         full = next((name for name in known if name == match[1] or name.endswith(f".{match[1]}")), None)
@@ -172,5 +175,3 @@ def _bound(name: str) -> bool:
     except ValueError:
         return False
     return True
-
-

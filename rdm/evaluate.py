@@ -141,7 +141,13 @@ class _Ratio:
     """
 
     def __init__(
-        self, objective: Objective, reference: Reference, representation: Representation, fresh: Tensor, seed: int, n: int
+        self,
+        objective: Objective,
+        reference: Reference,
+        representation: Representation,
+        fresh: Tensor,
+        seed: int,
+        n: int,
     ):
         self.objective, self.representation, self.seed, self.resamples = objective, representation, seed, n
         self.statistic, self.target = objective.bind(reference)
@@ -165,12 +171,14 @@ class _Ratio:
 
 def _features(representation: Representation, samples: Samples) -> Tensor:
     with torch.no_grad():
-        return torch.cat([
-            representation(images, None if samples.labels is None else samples.labels[rows])
-            for rows, images in zip(
-                torch.arange(len(samples.images)).split(500), samples.images.split(500), strict=True
-            )
-        ])
+        return torch.cat(
+            [
+                representation(images, None if samples.labels is None else samples.labels[rows])
+                for rows, images in zip(
+                    torch.arange(len(samples.images)).split(500), samples.images.split(500), strict=True
+                )
+            ]
+        )
 
 
 def _within_class_distances(images: Tensor, labels: Tensor) -> Tensor:
@@ -194,5 +202,3 @@ def table(metrics: Mapping[str, Metric], columns: Sequence[str]) -> list[list[st
             cells.append("-" if metric is None else f"{metric.value:.3g} ± {(metric.high - metric.low) / 2:.2g}")
         rows.append([name, *cells])
     return rows
-
-

@@ -49,6 +49,7 @@ class Loss(ABC):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
+        assert not state, "a loss with state restores it"
 
 
 class Matching(Loss):

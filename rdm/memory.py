@@ -58,6 +58,7 @@ class EMA(Memory):
         The live batch keeps a share 1 - beta of the gradient; the mean age of a sample is beta / (1 - beta) steps.
     Cost:
         `Sum`: one summary. `Cat`: rows of about log(1 / floor) / (1 - beta) batches.
+
     Raises:
         InputError: decay outside [0, 1) or floor outside [0, 1).
     """
@@ -97,6 +98,7 @@ class Queue(Memory):
         The live batch of n rows keeps a share n / size of the gradient (1 while it is the only content).
     Cost:
         size d numbers, and one measurement of them a step.
+
     Raises:
         InputError: size below 1.
     """
@@ -120,4 +122,6 @@ class Queue(Memory):
     def write(self, past: Summary | None, batch: Summary) -> Summary:
         """The newest `size` rows."""
         parts = [batch.detach()] if past is None else [past, batch.detach()]
-        return Cat(torch.cat([p.value for p in parts])[-self.size :], torch.cat([p.weight for p in parts])[-self.size :])
+        return Cat(
+            torch.cat([p.value for p in parts])[-self.size :], torch.cat([p.weight for p in parts])[-self.size :]
+        )

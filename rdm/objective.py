@@ -1,7 +1,7 @@
 """The interface of an objective, and the pure comparison of two sets of features."""
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,27 +10,30 @@ from rdm.reference import Reference
 from rdm.statistic import Statistic, Summary, checked
 
 
+class Traits(NamedTuple):
+    """What an objective promises; read by the tests and by the balance of a battery."""
+
+    nonnegative: bool = True  # value >= 0 whatever the samples
+    zero_at_identity: bool = True  # value 0 when both sides are the same weighted rows
+    symmetric: bool = True  # value unchanged when the sides are exchanged
+    translation_invariant: bool = True  # value unchanged when both sides move together
+    randomized: bool = False  # value depends on the `generator` given to `distance`
+    normalize: bool = True  # a balance may divide the term by its own value
+    # value depends on the weighted measures alone, so that weight 2 equals a duplicated row; estimators that correct
+    # for the number of rows do not: a duplicate claims an independent draw
+    plug_in: bool = True
+
+
 class Objective(ABC):
     """A distance (or training signal) between a generated population and a reference.
 
     A member is a frozen dataclass of hyperparameters; it holds no tensors and knows no rank, chunk or memory.
-    The traits are read by the tests and by the balance of a battery.
     """
 
-    nonnegative: ClassVar[bool] = True  # value >= 0 whatever the samples
-    zero_at_identity: ClassVar[bool] = True  # value 0 when both sides are the same weighted rows
-    symmetric: ClassVar[bool] = True  # value unchanged when the sides are exchanged
-    translation_invariant: ClassVar[bool] = True  # value unchanged when both sides move together
-    randomized: ClassVar[bool] = False  # value depends on the `generator` given to `distance`
-    normalize: ClassVar[bool] = True  # a balance may divide the term by its own value
-
     @property
-    def plug_in(self) -> bool:
-        """Whether the value depends on the weighted measures alone, so that weight 2 equals a duplicated row.
-
-        Estimators that correct for the number of rows are not plug-in: a duplicate claims an independent draw.
-        """
-        return True
+    @abstractmethod
+    def traits(self) -> Traits:
+        """What this objective promises, with these hyperparameters."""
 
     @abstractmethod
     def bind(self, reference: Reference) -> tuple[Statistic, Any]:

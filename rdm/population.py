@@ -100,7 +100,7 @@ class Population:
         self.chunk, self.normalize_gradient = chunk, normalize_gradient
         if chunk is not None and chunk < 1:
             raise InputError(f"expected chunk >= 1 images a forward pass; got {chunk}")
-        if self.balance.needs_nonnegative and not objective.nonnegative:
+        if self.balance.needs_nonnegative and not objective.traits.nonnegative:
             raise InputError(
                 f"{self.balance} divides by the distance and needs a non-negative objective; got {objective}; "
                 "use Uniform() or a biased estimator"
@@ -136,7 +136,7 @@ class Population:
         leaves = [summary.value.detach().requires_grad_() for summary in measured.summaries]
         step, batches = self._distances(leaves, measured, generator)
         cotangents = [
-            leaf.grad / (step.shares[term.representation.name] if self.normalize_gradient else 1)
+            _gradient(leaf) / (step.shares[term.representation.name] if self.normalize_gradient else 1)
             for leaf, term in zip(leaves, self.terms, strict=True)
         ]
         if len(measured.chunks) == 1:
@@ -201,7 +201,7 @@ class Population:
             raise NonFiniteError(f"the distance under {', '.join(bad)} is not finite; the step was not taken")
         raw = torch.stack(list(distances.values()))
         coefficients, self.balance_state = self.balance.coefficients(raw, self.balance_state)
-        if not self.objective.normalize:
+        if not self.objective.traits.normalize:
             coefficients = torch.ones_like(coefficients)
         weights = coefficients * raw.new_tensor([term.weight for term in self.terms])
         loss = (weights * torch.stack(values)).sum()
@@ -250,6 +250,10 @@ def _chunks(noise: Tensor, condition: Tensor | None, weights: Tensor | None, siz
 
 def _generate(generate: Generate, chunk: _Chunk) -> Tensor:
     return generate(chunk.noise) if chunk.condition is None else generate(chunk.noise, chunk.condition)
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
 def _check_differentiable(tensor: Tensor) -> None:

@@ -51,9 +51,7 @@ class Registry(Mapping[str, Entry]):
         self._entries: dict[str, Entry] = {}
         self._discovered = False
 
-    def register(
-        self, name: str, *, examples: tuple[dict[str, Any], ...] = ({},), needs: str = ""
-    ) -> Callable[[T], T]:
+    def register(self, name: str, *, examples: tuple[dict[str, Any], ...] = ({},), needs: str = "") -> Callable[[T], T]:
         """Register the decorated class or function under `name`; a taken name is an error."""
 
         def add(build: T) -> T:

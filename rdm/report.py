@@ -64,7 +64,8 @@ def _table(metrics: dict[str, Metric]) -> str:
         f"to a training item than 99 % of fresh real ones are, expected 0.01. n = {any_metric.n} each, the same "
         "noise in every column; ± is a 95 % interval."
     )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div><p class="note">{note}</p>'
+    inner = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<div class="scroll">{inner}</div><p class="note">{note}</p>'
 
 
 def _grids(folder: Path) -> str:

@@ -12,13 +12,26 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from rdm.distributed import gather, rank, total
-from rdm.errors import InputError
+from rdm.errors import InputError, NonFiniteError
 from rdm.losses import Loss
 from rdm.store import write_text
 
 
 class Interrupted(Exception):
     """Ctrl-C or SIGTERM; the text says where the checkpoint is."""
+
+
+class Diverged(RuntimeError):
+    """A loss or its gradient is not finite while training; the text says at which step and in which term."""
+
+
+@contextmanager
+def named_divergence(step: int) -> Iterator[None]:
+    """Turn what a loss says of NaN and infinity into the failure of a step."""
+    try:
+        yield
+    except NonFiniteError as error:
+        raise Diverged(f"step {step}: {error}") from error
 
 
 def training_state(

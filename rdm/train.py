@@ -11,13 +11,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from rdm.checkpoint import complete_checkpoints, read_checkpoint, save_checkpoint
 from rdm.data import Dataset
 from rdm.distributed import rank, sum_gradients
-from rdm.errors import NonFiniteError
 from rdm.generator import Generator
 from rdm.losses import Loss, Setting
 from rdm.pictures import save_grid
 from rdm.progress import progress
 from rdm.randomness import stream
-from rdm.run import Interrupted, Log, restore_state, stop_requests, training_state
+from rdm.run import Diverged, Interrupted, Log, named_divergence, restore_state, stop_requests, training_state
 from rdm.schedule import Schedule, constant
 
 
@@ -48,7 +47,7 @@ def train(
 
     Raises:
         Interrupted: on Ctrl-C or SIGTERM, after a checkpoint.
-        NonFiniteError: a loss or gradient is not finite; the step is not taken.
+        Diverged: features, a distance or the gradient are not finite; the step is not taken.
     """
     # Set up: model, optimizer, schedule, weight average, losses.
     out, place = Path(out), torch.device(device)
@@ -83,15 +82,16 @@ def train(
             stepper.zero_grad(set_to_none=True)
             record: dict[str, float] = {}
             for loss in losses:
-                measured = loss.backward(model, step)
+                with named_divergence(step):
+                    measured = loss.backward(model, step)
                 record = {**record, **measured, "loss": record.get("loss", 0.0) + measured["loss"]}
             sum_gradients(model.parameters())
             norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf")))
             if norm != norm or norm == float("inf"):
-                raise NonFiniteError(f"step {step}: the gradient is not finite; the step was not taken")
+                raise Diverged(f"step {step}: the gradient is not finite; the step was not taken")
 
             # Update: parameters, schedule, weight average.
-            rate = scheduler.get_last_lr()[0]
+            rate = float(scheduler.get_last_lr()[0])
             stepper.step()
             scheduler.step()
             if averaged is not None:
@@ -109,7 +109,9 @@ def train(
                 checkpoint(done)
             elif stopping():
                 saved = checkpoint(done)
-                raise Interrupted(f"interrupted at step {done} of {steps}; checkpoint in {saved}; --resume goes on from it")
+                raise Interrupted(
+                    f"interrupted at step {done} of {steps}; checkpoint in {saved}; --resume goes on from it"
+                )
     return (model if averaged is None else averaged.module).eval()
 
 

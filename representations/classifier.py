@@ -1,8 +1,8 @@
 """Features of small classifiers that `rdm train` makes in seconds, and the networks themselves."""
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from rdm.checkpoint import load_weights
@@ -11,28 +11,45 @@ from rdm.registry import networks, representations
 from rdm.representation import Representation
 
 
+class Classifier(nn.Module, ABC):
+    """A network of logits over penultimate features."""
+
+    head: nn.Linear
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Penultimate activations, n c h w -> n d."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, n c h w -> n classes."""
+        return self.head(self.features(images))
+
+
 @representations.register("classifier", needs="a run folder or checkpoint of `rdm train` with the same network")
 def classifier(
     weights: str,
-    network: str = "conv_classifier",
+    network: str | Classifier = "conv_classifier",
     output: Literal["penultimate", "logits"] = "penultimate",
     name: str | None = None,
 ) -> Representation:
     """Penultimate features (or logits) of a classifier trained by `rdm train`, read from its run folder.
+
+    `network` is a registered name, or the network itself where it takes other hyperparameters than the defaults.
 
     Shapes: n c h w -> n d. Cost: one small forward pass.
     Raises: InputError: no weights there, or of another network.
     """
     if output not in ("penultimate", "logits"):
         raise InputError(f'output must be "penultimate" or "logits"; got {output!r}')
-    module = networks.build(network)
+    module = networks.build(network) if isinstance(network, str) else network
     load_weights(module, weights)
-    settings = {"network": network, "output": output}
-    return Representation(name or network, module if output == "logits" else _Penultimate(module), settings)
+    settings = {"network": type(module).__name__, "output": output}
+    default = network if isinstance(network, str) else type(module).__name__
+    return Representation(name or default, module if output == "logits" else _Penultimate(module), settings)
 
 
 class _Penultimate(nn.Module):
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: Classifier):
         super().__init__()
         self.network = network
 
@@ -41,7 +58,7 @@ class _Penultimate(nn.Module):
 
 
 @networks.register("conv_classifier", examples=({"side": 8, "width": 4},))
-class ConvClassifier(nn.Module):
+class ConvClassifier(Classifier):
     """Three 3x3 convolutions with group normalisation, one hidden layer: images n c h w -> logits n classes."""
 
     def __init__(self, channels: int = 1, side: int = 8, classes: int = 10, width: int = 32, features: int = 64):
@@ -62,15 +79,12 @@ class ConvClassifier(nn.Module):
         self.head = nn.Linear(features, classes)
 
     def features(self, images: Tensor) -> Tensor:
-        """Penultimate activations."""
+        """Activations of the hidden layer."""
         return self.trunk(images * 2 - 1)
-
-    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
-        return self.head(self.features(images))
 
 
 @networks.register("mixer_classifier", examples=({"side": 8, "width": 8},))
-class MixerClassifier(nn.Module):
+class MixerClassifier(Classifier):
     """An MLP-mixer over 2x2 patches (Tolstikhin et al. 2021), no convolution: images n c h w -> logits n classes."""
 
     def __init__(self, channels: int = 1, side: int = 8, classes: int = 10, width: int = 48, depth: int = 3):
@@ -88,9 +102,6 @@ class MixerClassifier(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.norm(x).mean(1)
-
-    def forward(self, images: Tensor) -> Tensor:  # noqa: D102
-        return self.head(self.features(images))
 
 
 class _MixerBlock(nn.Module):

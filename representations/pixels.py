@@ -32,6 +32,9 @@ def pca(components: int = 32, whiten: bool = False) -> Representation:
 
 
 class _Projection(nn.Module):
+    mean: Tensor
+    matrix: Tensor
+
     def __init__(self, mean: Tensor, matrix: Tensor):
         super().__init__()
         self.register_buffer("mean", mean)

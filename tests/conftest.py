@@ -1,7 +1,8 @@
 """Set-up of the tests: shapes in annotations are checked, caches are temporary, two threads."""
 
-import tests.typecheck  # noqa: F401  (the hook names it)
 from jaxtyping import install_import_hook
+
+import tests.typecheck  # noqa: F401  (the hook names it)
 
 with install_import_hook(["rdm", "objectives", "representations"], "tests.typecheck.check"):
     import rdm

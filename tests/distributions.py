@@ -30,7 +30,7 @@ def pairs(draw: st.DrawFn, *, least: int = 3) -> Pair:
 
 
 def power_law(d: int, n: int, exponent: float, seed: int, *, turn: float = 0.0) -> Tensor:
-    """n Gaussian rows whose covariance has eigenvalues i^-exponent, eigenvectors turned a little, float64."""
+    """N Gaussian rows whose covariance has eigenvalues i^-exponent, eigenvectors turned a little, float64."""
     g = torch.Generator().manual_seed(seed)
     rows = torch.randn(n, d, generator=g, dtype=torch.float64)
     rows = rows * torch.arange(1, d + 1, dtype=torch.float64) ** (-exponent / 2)

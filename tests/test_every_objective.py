@@ -25,9 +25,9 @@ def value(name: str, example: dict, pair: Pair, seed: int = 0) -> torch.Tensor:
 @given(pair=pairs())
 def test_sign_and_identity(name, example, pair):
     objective = rdm.objective(name, **example)
-    if objective.nonnegative:
+    if objective.traits.nonnegative:
         assert value(name, example, pair) >= 0
-    if objective.zero_at_identity:
+    if objective.traits.zero_at_identity:
         same = pair._replace(y=pair.x, b=pair.a)
         tolerance = 1e-7 if example.get("root") else 1e-12
         assert abs(value(name, example, same)) <= tolerance * (1 + pair.x.square().sum())
@@ -39,9 +39,9 @@ def test_symmetry_and_translation(name, example, pair):
     objective = rdm.objective(name, **example)
     straight = value(name, example, pair)
     x, a, y, b = pair
-    if objective.symmetric:
+    if objective.traits.symmetric:
         assert torch.isclose(straight, value(name, example, Pair(y, b, x, a)), rtol=1e-9, atol=1e-11)
-    if objective.translation_invariant:
+    if objective.traits.translation_invariant:
         assert torch.isclose(straight, value(name, example, Pair(x + 3, a, y + 3, b)), rtol=1e-9, atol=1e-11)
 
 
@@ -57,7 +57,9 @@ def test_order_of_rows_and_scale_of_weights_do_not_matter(name, example, pair):
 @given(pair=pairs())
 def test_a_weight_of_zero_is_an_absent_row(name, example, pair):
     x, a, y, b = pair
-    padded = Pair(torch.cat([x, x[:2] + 1]), torch.cat([a, a[:2] * 0]), torch.cat([y, y[:1]]), torch.cat([b, b[:1] * 0]))
+    padded = Pair(
+        torch.cat([x, x[:2] + 1]), torch.cat([a, a[:2] * 0]), torch.cat([y, y[:1]]), torch.cat([b, b[:1] * 0])
+    )
     if example.get("bandwidth", "median" if name == "mmd" else None) == "median":
         padded = padded._replace(y=y, b=b)  # the median is over rows, whatever they weigh
     assert torch.isclose(value(name, example, pair), value(name, example, padded), rtol=1e-9, atol=1e-11)
@@ -72,20 +74,25 @@ def test_a_doubled_weight_is_a_duplicated_row(name, example, pair):
     repeated = pair._replace(x=torch.cat([x[:2], x]), a=torch.cat([a[:2], a]))
     same = torch.isclose(value(name, example, doubled), value(name, example, repeated), rtol=1e-9, atol=1e-11)
     # an estimator that corrects for n takes a duplicate for an independent draw; both must be seen
-    assert bool(same) == objective.plug_in
+    assert bool(same) == objective.traits.plug_in
 
 
 @cases
 @given(pair=pairs())
 def test_gradient_against_finite_differences(name, example, pair):
     x = pair.x.clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda rows: value(name, example, pair._replace(x=rows)), (x,), atol=1e-5, rtol=1e-4)
+    assert torch.autograd.gradcheck(
+        lambda rows: value(name, example, pair._replace(x=rows)), (x,), atol=1e-5, rtol=1e-4
+    )
 
 
 @cases
 def test_float32_and_half_precision_stay_near_float64(name, example):
     g = torch.Generator().manual_seed(3)
-    x, y = torch.randn(60, 5, generator=g, dtype=torch.float64) * 1.3, torch.randn(80, 5, generator=g, dtype=torch.float64)
+    x, y = (
+        torch.randn(60, 5, generator=g, dtype=torch.float64) * 1.3,
+        torch.randn(80, 5, generator=g, dtype=torch.float64),
+    )
     exact = rdm.distance(name, x, y, **example)
     for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 3e-3)):
         low = x.to(dtype).requires_grad_()
@@ -154,7 +161,7 @@ def test_same_generator_same_value(name, example):
     g = torch.Generator().manual_seed(2)
     pair = Pair(torch.randn(9, 3, generator=g), torch.ones(9), torch.randn(8, 3, generator=g) + 1, torch.ones(8))
     assert value(name, example, pair, seed=1) == value(name, example, pair, seed=1)
-    assert (value(name, example, pair, seed=1) != value(name, example, pair, seed=2)) == objective.randomized
+    assert (value(name, example, pair, seed=1) != value(name, example, pair, seed=2)) == objective.traits.randomized
 
 
 @cases

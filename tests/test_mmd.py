@@ -29,7 +29,10 @@ def test_against_double_loops(pair: Pair, bandwidths: list[float], unbiased: boo
 def test_geomloss_is_half_of_the_biased_value():
     geomloss = pytest.importorskip("geomloss")
     g = torch.Generator().manual_seed(0)
-    x, y = torch.randn(30, 4, generator=g, dtype=torch.float64), torch.randn(40, 4, generator=g, dtype=torch.float64) + 1
+    x, y = (
+        torch.randn(30, 4, generator=g, dtype=torch.float64),
+        torch.randn(40, 4, generator=g, dtype=torch.float64) + 1,
+    )
     peer = geomloss.SamplesLoss("gaussian", blur=1.5, backend="tensorized")(x, y)
     assert math.isclose(rdm.distance("mmd", x, y, bandwidth=1.5), 2 * float(peer), rel_tol=1e-9)
 

@@ -47,7 +47,7 @@ def test_gradient_for_any_size_chunk_weights_and_decay(name, example, memory, da
 def test_self_normalised_balance(name, example, memory):
     objective = rdm.objective(name, **example)
     balance = SelfNormalized(1e-3)
-    if not objective.nonnegative:
+    if not objective.traits.nonnegative:
         with pytest.raises(InputError, match="non-negative objective"):
             Problem(objective, memory, balance).population(None)
         return

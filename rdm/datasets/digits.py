@@ -24,8 +24,8 @@ def digits(split: Literal["train", "fresh", "all"] = "train") -> Dataset:
         from sklearn.datasets import load_digits
     except ModuleNotFoundError as error:
         raise InputError('data set "digits" needs scikit-learn; pip install "rdm-torch[report]"') from error
-    bunch = load_digits()
-    order = np.random.default_rng(0).permutation(len(bunch.target))
+    pictures, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))
     rows = {"train": order[FRESH:], "fresh": order[:FRESH], "all": order}[split]
-    images = torch.from_numpy(bunch.images[rows]).float()[:, None] / 16
-    return Dataset(f"digits/{split}", images, torch.from_numpy(bunch.target[rows]).long(), classes=10)
+    images = torch.from_numpy(pictures[rows]).float().view(-1, 1, 8, 8) / 16
+    return Dataset(f"digits/{split}", images, torch.from_numpy(labels[rows]).long(), classes=10)

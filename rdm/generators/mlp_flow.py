@@ -25,7 +25,7 @@ class MLPFlow(FlowGenerator):
         self,
         shape: tuple[int, ...] = (1, 8, 8),
         classes: int | None = 10,
-        width: int = 256,
+        width: int = 192,
         depth: int = 3,
         steps: int = 1,
         solver: Literal["euler", "heun"] = "euler",

@@ -1,0 +1,46 @@
+# The two commands of a new user are `make demo` and `make test`; both make .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+RDM := $(VENV)/bin/rdm
+PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+RUNS := runs/digits
+
+.PHONY: demo test lint bench bench-gpu clean
+
+demo: $(VENV)/.core  ## post-train a one-step generator on the digits; table and report
+	$(RDM) train experiments/digits/classifier.gin --out $(RUNS)/classifier --resume
+	$(RDM) train experiments/digits/judge.gin --out $(RUNS)/judge --resume
+	$(RDM) train experiments/digits/flow.gin --out $(RUNS)/flow --resume
+	$(RDM) train experiments/digits/frechet_ema.gin --out $(RUNS)/frechet_ema --resume
+
+test: $(VENV)/.test  ## the whole CPU suite, slow tests included
+	$(VENV)/bin/python -m pytest -q -m "not gpu"
+
+lint: $(VENV)/.test
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/codespell
+	$(VENV)/bin/pyright
+
+bench: $(VENV)/.test  ## times beside peers, with accuracy and peak memory
+	$(VENV)/bin/python -m benchmarks
+
+bench-gpu: $(VENV)/.test
+	$(VENV)/bin/python -m benchmarks --device cuda
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "installing rdm into $(VENV) (about a minute)"
+	$(PIP) --editable '.[report]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	@echo "installing what the tests need"
+	$(PIP) --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

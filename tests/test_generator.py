@@ -1,0 +1,56 @@
+"""Generators: the integration of a flow, and what every registered generator must do."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import rdm
+from rdm.errors import InputError
+from rdm.generator import FlowGenerator
+from rdm.registry import generators
+
+
+class Linear(FlowGenerator):
+    """dx/dt = x, whose flow from t = 1 to 0 is x exp(-1)."""
+
+    shape, classes = (1, 1, 1), None
+
+    def velocity(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize("solver, order", [("euler", 1), ("heun", 2)])
+def test_order_of_the_solver(solver, order):
+    z = torch.full((1, 1, 1, 1), 2.0, dtype=torch.float64)
+    exact = (2 * torch.exp(torch.tensor(-1.0, dtype=torch.float64)) + 1) / 2
+    errors = [abs(float(Linear(steps, solver)(z)) - float(exact)) for steps in (20, 40)]
+    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.1)
+
+
+def test_the_exact_velocity_of_one_image_is_integrated_in_one_step():
+    """Data a single image x0: v = (x_t - x0) / t, and one Euler step from noise lands on x0."""
+    x0 = torch.rand(1, 1, 2, 2)
+
+    class Point(Linear):
+        def velocity(self, x, t, condition):
+            return (x - (2 * x0 - 1)) / t.view(-1, 1, 1, 1)
+
+    torch.testing.assert_close(Point(1, "euler")(torch.randn(5, 1, 2, 2)), x0.expand(5, 1, 2, 2))
+
+
+def test_wrong_solver():
+    with pytest.raises(InputError, match="steps >= 1"):
+        Linear(0, "euler")
+
+
+@pytest.mark.parametrize("name", rdm.names("generators"))
+def test_contract(name):
+    for example in generators[name].examples:
+        generator = rdm.generator(name, **example)
+        noise, condition = generator.draw(6, torch.Generator().manual_seed(0))
+        images = generator(noise, condition)
+        assert images.shape == noise.shape
+        assert torch.equal(images, generator(noise, condition)), "not deterministic"
+        torch.testing.assert_close(images[2:4], generator(noise[2:4], None if condition is None else condition[2:4]))
+        images.square().sum().backward()
+        assert any(p.grad is not None and p.grad.norm() > 0 for p in generator.parameters())

@@ -1,0 +1,39 @@
+"""Registries: names taken and unknown, temporary members, hints."""
+
+import pytest
+
+import rdm
+from rdm.errors import InputError, UnknownNameError
+from rdm.registry import Registry, objectives
+
+
+def test_a_taken_name_is_an_error_that_names_both():
+    registry = Registry("thing")
+    registry.register("a")(dict)
+    with pytest.raises(InputError, match=r"thing 'a' is taken by builtins.dict.*builtins.list"):
+        registry.register("a")(list)
+
+
+def test_unknown_names_come_with_the_nearest():
+    with pytest.raises(UnknownNameError, match="unknown objective 'frechett'; did you mean 'frechet'"):
+        rdm.objective("frechett")
+    with pytest.raises(UnknownNameError, match="known: "):
+        rdm.objective("zzzz")
+    with pytest.raises(InputError, match="no hyperparameter 'bandwith'; did you mean 'bandwidth'"):
+        rdm.objective("mmd", bandwith=1.0)
+    with pytest.raises(InputError, match="names\\(\\) takes one of objectives"):
+        rdm.names("losses")
+
+
+def test_temporary_members_go():
+    with objectives.temporarily():
+        objectives.register("passing")(dict)
+        assert "passing" in rdm.names("objectives")
+    assert "passing" not in rdm.names("objectives")
+
+
+@pytest.mark.parametrize("kind", ["objectives", "representations", "batteries", "generators", "datasets"])
+def test_every_member_says_what_it_is(kind):
+    assert rdm.names(kind) == sorted(rdm.names(kind))
+    for entry in rdm.registry.registries[kind].values():
+        assert entry.summary.endswith("."), f"{kind}.{entry.name} has no one-line summary"

@@ -1,0 +1,236 @@
+"""Training: bit-identical resumption, interruption, errors, several processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import rdm
+from rdm.checkpoint import complete_checkpoints, read_checkpoint
+from rdm.errors import CorruptFileError, InputError
+from rdm.losses import Classification, FlowMatching, Matching
+from rdm.randomness import seeded
+from rdm.registry import networks
+from rdm.run import Diverged
+from rdm.schedule import constant, cosine
+from rdm.train import train
+
+
+class Noisy(nn.Module):
+    """A representation with randomness at each call, to see random states resumed."""
+
+    def forward(self, items):
+        return items.flatten(1) + 0.01 * torch.randn(len(items), 64)
+
+
+def arguments(kind: str, out: Path, **changes) -> dict:
+    """A tiny run of each kind of loss, with everything that has state."""
+    if kind == "classification":
+        model, losses = networks.build("conv_classifier", width=4), [Classification(batch=8)]
+    elif kind == "flow":
+        model, losses = rdm.generator("mlp_flow", width=8, depth=1), [FlowMatching(batch=8)]
+    else:
+        memory = {"ema": rdm.EMA(0.9), "queue": rdm.Queue(60)}[kind]
+        model = rdm.generator("mlp_flow", width=8, depth=1)
+        battery = rdm.Battery((rdm.representation("pca", components=8), rdm.Representation("noisy", Noisy())))
+        objective = rdm.objective("frechet") if kind == "ema" else rdm.objective("sliced_wasserstein", projections=8)
+        matching = Matching(objective, battery, 24, 10, memory, rdm.SelfNormalized(), warm_up=40)
+        losses = [matching, FlowMatching(batch=8)]
+    plain = {
+        "model": model, "losses": losses, "data": rdm.dataset("digits"), "steps": 6, "out": out, "average": 0.9,
+        "optimizer": partial(torch.optim.AdamW, lr=1e-3), "schedule": cosine(0.2), "clip": 1.0, "log_every": 1,
+        "samples_every": 3, "checkpoint_every": 2, "keep": 9,
+    }  # fmt: skip
+    return {**plain, **changes}
+
+
+def run(kind: str, out: Path, **changes) -> nn.Module:
+    with seeded(0):
+        return train(**arguments(kind, out, **changes))
+
+
+@pytest.mark.parametrize("kind", ["classification", "flow", "ema", "queue"])
+def test_a_resumed_run_is_bit_identical(kind, tmp_path):
+    whole = run(kind, tmp_path / "whole")
+    run(kind, tmp_path / "cut")
+    for late in complete_checkpoints(tmp_path / "cut" / "checkpoints")[1:]:
+        for file in late.iterdir():
+            file.unlink()
+        late.rmdir()
+    torch.rand(7)  # the caller's random state plays no part
+    resumed = run(kind, tmp_path / "cut", resume=True)
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    ends = [read_checkpoint(complete_checkpoints(tmp_path / r / "checkpoints")[-1]) for r in ("whole", "cut")]
+    assert ends[0][0] == ends[1][0] == 6
+    for a, b in zip(leaves(ends[0][1]), leaves(ends[1][1]), strict=True):
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+    logs = [[json.loads(x) for x in (tmp_path / r / "log.jsonl").read_text().splitlines()] for r in ("whole", "cut")]
+    assert [{**x, "seconds": 0} for x in logs[0]] == [{**x, "seconds": 0} for x in logs[1]]
+    assert len(logs[0]) == 6
+
+
+def leaves(tree, name=""):
+    """Every leaf of a checkpoint but the time it took."""
+    if isinstance(tree, dict):
+        return [leaf for k, v in tree.items() if k != "seconds" for leaf in leaves(v, k)]
+    if isinstance(tree, list | tuple):
+        return [leaf for v in tree for leaf in leaves(v)]
+    return [tree]
+
+
+def test_the_callers_random_state_is_untouched(tmp_path):
+    before = torch.get_rng_state()
+    run("ema", tmp_path)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_samples_are_drawn_from_the_same_noise(tmp_path):
+    run("flow", tmp_path, steps=6)
+    assert [p.name for p in sorted((tmp_path / "samples").iterdir())] == [
+        "00000000.png",
+        "00000003.png",
+        "00000006.png",
+    ]
+
+
+def test_a_non_finite_gradient_stops_the_run_before_the_step(tmp_path):
+    model = rdm.generator("mlp_flow", width=8, depth=1)
+    weights = {k: v.clone() for k, v in model.state_dict().items()}
+
+    class Explode(FlowMatching):
+        def backward(self, model, step):
+            logged = super().backward(model, step)
+            next(model.parameters()).grad.fill_(float("nan"))
+            return logged
+
+    with pytest.raises(Diverged, match="step 0: the gradient is not finite"):
+        run("flow", tmp_path, model=model, losses=[Explode(batch=8)])
+    assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
+
+
+def test_non_finite_features_stop_the_run_and_are_named(tmp_path):
+    class Broken(nn.Module):
+        def forward(self, items):
+            return items.flatten(1) / (items.flatten(1).sum(1, keepdim=True) > 0)
+
+    battery = rdm.Battery((rdm.Representation("fragile", Broken()),))
+    model = rdm.generator("mlp_flow", width=8, depth=1)
+    nn.init.constant_(model.outlet.bias, 1e6)  # every image clamps to black, which divides by zero
+    with pytest.raises(Diverged, match="step 0: generated features of 'fragile': NaN or infinity in 10 of 10 rows"):
+        run("ema", tmp_path, model=model, losses=[Matching(rdm.objective("mmd"), battery, 24, 10)])
+
+
+def test_losses_refuse_models_they_cannot_train(tmp_path):
+    wrong = networks.build("conv_classifier", width=4)
+    with pytest.raises(InputError, match="FlowMatching trains a .*FlowGenerator; got ConvClassifier"):
+        run("flow", tmp_path, model=wrong)
+    with pytest.raises(InputError, match="Matching trains a rdm.generator.Generator"):
+        run("ema", tmp_path, model=wrong)
+    with pytest.raises(InputError, match="population >= 1"):
+        Matching(rdm.objective("mmd"), rdm.battery("untrained"), population=0)
+
+
+def test_schedules():
+    assert [constant(0.5)(x) for x in (0, 0.25, 0.5, 1)] == [0, 0.5, 1, 1]
+    factor = cosine(0.1, floor=0.2)
+    assert factor(0) == 0 and factor(0.1) == pytest.approx(1) and factor(1) == pytest.approx(0.2)
+    assert factor(0.55) == pytest.approx(0.6)
+    with pytest.raises(InputError, match="0 <= warmup < 1"):
+        cosine(1.0)
+
+
+CONFIG = """
+rdm.train.model = @generators.mlp_flow()
+rdm.train.losses = [@losses.flow_matching()]
+rdm.train.data = @datasets.digits()
+rdm.train.steps = 100000
+rdm.train.optimizer = @optimizers.adamw
+generators.mlp_flow.width = 8
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_and_says_where(tmp_path, number):
+    (tmp_path / "x.gin").write_text(CONFIG)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rdm", "train", "x.gin", "--out", "run"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    log = tmp_path / "run" / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text().count("\n") > 1) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    (saved,) = complete_checkpoints(tmp_path / "run" / "checkpoints")
+    last = err.strip().splitlines()[-1]
+    assert (
+        last.startswith("rdm: interrupted at step") and f"run/checkpoints/{saved.name}" in last and "--resume" in last
+    )
+    step, _ = read_checkpoint(saved)
+    assert step == int(saved.name) > 0
+
+
+def test_kill_in_the_middle_leaves_only_whole_checkpoints(tmp_path):
+    (tmp_path / "x.gin").write_text(CONFIG + "rdm.train.checkpoint_every = 1\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rdm", "train", "x.gin", "--out", "run"],
+        cwd=tmp_path, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(complete_checkpoints(tmp_path / "run" / "checkpoints")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    found = complete_checkpoints(tmp_path / "run" / "checkpoints")
+    assert found and all(read_checkpoint(path)[0] == int(path.name) for path in found)
+
+
+def test_a_damaged_checkpoint_is_refused_and_left_alone(tmp_path):
+    run("flow", tmp_path)
+    newest = complete_checkpoints(tmp_path / "checkpoints")[-1]
+    whole = (newest / "state.safetensors").read_bytes()
+    (newest / "state.safetensors").write_bytes(whole[: len(whole) // 2])
+    log = (tmp_path / "log.jsonl").read_bytes()
+    with pytest.raises(CorruptFileError, match="delete .*00000006 to go on from the checkpoint before it"):
+        run("flow", tmp_path, resume=True)
+    assert (newest / "state.safetensors").read_bytes() == whole[: len(whole) // 2]
+    assert (tmp_path / "log.jsonl").read_bytes() == log
+
+
+def test_two_processes_train_as_one(tmp_path):
+    """Two gloo processes of torchrun end with equal weights, which a resumed run reads back; one log is written."""
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from rdm.distributed import gather, rank, started\n"
+        "sys.path.insert(0, sys.argv[1])\n"
+        "from tests.test_train import run\n"
+        "with started():\n"
+        "    model = run('ema', Path(sys.argv[2]))\n"
+        "    flat = torch.cat([p.detach().flatten() for p in model.parameters()])\n"
+        "    both = gather(flat)\n"
+        "    assert len(both) == 2 and torch.equal(both[0], both[1])\n"
+        "    again = run('ema', Path(sys.argv[2]), resume=True)\n"
+        "    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))\n"
+        "    if rank() == 0: print('equal')\n"
+    )
+    root = Path(__file__).parent.parent
+    launched = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone",
+         str(script), str(root), str(tmp_path / "run")],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+    )  # fmt: skip
+    assert "equal" in launched.stdout, launched.stderr[-2000:]
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 6
