@@ -5,6 +5,7 @@ Exit status 0, 2 for a usage or configuration error, 1 for a failure while runni
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rdm.run import Interrupted
 
     try:
-        options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            options.run(options)
         return 0
     except InputError as error:
         return _fail(error, 2, options.debug)
@@ -24,6 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error) or "interrupted", 1, options.debug)
     except Exception as error:  # whatever failed while running, in one line
         return _fail(error, 1, options.debug)
+
+
+def _warn(message: Warning | str, category: type[Warning], *place: object, **options: object) -> None:
+    print(f"rdm: warning: {message}", file=sys.stderr)
 
 
 def _fail(error: BaseException | str, status: int, debug: bool) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor, nn
 
 import rdm
@@ -167,7 +167,11 @@ def _print_result(out: Path) -> None:
 def _print_metrics(metrics: dict[str, Metric]) -> None:
     compared = list(dict.fromkeys(name.split(": ")[0] for name in metrics if ": " in name))
     columns = [*compared, ""]
-    shown = Table("metric", *[COLUMNS.get(c, c) for c in columns], caption="distances: ratio to fresh real; ± 95 %")
+    shown = Table(
+        Column("metric", no_wrap=True),
+        *[COLUMNS.get(c, c) for c in columns],
+        caption="distances: ratio to fresh real; ± 95 %",
+    )
     for row in table(metrics, columns):
         shown.add_row(*row)
     Console().print(shown)

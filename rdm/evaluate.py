@@ -66,19 +66,17 @@ class Evaluation:
             raise InputError(f"expected resamples >= 2 for an interval; got {self.resamples}")
 
     def __call__(self, generator: Generator) -> dict[str, Metric]:
-        """All metrics of `generator` (bare names) and of each generator in `compare` ("name: metric")."""
-        judged = {"": generator, **(self.compare or {})}
+        """All metrics of `generator` (bare names), of each in `compare` and of the fresh split ("name: metric")."""
+        judged = {name: self.sample(other) for name, other in {"": generator, **(self.compare or {})}.items()}
+        judged["fresh real"] = Samples(self.fresh.images, self.fresh.labels)
         found: dict[str, Metric] = {}
         ratios = list(self._ratios())
-        for name, candidate in judged.items():
-            samples = self.sample(candidate)
+        for name, samples in judged.items():
             prefix = f"{name}: " if name else ""
             for metric, measure in ratios:
                 found[prefix + metric] = measure(samples)
             for metric, value in self._monitors(samples):
                 found[prefix + metric] = value
-        for metric, value in self._monitors(Samples(self.fresh.images, self.fresh.labels)):
-            found[f"fresh real: {metric}"] = value
         return found
 
     def sample(self, generator: Generator) -> Samples:
@@ -199,6 +197,6 @@ def table(metrics: Mapping[str, Metric], columns: Sequence[str]) -> list[list[st
         cells = []
         for column in columns:
             metric = metrics.get(f"{column}: {name}" if column else name)
-            cells.append("-" if metric is None else f"{metric.value:.3g} ± {(metric.high - metric.low) / 2:.2g}")
+            cells.append("-" if metric is None else f"{metric.value:.3g} ±{(metric.high - metric.low) / 2:.2g}")
         rows.append([name, *cells])
     return rows

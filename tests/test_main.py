@@ -32,7 +32,7 @@ losses.matching.population = 32
 rdm.evaluation.reference = @datasets.digits()
 rdm.evaluation.fresh = @fresh/datasets.digits()
 rdm.evaluation.battery = @batteries.untrained()
-rdm.evaluation.metrics = {'sliced_wasserstein': @objectives.sliced_wasserstein()}
+rdm.evaluation.metrics = {'sw': @objectives.sliced_wasserstein()}
 rdm.evaluation.compare = {'many steps': @many/generators.mlp_flow()}
 rdm.evaluation.resamples = 3
 many/generators.mlp_flow.steps = 4
@@ -60,18 +60,18 @@ def refused(capsys, *arguments: str, status: int = 2) -> str:
 def test_a_run_writes_what_the_contract_says(at, capsys):
     assert main(["train", "generator.gin", "--out", "run", "--bind", "rdm.train.seed = 3"]) == 0
     printed = capsys.readouterr().out
-    assert "sliced_wass" in printed and "run/report.html" in printed
+    assert "sw/pixels" in printed and "run/report.html" in printed
     result = json.loads((at / "run" / "result.json").read_text())
     assert set(result) == {"metrics", "steps", "seconds", "seed", "versions", "config_sha256"}
     assert result["steps"] == 3 and result["seed"] == 3
-    metric = result["metrics"]["sliced_wasserstein/held_out_convolutions"]
+    metric = result["metrics"]["sw/held_out_convolutions"]
     assert set(metric) == {"value", "low", "high", "n", "seed"} and metric["low"] <= metric["value"] <= metric["high"]
-    assert "many steps: sliced_wasserstein/pixels" in result["metrics"]
+    assert "many steps: sw/pixels" in result["metrics"]
     assert len((at / "run" / "log.jsonl").read_text().splitlines()) == 3
     assert "train.seed = 3" in (at / "run" / "config.gin").read_text()
     assert (at / "run" / "checkpoints" / "00000003").is_dir()
     page = (at / "run" / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3 and "<svg" in page and "sliced_wasserstein/pixels" in page
+    assert page.count("data:image/png;base64,") == 3 and "<svg" in page and "sw/pixels" in page
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page), "the report must be self-contained"
 
 

@@ -1,0 +1,86 @@
+"""Measuring: interleaved times in one process, peak memory in a fresh one for each candidate."""
+
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Candidate = Callable[[], tuple[Tensor, Tensor]]  # value and gradient
+
+
+class Row(NamedTuple):
+    """One candidate's figures."""
+
+    name: str
+    milliseconds: float
+    ratio: float  # to the first candidate
+    value_error: float  # relative, against float64
+    gradient_error: float
+    peak: float  # MiB above the level before the call
+
+
+def interleaved(candidates: Mapping[str, Candidate], exact: tuple[Tensor, Tensor], *, repeats: int) -> list[Row]:
+    """Median process time of each candidate over interleaved repeats, and its error and peak memory."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    results = {name: run() for name, run in candidates.items()}  # also warms up
+    for _ in range(repeats):
+        for name, run in candidates.items():
+            began = time.process_time()
+            run()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[name].append(1e3 * (time.process_time() - began))
+    first = median(next(iter(times.values())))
+    rows = []
+    for name, (value, gradient) in results.items():
+        errors = [float((a.double() - b.double()).norm() / b.double().norm()) for a, b in zip((value, gradient), exact)]
+        spent = median(times[name])
+        rows.append(Row(name, spent, spent / first, *errors, peak(candidates[name])))
+    return rows
+
+
+def peak(run: Callable[[], object]) -> float:
+    """MiB by which a call raises this machine's resident high-water mark, in a forked child."""
+    receive, send = multiprocessing.get_context("fork").Pipe(duplex=False)
+
+    def child() -> None:
+        torch.set_num_threads(1)
+        _reset_high_water()
+        before = _high_water()
+        run()
+        send.send(_high_water() - before)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    used = receive.recv()
+    process.join()
+    return used
+
+
+def _reset_high_water() -> None:
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def _high_water() -> float:
+    with open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def show(title: str, rows: list[Row]) -> None:
+    """Print one table."""
+    print(f"\n{title}")
+    print(f"{'':34}{'ms':>9}{'ratio':>8}{'value err':>11}{'grad err':>10}{'peak MiB':>10}")
+    for row in rows:
+        print(
+            f"{row.name:34}{row.milliseconds:9.1f}{row.ratio:8.2f}{row.value_error:11.1e}"
+            f"{row.gradient_error:10.1e}{row.peak:10.0f}"
+        )

@@ -1,0 +1,117 @@
+"""Objectives, forward and backward, beside their peers. The reference's own work is done once, outside the time."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import rdm
+from benchmarks.measure import Candidate, interleaved, show
+from rdm.reference import Reference
+from rdm.statistic import checked
+
+
+def bound(name: str, x: Tensor, y: Tensor, **hyperparameters: object) -> Candidate:
+    """Our objective, bound once."""
+    objective = rdm.objective(name, **hyperparameters)
+    statistic, target = objective.bind(Reference.from_features(y))
+
+    def run() -> tuple[Tensor, Tensor]:
+        rows = x.detach().requires_grad_()
+        value = objective.distance(statistic.measure(*checked(rows)), target)
+        return value.detach(), torch.autograd.grad(value, rows)[0]
+
+    return run
+
+
+def plain(value_of: Callable[[Tensor], Tensor], x: Tensor) -> Candidate:
+    """A function of the generated rows, by autograd."""
+
+    def run() -> tuple[Tensor, Tensor]:
+        rows = x.detach().requires_grad_()
+        value = value_of(rows)
+        return value.detach(), torch.autograd.grad(value, rows)[0]
+
+    return run
+
+
+def mmd(device: str, *, n: int = 1024, m: int = 8192, d: int = 768, sigma: float = 40.0) -> None:
+    """Gaussian MMD against torch.cdist with autograd."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(n, d, generator=g).to(device), torch.randn(m, d, generator=g).to(device) * 1.1
+
+    def naive(rows: Tensor) -> Tensor:
+        def kernel(a: Tensor, b: Tensor) -> Tensor:
+            return torch.exp(-torch.cdist(a, b).square() / (2 * sigma**2))
+
+        return kernel(rows, rows).mean() - 2 * kernel(rows, y.to(rows)).mean() + constant
+
+    def products() -> tuple[Tensor, Tensor]:
+        for other in (x, y):
+            for block in other.split(2048):
+                weights = x @ block.T
+                _ = weights @ block
+        return x.new_ones(()), x
+
+    constant = float(bound("mmd", y[:2], y, bandwidth=sigma)()[0] * 0)
+    exact = bound("mmd", x.double(), y.double(), bandwidth=sigma)()
+    constant = float(exact[0] - plain(naive, x.double())()[0])
+    candidates = {
+        "rdm": bound("mmd", x, y, bandwidth=sigma),
+        "torch.cdist, autograd": plain(naive, x),
+        "(its two matrix products)": products,
+    }
+    show(f"mmd, gaussian, {n} x {m} x {d}", interleaved(candidates, exact, repeats=5))
+
+
+def frechet(device: str, *, d: int = 512) -> None:
+    """Fréchet against autograd through eigvalsh of R C R in float64, the published training form."""
+    g = torch.Generator().manual_seed(0)
+    scales = torch.arange(1, d + 1, dtype=torch.float64)
+    x, y = (torch.randn(4 * d, d, generator=g, dtype=torch.float64) * scales ** (-e / 2) for e in (1.3, 1.2))
+    x, y = x.to(device), y.to(device)
+    cy = torch.cov(y.T)
+    values, vectors = torch.linalg.eigh(cy)
+    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+
+    def published(rows: Tensor) -> Tensor:
+        r, c = root.to(rows), torch.cov(rows.T)
+        product = r @ c @ r
+        overlap = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()
+        return (rows.mean(0) - y.mean(0).to(rows)).square().sum() + c.trace() + cy.trace() - 2 * overlap
+
+    exact = bound("frechet", x, y)()
+    candidates = {
+        "rdm, float32 features": bound("frechet", x.float(), y.float()),
+        "eigvalsh, autograd, float64": plain(published, x),
+        "eigvalsh, autograd, float32": plain(published, x.float()),
+    }
+    show(f"frechet, n = {4 * d}, d = {d}, power-law spectra", interleaved(candidates, exact, repeats=3))
+
+
+def sliced(device: str, *, n: int = 8192, d: int = 768, projections: int = 256) -> None:
+    """Sliced Wasserstein against POT on the same directions."""
+    import ot
+
+    from objectives.sliced_wasserstein import _directions
+
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(n, d, generator=g).to(device), torch.randn(n, d, generator=g).to(device) * 1.1 + 0.1
+    directions = _directions(x, projections, None).T.contiguous()
+
+    def pot(rows: Tensor) -> Tensor:
+        return ot.sliced_wasserstein_distance(rows, y.to(rows), projections=directions.to(rows)) ** 2
+
+    exact = bound("sliced_wasserstein", x.double(), y.double(), projections=projections)()
+    candidates = {
+        "rdm": bound("sliced_wasserstein", x, y, projections=projections),
+        "POT": plain(pot, x),
+    }
+    show(f"sliced_wasserstein, {n} x {n} x {d}, {projections} directions", interleaved(candidates, exact, repeats=3))
+
+
+def run(device: str) -> None:
+    """All of them."""
+    mmd(device)
+    frechet(device)
+    sliced(device)

@@ -1,0 +1,111 @@
+"""Evaluation: ratios, intervals, accuracy and the collapse monitors on cases with known answers."""
+
+import pytest
+import torch
+from torch import nn
+
+import rdm
+from rdm.data import Dataset
+from rdm.errors import InputError
+from rdm.evaluate import Evaluation, Metric, Samples, table
+from rdm.generator import Generator
+from rdm.representation import Battery, Representation
+
+
+class Given(Generator):
+    """Gives the images it was made with, whatever the noise."""
+
+    def __init__(self, images: torch.Tensor):
+        super().__init__()
+        self.shape, self.classes = tuple(images.shape[1:]), 10
+        self.images = nn.Parameter(images)
+        self.position = 0
+
+    def forward(self, noise, condition=None):
+        rows = self.images[self.position : self.position + len(noise)]
+        self.position = (self.position + len(noise)) % len(self.images)
+        return rows
+
+
+def gaussians(n: int, seed: int, *, shift: float = 0.0) -> Dataset:
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 10
+    images = (torch.randn(n, 1, 2, 2, generator=g) * 0.05 + 0.1 + 0.08 * labels.view(-1, 1, 1, 1) + shift).clamp(0, 1)
+    return Dataset(f"gaussians {seed}", images, labels, classes=10)
+
+
+def evaluation(**changes) -> Evaluation:
+    plain = {
+        "reference": gaussians(600, 0),
+        "fresh": gaussians(200, 1),
+        "battery": Battery((rdm.representation("pixels"),)),
+        "metrics": {"sw": rdm.objective("sliced_wasserstein", root=True), "frechet": rdm.objective("frechet")},
+    }
+    return Evaluation(**{**plain, **changes})
+
+
+def test_real_data_scores_one_with_one_inside_the_interval():
+    inside = 0
+    for seed in range(2, 12):
+        found = evaluation()(Given(gaussians(200, seed).images))
+        metric = found["sw/pixels"]
+        inside += metric.low <= 1 <= metric.high
+        assert metric.n == 200 and metric.low < metric.value < metric.high
+    assert inside >= 8
+
+
+def test_the_fresh_split_itself_scores_exactly_one():
+    found = evaluation()(Given(gaussians(200, 1).images))
+    assert found["sw/pixels"].value == 1 and found["frechet/pixels"].value == 1
+
+
+def test_worse_generators_score_worse():
+    values = [evaluation()(Given(gaussians(200, 5, shift=s).images))["sw/pixels"].value for s in (0.0, 0.05, 0.1)]
+    assert values == sorted(values) and values[2] > 2 * values[0]
+
+
+def test_monitors_see_collapse_and_copies():
+    train = gaussians(600, 0)
+    good = evaluation()(Given(gaussians(200, 3).images))
+    assert good["spread"].value == pytest.approx(1, abs=0.1) and good["copies"].value < 0.05
+    assert evaluation()(Given(train.images[:200]))["copies"].value > 0.9
+    centres = torch.stack([train.images[train.labels == c].mean(0) for c in range(10)])[torch.arange(200) % 10]
+    assert evaluation()(Given(centres))["spread"].value < 0.01
+    assert good["fresh real: spread"].value == pytest.approx(1, abs=0.1)
+
+
+def test_accuracy_is_the_judges():
+    class Judge(nn.Module):
+        """Ten logits that pick the class whose mean is nearest."""
+
+        def forward(self, images):
+            means = 0.1 + 0.08 * torch.arange(10.0)
+            return -(images.flatten(1).mean(1, keepdim=True) - means).abs()
+
+    judged = evaluation(judge=Representation("judge", Judge()))
+    assert judged(Given(gaussians(200, 4).images))["accuracy"].value > 0.85
+    half = gaussians(200, 4).images.clone()
+    half[100:] = 0.1
+    assert judged(Given(half))["accuracy"].value == pytest.approx(0.5, abs=0.1)
+
+
+def test_same_seed_same_numbers_and_compared_generators_have_their_name():
+    other = Given(gaussians(200, 6).images)
+    twice = [evaluation(compare={"other": other})(Given(gaussians(200, 5).images)) for _ in range(2)]
+    assert twice[0] == twice[1]
+    assert twice[0]["other: sw/pixels"] == evaluation()(Given(gaussians(200, 6).images))["sw/pixels"]
+    rows = table(twice[0], ["other", "fresh real", ""])
+    assert rows[0][0] == "sw/pixels" and rows[0][2].startswith("1 ±") and "±" in rows[0][1]
+
+
+def test_samples_follow_the_fresh_labels():
+    fresh = gaussians(200, 1)
+    samples = evaluation().sample(Given(fresh.images + 1))
+    assert isinstance(samples, Samples) and torch.equal(samples.labels, fresh.labels)
+    assert samples.images.max() <= 1, "clamped before judging"
+
+
+def test_wrong_settings():
+    with pytest.raises(InputError, match="resamples >= 2"):
+        evaluation(resamples=1)
+    assert Metric(1, 0, 2, 3, 4)._asdict() == {"value": 1, "low": 0, "high": 2, "n": 3, "seed": 4}
