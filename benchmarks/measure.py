@@ -38,7 +38,8 @@ def interleaved(candidates: Mapping[str, Candidate], exact: tuple[Tensor, Tensor
     first = median(next(iter(times.values())))
     rows = []
     for name, (value, gradient) in results.items():
-        errors = [float((a.double() - b.double()).norm() / b.double().norm()) for a, b in zip((value, gradient), exact)]
+        pairs = zip((value, gradient), exact, strict=True)
+        errors = [float((a.double() - b.double()).norm() / b.double().norm()) for a, b in pairs]
         spent = median(times[name])
         rows.append(Row(name, spent, spent / first, *errors, peak(candidates[name])))
     return rows
@@ -80,7 +81,6 @@ def show(title: str, rows: list[Row]) -> None:
     print(f"\n{title}")
     print(f"{'':34}{'ms':>9}{'ratio':>8}{'value err':>11}{'grad err':>10}{'peak MiB':>10}")
     for row in rows:
-        print(
-            f"{row.name:34}{row.milliseconds:9.1f}{row.ratio:8.2f}{row.value_error:11.1e}"
-            f"{row.gradient_error:10.1e}{row.peak:10.0f}"
-        )
+        floor = row.name.startswith("(")  # part of the work, with no value of its own
+        errors = f"{'-':>11}{'-':>10}" if floor else f"{row.value_error:11.1e}{row.gradient_error:10.1e}"
+        print(f"{row.name:34}{row.milliseconds:9.1f}{row.ratio:8.2f}{errors}{row.peak:10.0f}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 from torch import Tensor, nn
@@ -170,7 +171,9 @@ def _print_metrics(metrics: dict[str, Metric]) -> None:
     shown = Table(
         Column("metric", no_wrap=True),
         *[COLUMNS.get(c, c) for c in columns],
-        caption="distances: ratio to fresh real; ± 95 %",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        caption="distances are ratios to fresh real data: 1, less is better; ± 95 %",
     )
     for row in table(metrics, columns):
         shown.add_row(*row)

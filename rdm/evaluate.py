@@ -189,6 +189,11 @@ def _within_class_distances(images: Tensor, labels: Tensor) -> Tensor:
     return torch.cat(means)
 
 
+def _cell(metric: Metric) -> str:
+    half = (metric.high - metric.low) / 2
+    return f"{metric.value:.3g}±{half:.2g}" if half >= 0.01 else f"{metric.value:.3g}±{half:.1g}"
+
+
 def table(metrics: Mapping[str, Metric], columns: Sequence[str]) -> list[list[str]]:
     """Rows of text: metric, then one cell a column ("" is the judged generator), "-" where nothing was measured."""
     bare = [name for name in metrics if ": " not in name]
@@ -197,6 +202,6 @@ def table(metrics: Mapping[str, Metric], columns: Sequence[str]) -> list[list[st
         cells = []
         for column in columns:
             metric = metrics.get(f"{column}: {name}" if column else name)
-            cells.append("-" if metric is None else f"{metric.value:.3g} ±{(metric.high - metric.low) / 2:.2g}")
+            cells.append("-" if metric is None else _cell(metric))
         rows.append([name, *cells])
     return rows

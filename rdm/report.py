@@ -17,8 +17,9 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem } .note { c
 table { border-collapse: collapse } td, th { padding: .25rem .8rem; text-align: right; white-space: nowrap }
 td:first-child, th:first-child { text-align: left } thead th { border-bottom: 2px solid #1b1b1f }
 tbody tr:nth-child(odd) { background: #f4f4f8 } td:last-child { font-weight: 600 }
-.grids { display: flex; flex-wrap: wrap; gap: 1.2rem } figure { margin: 0 } figcaption { font-weight: 600 }
-img { max-width: 100%; image-rendering: pixelated } pre { background: #f4f4f8; padding: 1rem; overflow-x: auto }
+.grids { display: grid; grid-template-columns: repeat(auto-fit, minmax(420px, 1fr)); gap: 1.2rem }
+figure { margin: 0 } figcaption { font-weight: 600 } figure img { width: 100%; image-rendering: pixelated }
+svg { max-width: 100%; height: auto } pre { background: #f4f4f8; padding: 1rem; overflow-x: auto; font-size: 13px }
 .scroll { overflow-x: auto }
 """
 

@@ -1,0 +1,35 @@
+"""The main job on real digits, as `make demo` runs it, and the claims that the README makes of it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def demo_commands() -> list[list[str]]:
+    """The rdm commands of the Makefile's demo."""
+    recipe = (ROOT / "Makefile").read_text().split("demo:", 1)[1].split("\n\n")[0]
+    return [line.replace("$(RUNS)", "runs/digits").split()[1:] for line in re.findall(r"\$\(RDM\) .*", recipe)]
+
+
+@pytest.mark.slow
+def test_post_training_makes_a_one_step_generator(tmp_path):
+    environment = {**os.environ, "RDM_CACHE": str(tmp_path / "cache")}
+    commands = demo_commands()
+    mmd = [part.replace("frechet_ema", "mmd_exact") for part in commands[-1]]
+    for command in (*commands, mmd):
+        command = [str(ROOT / part) if part.endswith(".gin") else part for part in command]
+        subprocess.run([sys.executable, "-m", "rdm", *command], cwd=tmp_path, env=environment, check=True)
+    for name in ("frechet_ema", "mmd_exact"):
+        metrics = json.loads((tmp_path / "runs/digits" / name / "result.json").read_text())["metrics"]
+        after = metrics["sw/held_out_mixer"]["value"]
+        assert after <= 1.15 and after <= metrics["one step before: sw/held_out_mixer"]["value"] / 2
+        assert metrics["accuracy"]["value"] >= 0.97
+        assert metrics["spread"]["value"] >= 0.9 and metrics["copies"]["value"] <= 0.03
+        assert (tmp_path / "runs/digits" / name / "report.html").exists()
