@@ -24,29 +24,45 @@ class Row(NamedTuple):
     peak: float  # MiB above the level before the call
 
 
-def interleaved(candidates: Mapping[str, Candidate], exact: tuple[Tensor, Tensor], *, repeats: int) -> list[Row]:
-    """Median process time of each candidate over interleaved repeats, and its error and peak memory."""
+def interleaved(
+    candidates: Mapping[str, Candidate], exact: tuple[Tensor, Tensor], *, repeats: int, device: str
+) -> list[Row]:
+    """Median time of each candidate over interleaved repeats, and its error and peak memory."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     results = {name: run() for name, run in candidates.items()}  # also warms up
     for _ in range(repeats):
         for name, run in candidates.items():
-            began = time.process_time()
-            run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            times[name].append(1e3 * (time.process_time() - began))
+            times[name].append(milliseconds(run, device))
     first = median(next(iter(times.values())))
     rows = []
     for name, (value, gradient) in results.items():
         pairs = zip((value, gradient), exact, strict=True)
         errors = [float((a.double() - b.double()).norm() / b.double().norm()) for a, b in pairs]
         spent = median(times[name])
-        rows.append(Row(name, spent, spent / first, *errors, peak(candidates[name])))
+        rows.append(Row(name, spent, spent / first, *errors, peak(candidates[name], device)))
     return rows
 
 
-def peak(run: Callable[[], object]) -> float:
-    """MiB by which a call raises this machine's resident high-water mark, in a forked child."""
+def milliseconds(run: Callable[[], object], device: str) -> float:
+    """Process time of one call on the CPU; wall time to the end of its kernels on an accelerator."""
+    if device == "cpu":
+        began = time.process_time()
+        run()
+        return 1e3 * (time.process_time() - began)
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - began)
+
+
+def peak(run: Callable[[], object], device: str) -> float:
+    """MiB by which a call raises the high-water mark: resident memory in a forked child, or the accelerator's."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     receive, send = multiprocessing.get_context("fork").Pipe(duplex=False)
 
     def child() -> None:

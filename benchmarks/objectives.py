@@ -61,7 +61,7 @@ def mmd(device: str, *, n: int = 1024, m: int = 8192, d: int = 768, sigma: float
         "torch.cdist, autograd": plain(naive, x),
         "(its two matrix products)": products,
     }
-    show(f"mmd, gaussian, {n} x {m} x {d}", interleaved(candidates, exact, repeats=5))
+    show(f"mmd, gaussian, {n} x {m} x {d}", interleaved(candidates, exact, repeats=5, device=device))
 
 
 def frechet(device: str, *, d: int = 512) -> None:
@@ -86,7 +86,7 @@ def frechet(device: str, *, d: int = 512) -> None:
         "eigvalsh, autograd, float64": plain(published, x),
         "eigvalsh, autograd, float32": plain(published, x.float()),
     }
-    show(f"frechet, n = {4 * d}, d = {d}, power-law spectra", interleaved(candidates, exact, repeats=3))
+    show(f"frechet, n = {4 * d}, d = {d}, power-law spectra", interleaved(candidates, exact, repeats=3, device=device))
 
 
 def sliced(device: str, *, n: int = 8192, d: int = 768, projections: int = 256) -> None:
@@ -107,7 +107,10 @@ def sliced(device: str, *, n: int = 8192, d: int = 768, projections: int = 256) 
         "rdm": bound("sliced_wasserstein", x, y, projections=projections),
         "POT": plain(pot, x),
     }
-    show(f"sliced_wasserstein, {n} x {n} x {d}, {projections} directions", interleaved(candidates, exact, repeats=3))
+    show(
+        f"sliced_wasserstein, {n} x {n} x {d}, {projections} directions",
+        interleaved(candidates, exact, repeats=3, device=device),
+    )
 
 
 def run(device: str) -> None:

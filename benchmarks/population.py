@@ -4,14 +4,12 @@ import torch
 from torch import nn
 
 import rdm
-from benchmarks.measure import peak
+from benchmarks.measure import milliseconds, peak
 from rdm.population import Population
 
 
 def run(device: str, *, chunk: int = 64) -> None:
     """Peak memory must not grow with the number of chunks; holding all graphs grows in proportion."""
-    import time
-
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Linear(64, 3 * 32 * 32),
@@ -33,16 +31,6 @@ def run(device: str, *, chunk: int = 64) -> None:
                     population.backward(net, noise)
 
                 step()
-                began = time.process_time()
-                step()
-                spent = 1e3 * (time.process_time() - began)
-                used = peak(step) if device == "cpu" else _device_peak(step)
+                spent, used = milliseconds(step, device), peak(step, device)
                 line = f"{len(noise):9}{spent:9.0f}{1e3 * spent / len(noise):10.0f}{used:10.0f}"
                 print(f"{f'{name}, {chunks} chunks, {label}':34}{line}")
-
-
-def _device_peak(step) -> float:  # noqa: ANN001
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    return (torch.cuda.max_memory_allocated() - before) / 2**20

@@ -43,7 +43,7 @@ def train_run(path: Path, bindings: Sequence[str], out: Path | None, *, resume: 
     """
     config.load(path, bindings, restricted=restricted)
     out = out or Path("runs") / path.stem
-    if not resume and ((out / "config.gin").exists() or complete_checkpoints(out / "checkpoints")):
+    if not resume and _begun(out):
         raise InputError(f"{out} holds a run already; give --resume to go on with it, or another --out")
     with started(), seeded(config.seed()):
         arguments = config.plan()
@@ -101,9 +101,14 @@ def draw_report(folder: Path) -> Path:
     return write_report(folder)
 
 
+def _begun(out: Path) -> bool:
+    """Whether a run folder holds work that could be lost; a run that failed before its first checkpoint does not."""
+    return (out / "result.json").exists() or bool(complete_checkpoints(out / "checkpoints"))
+
+
 def _check_same_configuration(out: Path, text: str) -> None:
     path = out / "config.gin"
-    if not path.exists() or path.read_text() == text:
+    if not _begun(out) or path.read_text() == text:
         return
     before, now = (set(t.splitlines()) for t in (path.read_text(), text))
     changed = sorted(line for line in before ^ now if line.strip() and not line.startswith("#"))

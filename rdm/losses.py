@@ -99,6 +99,7 @@ class Matching(Loss):
             logged[f"distance/{name}"] = float(value)
         for name, share in taken.shares.items():
             logged[f"gradient_share/{name}"] = share
+            logged[f"dropped/{name}"] = taken.dropped[name]
         return logged
 
     def state(self) -> dict[str, Any]:

@@ -9,8 +9,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
 from rdm.errors import InputError
 from rdm.registry import memories
 from rdm.statistic import Cat, Statistic, Summary
@@ -26,8 +24,11 @@ class Memory(ABC):
         """Population summary of past and batch (of so many rows), and the live batch's share of its mass."""
 
     @abstractmethod
-    def write(self, past: Summary | None, batch: Summary) -> Summary | None:
-        """The next past. `batch` is the objective's summary, or the rows themselves where `keeps_rows`."""
+    def write(self, past: Summary | None, batch: Summary) -> tuple[Summary | None, float]:
+        """The next past, and the share of its mass that was dropped to bound it.
+
+        `batch` is the objective's summary, or the rows themselves where `keeps_rows`.
+        """
 
 
 @memories.register("none")
@@ -39,9 +40,9 @@ class NoMemory(Memory):
         """The batch itself; share 1."""
         return batch, 1.0
 
-    def write(self, past: Summary | None, batch: Summary) -> None:
+    def write(self, past: Summary | None, batch: Summary) -> tuple[None, float]:
         """Nothing is kept."""
-        return None
+        return None, 0.0
 
 
 @memories.register("ema", examples=({"decay": 0.9},))
@@ -52,7 +53,7 @@ class EMA(Memory):
     Source: Yang et al. (2026), "Representation Fréchet Loss", equation of the EMA estimator, for moments; here for
     every statistic. No bias correction: before the first write the population is the batch, and a warm start writes
     an average of many samples first. Rows of a `Cat` statistic decay in weight and are dropped once they weigh less
-    than `floor` of an average row, which drops at most `floor` of the mass.
+    than `floor` of an average row, which drops at most `floor` of the mass (`Step.dropped`).
 
     Units:
         The live batch keeps a share 1 - beta of the gradient; the mean age of a sample is beta / (1 - beta) steps.
@@ -77,13 +78,13 @@ class EMA(Memory):
         old, new = past.scale(self.decay / past.mass), batch.scale((1 - self.decay) / batch.mass)
         return statistic.kind.merge([old, new]), 1 - self.decay
 
-    def write(self, past: Summary | None, batch: Summary) -> Summary:
-        """The same average, detached, pruned and of mass 1."""
+    def write(self, past: Summary | None, batch: Summary) -> tuple[Summary, float]:
+        """The same average, detached, of mass 1, without the rows that weigh too little."""
         batch = batch.detach().scale(1 / batch.mass)
         if past is None:
-            return batch
-        merged = type(batch).merge([past.scale(self.decay), batch.scale(1 - self.decay)]).prune(self.floor)
-        return merged.scale(1 / merged.mass)
+            return batch, 0.0
+        pruned = type(batch).merge([past.scale(self.decay), batch.scale(1 - self.decay)]).prune(self.floor)
+        return pruned.scale(1 / pruned.mass), max(0.0, 1 - float(pruned.mass))
 
 
 @memories.register("queue", examples=({"size": 100},))
@@ -119,9 +120,7 @@ class Queue(Memory):
         old = statistic.measure(past.value[-kept:], past.weight[-kept:])
         return statistic.kind.merge([old, batch]), float(batch.mass / (old.mass + batch.mass))
 
-    def write(self, past: Summary | None, batch: Summary) -> Summary:
-        """The newest `size` rows."""
-        parts = [batch.detach()] if past is None else [past, batch.detach()]
-        return Cat(
-            torch.cat([p.value for p in parts])[-self.size :], torch.cat([p.weight for p in parts])[-self.size :]
-        )
+    def write(self, past: Summary | None, batch: Summary) -> tuple[Summary, float]:
+        """The newest `size` rows; older ones are forgotten by design and do not count as dropped."""
+        merged = batch.detach() if past is None else Cat.merge([past, batch.detach()])
+        return Cat(merged.value[-self.size :], merged.weight[-self.size :]), 0.0

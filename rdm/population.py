@@ -37,6 +37,7 @@ class Step(NamedTuple):
     loss: Tensor  # the balanced sum, detached
     distances: dict[str, Tensor]  # raw distance by representation, detached
     shares: dict[str, float]  # share of the gradient that the memory leaves to the live batch
+    dropped: dict[str, float]  # share of its mass that the memory dropped to stay bounded
 
 
 @dataclass
@@ -145,8 +146,7 @@ class Population:
             torch.autograd.backward(values, cotangents)
         else:
             self._recompute(generate, measured.chunks, cotangents)
-        self._write(batches, measured.rows)
-        return step
+        return step._replace(dropped=self._write(batches, measured.rows))
 
     def warm_up(self, generate: Generate, noise: Tensor, condition: Tensor | None = None) -> None:
         """Write one batch of any size to the memory, chunk by chunk and without gradient, before the first step."""
@@ -206,7 +206,7 @@ class Population:
         weights = coefficients * raw.new_tensor([term.weight for term in self.terms])
         loss = (weights * torch.stack(values)).sum()
         loss.backward()
-        return Step(loss.detach(), distances, shares), [batch.detach() for batch in batches]
+        return Step(loss.detach(), distances, shares, {}), [batch.detach() for batch in batches]
 
     def _recompute(self, generate: Generate, chunks: Sequence["_Chunk"], cotangents: list[Tensor]) -> None:
         """Pass 3: each chunk again, with gradient and its randomness replayed; one encoder's graph at a time."""
@@ -224,11 +224,13 @@ class Population:
             items.backward(leaf.grad)
         _restore_random_state(device, after)
 
-    def _write(self, batches: list[Summary], rows: list[Cat]) -> None:
-        """Pass 4: the memory takes this step's batch, of all ranks."""
+    def _write(self, batches: list[Summary], rows: list[Cat]) -> dict[str, float]:
+        """Pass 4: the memory takes this step's batch, of all ranks; returns the shares of mass that it dropped."""
+        dropped = {}
         written = [merge_across_ranks(r) for r in rows] if self.memory.keeps_rows else batches
         for term, batch in zip(self.terms, written, strict=True):
-            term.past = self.memory.write(term.past, batch)
+            term.past, dropped[term.representation.name] = self.memory.write(term.past, batch)
+        return dropped
 
 
 class _Measured(NamedTuple):

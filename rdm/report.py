@@ -95,7 +95,11 @@ def _curves(log: list[dict[str, Any]]) -> str:
         raise InputError('a report needs matplotlib; pip install "rdm-torch[report]"') from error
     if not log:
         return '<p class="note">Nothing was logged.</p>'
-    names = [name for name in log[-1] if name not in ("step", "seconds", "lr") and "gradient_share" not in name]
+    names = [
+        name
+        for name in log[-1]
+        if name not in ("step", "seconds", "lr") and "_share/" not in name and "dropped/" not in name
+    ]
     distances = [name for name in names if name.startswith("distance/")]
     panels = [[name] for name in names if name not in distances and not (distances and name == "loss")]
     panels = [distances, *panels] if distances else panels

@@ -128,6 +128,12 @@ def test_wrong_arguments_are_one_line_and_leave_nothing(at, capsys):
     assert sorted(p.name for p in at.iterdir()) == ["classifier.gin", "generator.gin"]
 
 
+def test_a_run_that_failed_before_its_first_checkpoint_may_be_mended_and_started_again(at, capsys):
+    broken = ["--bind", "losses.matching.objective = @objectives.frechet()", "--bind", "losses.matching.population = 1"]
+    assert "effective number of rows above 1" in refused(capsys, "train", "generator.gin", "--out", "run", *broken)
+    assert main(["train", "generator.gin", "--out", "run"]) == 0
+
+
 def test_failures_while_running_have_status_1(at, capsys):
     bindings = "rdm.train.optimizer = @optimizers.adamw", "optimizers.adamw.lr = 1e30", "rdm.train.steps = 50"
     line = refused_running(capsys, "train", "classifier.gin", *(x for b in bindings for x in ("--bind", b)))

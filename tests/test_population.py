@@ -108,7 +108,8 @@ def test_ema_is_the_average_that_it_says():
     for statistic in (Moments(torch.zeros(1, dtype=torch.float64)), Samples(torch.zeros(1, dtype=torch.float64))):
         memory, past = EMA(0.5, floor=0.0), None
         for batch in batches:
-            past = memory.write(past, statistic.measure(batch, torch.ones(5, dtype=torch.float64)))
+            past, dropped = memory.write(past, statistic.measure(batch, torch.ones(5, dtype=torch.float64)))
+            assert dropped == 0
         mean = past.value[0] / past.mass if past.reduction == "sum" else (past.weight @ past.value) / past.mass
         assert float(mean) == pytest.approx(0.25 * 1 + 0.25 * 2 + 0.5 * 3)
         assert float(past.mass) == pytest.approx(1)
@@ -120,11 +121,10 @@ def test_ema_of_rows_stays_bounded_and_drops_at_most_the_floor():
     statistic, memory, past = Samples(torch.zeros(2, dtype=torch.float64)), EMA(0.8, floor=0.05), None
     sizes = []
     for _ in range(60):
-        past = memory.write(past, statistic.measure(torch.randn(10, 2).double(), torch.ones(10).double()))
+        past, dropped = memory.write(past, statistic.measure(torch.randn(10, 2).double(), torch.ones(10).double()))
         sizes.append(len(past.value))
-    assert max(sizes) <= 250 and sizes[-1] == sizes[-20]
-    kept = 1 - 0.8 ** (sizes[-1] / 10)
-    assert kept >= 0.95
+        assert 0 <= dropped <= 0.05 and float(past.mass) == pytest.approx(1)
+    assert max(sizes) <= 250 and sizes[-1] == sizes[-20] and dropped > 0
 
 
 def test_queue_holds_the_newest_rows():
@@ -133,7 +133,7 @@ def test_queue_holds_the_newest_rows():
     memory, past = Queue(7), None
     for start in (0, 3, 6, 9):
         rows = torch.arange(start, start + 3, dtype=torch.float64)[:, None]
-        past = memory.write(past, Cat(rows, torch.ones(3, dtype=torch.float64)))
+        past, _ = memory.write(past, Cat(rows, torch.ones(3, dtype=torch.float64)))
     assert past.value.flatten().tolist() == [5, 6, 7, 8, 9, 10, 11]
 
 
