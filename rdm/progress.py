@@ -17,8 +17,9 @@ class Reporter:
         self._task = None if bar is None else bar.add_task("", total=total, completed=done)
 
     def update(self, done: int, values: Mapping[str, float]) -> None:
-        """Move to `done` steps and show values; off a terminal, a line every few seconds and at the end."""
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+        """Move to `done` steps and show losses and distances; off a terminal, a line every few seconds and at the end."""
+        shown = {name: value for name, value in values.items() if "/" not in name or name.startswith("distance/")}
+        text = "  ".join(f"{name.removeprefix('distance/')} {value:.4g}" for name, value in shown.items())
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, description=text)
         elif time.monotonic() - self._last > 5 or done == self._total:

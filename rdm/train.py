@@ -102,14 +102,7 @@ def train(
             if done % log_every == 0 or done == steps:
                 elapsed = seconds + time.monotonic() - began
                 log.write({"step": done, **record, "gradient_norm": norm, "lr": rate, "seconds": elapsed})
-            report.update(
-                done,
-                {
-                    k.removeprefix("distance/"): v
-                    for k, v in record.items()
-                    if "gradient" not in k and "dropped" not in k
-                },
-            )
+            report.update(done, record)
             if done % samples_every == 0 or done == steps:
                 _draw_samples(out, model if averaged is None else averaged.module, done, seed)
             if done % checkpoint_every == 0 or done == steps:

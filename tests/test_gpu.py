@@ -1,0 +1,47 @@
+"""The same numbers on an accelerator as on the CPU; `pytest -m gpu` where there is one."""
+
+import pytest
+import torch
+
+import rdm
+from rdm.losses import FlowMatching
+from tests.conftest import objective_cases
+from tests.problems import Problem, relative_error
+from tests.test_train import run
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+cases = pytest.mark.parametrize("name, example", objective_cases())
+
+
+@cases
+def test_value_and_gradient_equal_the_cpus(name, example):
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(200, 16, generator=g), torch.randn(300, 16, generator=g) * 1.2 + 0.1
+    found = []
+    for device in ("cpu", "cuda"):
+        rows = x.double().to(device).requires_grad_()
+        value = rdm.distance(name, rows, y.double().to(device), **example)
+        found.append((value.detach().cpu(), torch.autograd.grad(value, rows)[0].cpu()))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-7, atol=1e-10)
+
+
+@cases
+def test_population_gradient_is_plain_autograds(name, example):
+    for memory in (rdm.NoMemory(), rdm.EMA(0.9), rdm.Queue(130)):
+        problem = Problem(rdm.objective(name, **example), memory)
+        problem.net.cuda()
+        for member in problem.battery.members:
+            member.to("cuda")
+        problem.items, problem.noise = problem.items.cuda(), problem.noise.cuda()
+        problem.warm, problem.weights = problem.warm.cuda(), problem.weights.cuda()
+        assert relative_error(problem.gradient(7), problem.oracle(7)) <= 1e-10
+
+
+@pytest.mark.parametrize("kind", ["ema", "queue", "flow"])
+def test_training_runs_and_resumes(kind, tmp_path):
+    options = {"device": "cuda"} | ({"losses": [FlowMatching(batch=8)]} if kind == "flow" else {})
+    model = run(kind, tmp_path, **options)
+    assert next(model.parameters()).is_cuda
+    resumed = run(kind, tmp_path, resume=True, **options)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), resumed.parameters(), strict=True))
