@@ -17,7 +17,7 @@ class Reporter:
         self._task = None if bar is None else bar.add_task("", total=total, completed=done)
 
     def update(self, done: int, values: Mapping[str, float]) -> None:
-        """Move to `done` steps and show losses and distances; off a terminal, a line every few seconds and at the end."""
+        """Move to `done` steps and show losses and distances; off a terminal, a line every few seconds."""
         shown = {name: value for name, value in values.items() if "/" not in name or name.startswith("distance/")}
         text = "  ".join(f"{name.removeprefix('distance/')} {value:.4g}" for name, value in shown.items())
         if self._bar is not None and self._task is not None:

@@ -18,6 +18,7 @@ os.environ["RDM_CACHE"] = tempfile.mkdtemp(prefix="rdm-test-cache-")
 settings.register_profile("rdm", deadline=None, max_examples=15, derandomize=True)
 settings.load_profile("rdm")
 torch.set_num_threads(2)
+torch.set_warn_always(True)  # a warning that torch gives once would fail one test or another, by their order
 
 
 @pytest.fixture
