@@ -26,7 +26,7 @@ from rdm.memory import Memory, NoMemory
 from rdm.objective import Objective
 from rdm.reference import Reference
 from rdm.representation import Battery, Representation
-from rdm.statistic import Cat, Statistic, Summary, checked
+from rdm.statistic import Cat, Statistic, Summary, checked, checked_weights
 
 Generate = Callable[..., Tensor]
 
@@ -51,9 +51,10 @@ class _Term:
     past: Summary | None = None
 
     def encode(self, items: Tensor, chunk: "_Chunk") -> tuple[Tensor, Tensor]:
-        """Checked features and weights."""
+        """Checked features, and the chunk's weights."""
         features = self.representation(items, chunk.condition)
-        return checked(features, chunk.weights, side=f"generated features of {self.representation.name!r}")
+        features, equal = checked(features, side=f"generated features of {self.representation.name!r}")
+        return features, equal if chunk.weights is None else chunk.weights
 
 
 class _Chunk(NamedTuple):
@@ -244,6 +245,8 @@ class _Measured(NamedTuple):
 def _chunks(noise: Tensor, condition: Tensor | None, weights: Tensor | None, size: int | None) -> list[_Chunk]:
     if len(noise) == 0:
         raise InputError("expected at least one row of noise; got none; give every rank a share of the population")
+    if weights is not None:
+        weights = checked_weights(weights, len(noise), side="the population").to(noise.device)
     pieces = noise.split(size or len(noise))
     rows = [len(piece) for piece in pieces]
     others = [[None] * len(pieces) if each is None else each.split(rows) for each in (condition, weights)]

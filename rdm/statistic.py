@@ -212,10 +212,11 @@ def checked(
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     if weights is None:
         return features, torch.ones(len(features), dtype=torch.float64, device=features.device)
-    return features, _checked_weights(weights, len(features), side).to(features.device)
+    return features, checked_weights(weights, len(features), side=side).to(features.device)
 
 
-def _checked_weights(weights: Tensor, n: int, side: str) -> Tensor:
+def checked_weights(weights: Tensor, n: int, *, side: str) -> Float[Tensor, " n"]:
+    """Validate n weights: float64, finite, not negative, not all zero."""
     weights = torch.as_tensor(weights, dtype=torch.float64).detach()
     if weights.shape != (n,):
         raise InputError(f"weights of {side} must have shape ({n},), one a row; got {tuple(weights.shape)}")

@@ -72,6 +72,15 @@ def test_two_ranks_with_unequal_rows(tmp_path):
         assert error <= 1e-11, (name, example, memory, chunk, error)
 
 
+def test_a_chunk_may_weigh_nothing_but_not_the_population():
+    problem = Problem(rdm.objective("mmd", bandwidth=2.0), NoMemory())
+    problem.weights[7:21] = 0
+    assert relative_error(problem.gradient(7), problem.oracle(None)) <= 1e-11
+    problem.weights[:] = 0
+    with pytest.raises(InputError, match="weights of the population are all zero"):
+        problem.gradient(7)
+
+
 @pytest.mark.parametrize("chunk", [None, 7])
 def test_randomness_goes_on_as_if_there_was_one_pass(chunk):
     problem = Problem(rdm.objective("frechet"), NoMemory(), random=True)
