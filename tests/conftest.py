@@ -1,4 +1,4 @@
-"""Set-up of the tests: shapes in annotations are checked, caches are temporary, two threads."""
+"""Set-up of the tests: shapes in annotations are checked, caches are temporary, one thread."""
 
 from jaxtyping import install_import_hook
 
@@ -17,7 +17,7 @@ from hypothesis import settings
 os.environ["RDM_CACHE"] = tempfile.mkdtemp(prefix="rdm-test-cache-")
 settings.register_profile("rdm", deadline=None, max_examples=15, derandomize=True)
 settings.load_profile("rdm")
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # small problems: threads only wait for each other
 torch.set_warn_always(True)  # a warning that torch gives once would fail one test or another, by their order
 
 
