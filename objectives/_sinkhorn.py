@@ -1,0 +1,169 @@
+"""Entropic optimal transport in the log domain: annealed symmetric Sinkhorn sweeps, and the gradient at their end."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from objectives._distances import squared_distances
+
+KEEP = 2**28  # bytes of a cost matrix that is kept between sweeps (8192 x 8192 in float32); larger ones are recomputed
+TILE = 2**21  # bytes of the tile that a sweep works on, to stay in cache
+
+
+class Problem(NamedTuple):
+    """What a solve needs besides the rows."""
+
+    p: float  # the cost is |x - y|^p / p
+    temperatures: list[float]  # one a sweep, the last is the target
+    reach: float | None  # length over which mass is moved rather than made, None: balanced
+    extra: int  # further sweeps at the target, fewer once nothing moves
+
+
+class Cost:
+    """|x_i - y_j|^p / p of two sets, or of one with itself (y None), by blocks of rows; kept where it fits `KEEP`."""
+
+    def __init__(self, x: Tensor, y: Tensor | None, p: float):
+        self.x, self.y, self.p = x, x if y is None else y, p
+        self.own = y is None
+        self.rows = max(16, min(len(x), TILE // (x.element_size() * len(self.y))))
+        self.kept: list[Tensor] | None = None
+        if len(x) * len(self.y) * x.element_size() <= KEEP * (2 if self.own else 1):
+            self.kept = [self.block(i) for i in self.slices()]
+
+    def slices(self) -> Iterator[slice]:
+        """Blocks of rows."""
+        return (slice(i, min(i + self.rows, len(self.x))) for i in range(0, len(self.x), self.rows))
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Blocks of rows with their costs; of one set with itself only the columns from the block's start on."""
+        for k, i in enumerate(self.slices()):
+            yield i, self.block(i) if self.kept is None else self.kept[k]
+
+    def block(self, i: slice, *, whole: bool = False) -> Tensor:
+        """Costs of some rows; `whole`: with all columns in any case."""
+        start = i.start if self.own and not whole else 0
+        squared = squared_distances(self.x[i], self.y[start:], exact_small=self.p != 2)
+        if self.own:
+            squared.diagonal(i.start - start).zero_()
+        return squared.div_(2) if self.p == 2 else squared.pow_(self.p / 2).div_(self.p)
+
+
+class Potentials(NamedTuple):
+    """The dual solution, and what the gradient is made of."""
+
+    f: Tensor  # n, float64
+    g: Tensor  # m, float64; f for a set with itself
+    pull: Tensor | None  # n d, the mean over row i's plan of the cost's gradient in x_i
+
+
+def diameter(*sets: Tensor) -> float:
+    """Diagonal of the bounding box of all rows."""
+    low = torch.stack([rows.min(0).values for rows in sets]).min(0).values
+    high = torch.stack([rows.max(0).values for rows in sets]).max(0).values
+    return float((high - low).double().norm())
+
+
+def temperatures(diameter: float, *, p: float, blur: float, scaling: float) -> list[float]:
+    """From diameter^p, twice, by factors of scaling^p to blur^p, a sweep each: geomloss' schedule."""
+    if diameter <= 0:
+        return [blur**p]
+    steps = max(0, math.ceil(math.log(blur / diameter) / math.log(scaling)))
+    return [diameter**p, *(diameter**p * scaling ** (p * k) for k in range(steps)), blur**p]
+
+
+def solve(cost: Cost, a: Tensor, b: Tensor, problem: Problem, *, pull: bool = False) -> Potentials:
+    """Sweeps f, g <- means with their soft minima, then one full update (Feydy 2020, algorithm 3.5)."""
+    f = torch.zeros(len(a), dtype=torch.float64, device=a.device)
+    g = f if cost.own else torch.zeros(len(b), dtype=torch.float64, device=a.device)
+    f, g, _ = _update(cost, a, b, f, g, problem, problem.temperatures[0])
+    for eps in problem.temperatures:
+        f_new, g_new, _ = _update(cost, a, b, f, g, problem, eps)
+        f, g = (f + f_new) / 2, (g + g_new) / 2
+    last = problem.temperatures[-1]
+    for _ in range(problem.extra):
+        f_new, g_new, _ = _update(cost, a, b, f, g, problem, last)
+        moved = max(float((f_new - f).abs().max()), float((g_new - g).abs().max()))
+        f, g = (f + f_new) / 2, (g + g_new) / 2
+        if moved <= 4 * torch.finfo(cost.x.dtype).eps * float(f.abs().max() + g.abs().max()):
+            break
+    return Potentials(*_update(cost, a, b, f, g, problem, last, pull=pull))
+
+
+def _update(
+    cost: Cost, a: Tensor, b: Tensor, f: Tensor, g: Tensor, problem: Problem, eps: float, *, pull: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Soft minima of both sides, -eps log sum_j b_j exp((g_j - C_ij) / eps), damped where mass may be made."""
+    damping = 1.0 if problem.reach is None else 1 / (1 + eps / problem.reach**problem.p)
+    rows, columns, pulled = _sums(cost, a, b, f, g, eps, pull=pull)
+    # below: 1e8 times the least normal number, so that no sum is made of a few denormal terms
+    limits = torch.finfo(rows.dtype).tiny * 1e8, torch.finfo(rows.dtype).max
+    if all(bool(((sums > limits[0]) & (sums < limits[1])).all()) for sums in (rows, columns)):
+        rows, columns = rows.double().log(), columns.double().log()
+    else:
+        rows, columns, pulled = _stable_log_sums(cost, a, b, f, g, eps, pull=pull)
+    f_new = damping * (f - eps * rows)
+    return f_new, f_new if cost.own else damping * (g - eps * columns), pulled
+
+
+def _sums(
+    cost: Cost, a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float, *, pull: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Sums over rows (weighted by b) and columns (by a) of P = exp((f_i + g_j - C_ij) / eps), and the pull.
+
+    One exponential serves both sums: with the potentials inside, rows and columns sum to about 1 (test:
+    test_sinkhorn.py, against the form with the maximum taken out).
+    """
+    fe, ge, u, v = ((t).to(cost.x.dtype) for t in (f / eps, g / eps, a, b))
+    rows, columns = torch.zeros_like(fe), torch.zeros_like(ge)
+    pulled = torch.zeros_like(cost.x) if pull else None
+    for i, block in cost.blocks():
+        j, after = slice(i.start if cost.own else 0, None), i.stop - i.start
+        tile = torch.add(ge[j], block, alpha=-1 / eps).add_(fe[i, None]).exp_()
+        rows[i] += tile @ v[j]
+        if cost.own:
+            rows[i.stop :] += u[i] @ tile[:, after:]
+        else:
+            columns += u[i] @ tile
+        if pulled is not None:
+            _slope(tile, block, cost.p)
+            _pull(pulled[i], tile, cost.x[i], cost.y[j], v[j])
+            if cost.own:
+                _pull(pulled[i.stop :], tile[:, after:].T, cost.x[i.stop :], cost.x[i], u[i])
+    if pulled is not None:
+        pulled /= rows[:, None]
+    return rows, rows if cost.own else columns, pulled
+
+
+def _stable_log_sums(
+    cost: Cost, a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float, *, pull: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logs of the same sums with the maximum of each row and column taken out, for sums beyond the number's range."""
+    dtype = cost.x.dtype
+    fa, gb = f / eps + a.log(), g / eps + b.log()
+    rows, columns = torch.empty_like(f), torch.full_like(g, -torch.inf)
+    pulled = torch.zeros_like(cost.x) if pull else None
+    for i in cost.slices():
+        block = cost.block(i, whole=True)
+        scaled = block.double() / -eps
+        logs = scaled + gb
+        rows[i] = logs.logsumexp(1) + f[i] / eps
+        columns = torch.logaddexp(columns, (scaled + fa[i, None]).logsumexp(0))
+        if pulled is not None:
+            plan = logs.softmax(1).to(dtype)
+            _slope(plan, block, cost.p)
+            _pull(pulled[i], plan, cost.x[i], cost.y, torch.ones_like(plan[0]))
+    return rows, columns + g / eps, pulled
+
+
+def _slope(plan: Tensor, block: Tensor, p: float) -> None:
+    """plan_ij *= |x_i - y_j|^(p - 2), in place; 0 at equal rows, where the cost has no gradient for p < 2."""
+    if p != 2:
+        plan.mul_(torch.where(block > 0, (p * block).pow((p - 2) / p), 0.0))
+
+
+def _pull(pulled: Tensor, plan: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> None:
+    """pulled_i += sum_j plan_ij weights_j (x_i - y_j), in place."""
+    pulled.addcmul_((plan @ weights)[:, None], x).addmm_(plan, weights[:, None] * y, alpha=-1)
