@@ -93,11 +93,11 @@ def sliced(device: str, *, n: int = 8192, d: int = 768, projections: int = 256) 
     """Sliced Wasserstein against POT on the same directions."""
     import ot
 
-    from objectives.sliced_wasserstein import _directions
+    from objectives._sorted import directions as drawn
 
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(n, d, generator=g).to(device), torch.randn(n, d, generator=g).to(device) * 1.1 + 0.1
-    directions = _directions(x, projections, None).T.contiguous()
+    directions = drawn(x, projections, None).T.contiguous()
 
     def pot(rows: Tensor) -> Tensor:
         return ot.sliced_wasserstein_distance(rows, y.to(rows), projections=directions.to(rows)) ** 2

@@ -26,13 +26,9 @@ class TransportTarget(NamedTuple):
     own: Tensor  # (), what the reference's own transport takes from the value
 
 
+# blurs at which the sweeps of the tests' small problems converge to rounding, as finite differences and symmetry need
 @objectives.register(
-    "sinkhorn",
-    examples=(
-        {"blur": 3.0, "scaling": 0.7, "sweeps": 500},
-        {"blur": 6.0, "p": 1, "sweeps": 500},
-        {"blur": 3.0, "reach": 2.0, "sweeps": 500},
-    ),
+    "sinkhorn", examples=({"blur": 4.0, "sweeps": 40}, {"blur": 8.0, "p": 1, "reach": 8.0, "sweeps": 40})
 )
 @dataclass(frozen=True)
 class Sinkhorn(Objective):

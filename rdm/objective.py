@@ -22,6 +22,7 @@ class Traits(NamedTuple):
     # value depends on the weighted measures alone, so that weight 2 equals a duplicated row; estimators that correct
     # for the number of rows do not: a duplicate claims an independent draw
     plug_in: bool = True
+    conservative: bool = True  # the gradient is that of the value; a frozen goal's is not
 
 
 class Objective(ABC):

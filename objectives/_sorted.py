@@ -1,0 +1,140 @@
+"""One-dimensional transport by sorting: quantile functions of weighted projections, their costs and gradients."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK = 64  # projections handled at a time
+
+
+class Steps(NamedTuple):
+    """Quantile functions of P weighted samples, as step functions."""
+
+    rows: Tensor  # P n, sorted
+    levels: Tensor  # P n, or 1 n where the weights are equal: cumulated weight up to each row, float64
+    even: bool  # the weights are equal
+
+
+def directions(rows: Tensor, projections: int, generator: torch.Generator | None) -> Tensor:
+    """Unit vectors, projections x d, in the rows' dtype and on their device; the same at every call without generator."""
+    source = generator if generator is not None else torch.Generator().manual_seed(0)
+    normal = torch.randn(projections, rows.shape[1], generator=source, dtype=torch.float64, device=source.device)
+    return torch.nn.functional.normalize(normal, dim=1).to(rows)
+
+
+def sort_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row sorted, and the order.
+
+    On CPU in float32 a value and its index are packed into one 64-bit integer, which numpy sorts with vector
+    instructions (2 to 3 times torch.sort's rate at 64 x 8192); exact, equal values in the order of their index.
+    """
+    if rows.dtype != torch.float32 or rows.device.type != "cpu":
+        return rows.sort(dim=1, stable=True)
+    bits = (rows + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
+    keys = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # an order-preserving integer: negative numbers with their bits turned
+    packed = torch.add(torch.arange(rows.shape[1]), keys.long(), alpha=2**32).numpy()
+    packed.sort(axis=1)
+    halves = torch.from_numpy(packed.view(np.int32)).view(*rows.shape, 2)  # little-endian: index, key
+    keys = halves[..., 1]
+    return (keys ^ ((keys >> 31) & 0x7FFFFFFF)).view(torch.float32), halves[..., 0].long()
+
+
+def steps(rows: Tensor, weights: Tensor) -> Steps:
+    """Sort projections "P n"; levels are one row for all directions where the weights are equal."""
+    return _steps(*sort_rows(rows), weights)
+
+
+def mean_cost(x: Tensor, weights: Tensor, vectors: Tensor, reference: Callable[[slice], Steps], p: float) -> Tensor:
+    """Mean over directions of the integral over u of |x(u) - y(u)|^p, float64, differentiable in x only.
+
+    `reference` gives the other side's steps for some of the directions.
+    """
+    return _MeanCost.apply(x, weights, vectors, reference, p)
+
+
+def costs(x: Tensor, weights: Tensor, vectors: Tensor, reference: Callable[[slice], Steps], p: float) -> Tensor:
+    """The same, one a direction, without gradient."""
+    x = x.detach()
+    blocks = _blocks(len(vectors))
+    return torch.cat([_cost(steps(vectors[k] @ x.T, weights), reference(k), p, slope=False)[0] for k in blocks])
+
+
+def root(value: Tensor, p: float) -> Tensor:
+    """value^(1/p), with gradient 0 at value 0, where both sides coincide."""
+    positive = value > 0
+    return torch.where(positive, torch.where(positive, value, 1.0).pow(1 / p), 0.0)
+
+
+class _MeanCost(torch.autograd.Function):
+    """The gradient is formed block by block with the value, so that nothing of size P n is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weights: Tensor, vectors: Tensor, reference: Any, p: float) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=x.device)
+        gradient = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        for k in _blocks(len(vectors)):
+            rows, order = sort_rows(vectors[k] @ x.T)
+            cost, slope = _cost(_steps(rows, order, weights), reference(k), p, slope=gradient is not None)
+            total += cost.sum()
+            if gradient is not None and slope is not None:
+                gradient.addmm_(torch.empty_like(slope).scatter_(1, order, slope).T, vectors[k])
+        ctx.save_for_backward(None if gradient is None else gradient.div_(len(vectors)))
+        return total / len(vectors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return cotangents[0].to(gradient.dtype) * gradient, None, None, None, None
+
+
+def _steps(rows: Tensor, order: Tensor, weights: Tensor) -> Steps:
+    if bool((weights == weights[0]).all()):
+        levels = torch.arange(1, len(weights) + 1, dtype=torch.float64, device=weights.device) / len(weights)
+        return Steps(rows, levels[None], True)
+    return Steps(rows, weights[order].cumsum(1), False)
+
+
+def _cost(x: Steps, y: Steps, p: float, *, slope: bool) -> tuple[Tensor, Tensor | None]:
+    """One-dimensional costs "P", float64, and their derivatives in x's sorted rows "P n"."""
+    if x.even and y.even and x.rows.shape == y.rows.shape:  # equal weights, equal n: row by row
+        gap = x.rows - y.rows.to(x.rows.dtype)
+        cost, derivative = _power(gap, p, slope=slope)
+        return cost.sum(1).double() / gap.shape[1], None if derivative is None else derivative.div_(gap.shape[1])
+    widths, mine, theirs = _common(x, y)
+    gap = x.rows.gather(1, mine) - y.rows.gather(1, theirs).to(x.rows.dtype)
+    cost, derivative = _power(gap, p, slope=slope)
+    widths = widths.to(gap.dtype)
+    summed = (widths * cost).sum(1).double()
+    if derivative is None:
+        return summed, None
+    return summed, torch.zeros_like(x.rows).scatter_add_(1, mine, derivative.mul_(widths))
+
+
+def _power(gap: Tensor, p: float, *, slope: bool) -> tuple[Tensor, Tensor | None]:
+    """|gap|^p and its derivative."""
+    if p == 2:
+        return gap.square(), 2 * gap if slope else None
+    size = gap.abs()
+    if p == 1:
+        return size, gap.sign() if slope else None
+    return size.pow(p), size.pow(p - 1).mul_(p * gap.sign()) if slope else None
+
+
+def _common(x: Steps, y: Steps) -> tuple[Tensor, Tensor, Tensor]:
+    """The common refinement of both grids of levels: widths of its steps, and each side's row in them, "P n+m"."""
+    shared = max(len(x.levels), len(y.levels))  # 1 where one grid of levels serves all directions
+    grids = [side.levels.expand(shared, -1).contiguous() for side in (x, y)]
+    levels = torch.cat(grids, 1).sort(1).values
+    widths = levels.diff(dim=1, prepend=torch.zeros_like(levels[:, :1]))
+    middles = levels - widths / 2  # strictly inside each step, so that rounding of the levels picks no wrong quantile
+    mine, theirs = (
+        torch.searchsorted(grid, middles).clamp_max(grid.shape[1] - 1).expand(len(x.rows), -1) for grid in grids
+    )
+    return widths, mine, theirs
+
+
+def _blocks(projections: int) -> list[slice]:
+    return [slice(start, min(start + BLOCK, projections)) for start in range(0, projections, BLOCK)]

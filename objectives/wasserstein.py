@@ -1,0 +1,105 @@
+"""Exact optimal transport cost."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from objectives._distances import squared_distances
+from objectives._optional import require
+from rdm.errors import InputError
+from rdm.objective import Objective, Traits
+from rdm.reference import Reference
+from rdm.registry import objectives
+from rdm.statistic import Samples
+
+
+class RowsTarget(NamedTuple):
+    """The reference's rows."""
+
+    rows: Tensor  # m d, about the reference's mean
+    weights: Tensor  # m, summing to 1
+
+
+@objectives.register("wasserstein", examples=({}, {"p": 1}), needs="pot")
+@dataclass(frozen=True)
+class Wasserstein(Objective):
+    r"""Exact optimal transport cost between both sides, for small n.
+
+    .. math:: \min_{P \ge 0, \, P 1 = a, \, P^T 1 = b} \sum_{ij} P_{ij} |x_i - y_j|^p
+
+    Source: Kantorovich (1942); solved by POT's network simplex (`ot.emd`, Bonneel et al. 2011) in float64 on the
+    CPU. The gradient is that of the cost with the optimal plan held fixed: exact wherever the plan is unique
+    (envelope theorem); for p = 1 a pair of equal rows pulls with 0.
+
+    Shapes:
+        features: n d; weights: n; result ().
+    Units:
+        Feature distance to the power p (POT's emd2 with the same cost matrix; no root). Biased upwards in n and m.
+    Cost:
+        n m d, and about (n + m)^3 in the worst case: 0.1 s at 1,000 rows a side; memory n m.
+
+    Raises:
+        InputError: p below 1; POT not installed; the solver stopped before the optimum.
+
+    >>> import torch, rdm
+    >>> x = torch.tensor([[0.0], [1.0]])
+    >>> rdm.distance("wasserstein", x + 2, x).item()
+    4.0
+    """
+
+    p: float = 2
+
+    def __post_init__(self) -> None:  # noqa: D105
+        if not self.p >= 1:
+            raise InputError(f"wasserstein: p must be at least 1; got {self.p}")
+        require("ot", extra="ot", user="wasserstein")
+
+    @property
+    def traits(self) -> Traits:  # noqa: D102
+        return Traits()
+
+    def bind(self, reference: Reference) -> tuple[Samples, RowsTarget]:
+        """Rows about the reference's mean."""
+        statistic = Samples(reference.mean)
+        rows = statistic.measure(reference.features, reference.weights)
+        return statistic, RowsTarget(rows.value, rows.weight / rows.mass)
+
+    def distance(self, summary: Any, target: RowsTarget, *, generator: Any = None) -> Tensor:
+        """The cost of the optimal plan, which is a constant of the gradient."""
+        return _PlanCost.apply(summary.value, summary.weight / summary.mass, target, self.p)
+
+
+class _PlanCost(torch.autograd.Function):
+    """sum_ij P_ij |x_i - y_j|^p; the gradient sums over the plan's few entries (test: test_wasserstein.py)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, target: RowsTarget, p: float) -> Tensor:
+        y = target.rows.to(x.dtype)
+        squared = squared_distances(x.double(), y.double(), exact_small=p != 2)
+        i, j, mass = _plan(a, target.weights, squared if p == 2 else squared.pow(p / 2))
+        gap = x[i].double() - y[j].double()
+        size = gap.square().sum(1)
+        if ctx.needs_input_grad[0]:
+            slope = torch.where(size > 0, size, 1.0).pow((p - 2) / 2) * (size > 0) * p * mass
+            gradient = torch.zeros_like(x, dtype=torch.float64).index_add_(0, i, slope[:, None] * gap)
+            ctx.save_for_backward(gradient.to(x.dtype))
+        return mass @ size.pow(p / 2)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return cotangents[0].to(gradient.dtype) * gradient, None, None, None
+
+
+def _plan(a: Tensor, b: Tensor, cost: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows, columns and masses of the optimal plan's entries (fewer than n + m)."""
+    ot = require("ot", extra="ot", user="wasserstein")
+    weights = [(w / w.sum()).cpu().numpy() for w in (a, b)]
+    plan, log = ot.lp.emd(*weights, cost.cpu().numpy(), numItermax=10_000_000, log=True)
+    if log["warning"] is not None:
+        raise InputError(f"wasserstein: expected an optimal plan; POT stopped with: {log['warning']}; use fewer rows")
+    plan = torch.as_tensor(plan, device=cost.device)
+    i, j = plan.nonzero(as_tuple=True)
+    return i, j, plan[i, j]
