@@ -19,7 +19,7 @@ class Steps(NamedTuple):
 
 
 def directions(rows: Tensor, projections: int, generator: torch.Generator | None) -> Tensor:
-    """Unit vectors, projections x d, in the rows' dtype and on their device; the same at every call without generator."""
+    """Unit vectors, projections x d, as the rows' dtype and device; without a generator the same at every call."""
     source = generator if generator is not None else torch.Generator().manual_seed(0)
     normal = torch.randn(projections, rows.shape[1], generator=source, dtype=torch.float64, device=source.device)
     return torch.nn.functional.normalize(normal, dim=1).to(rows)

@@ -28,7 +28,7 @@ class TransportTarget(NamedTuple):
 
 # blurs at which the sweeps of the tests' small problems converge to rounding, as finite differences and symmetry need
 @objectives.register(
-    "sinkhorn", examples=({"blur": 4.0, "sweeps": 40}, {"blur": 8.0, "p": 1, "reach": 8.0, "sweeps": 40})
+    "sinkhorn", examples=({"blur": 6.0, "sweeps": 16}, {"blur": 8.0, "p": 1, "reach": 8.0, "sweeps": 16})
 )
 @dataclass(frozen=True)
 class Sinkhorn(Objective):
@@ -42,9 +42,9 @@ class Sinkhorn(Objective):
     reach^p KL) Séjourné et al. (2019), proposition 12; annealing and symmetric sweeps Feydy (2020), algorithm 3.5.
     Conventions and schedule are those of geomloss' SamplesLoss("sinkhorn"): the cost has the factor 1/p, so that for
     p = 2 and a small blur the value is half of the squared Wasserstein distance. The temperature falls from diameter^p
-    (`diameter`, or the bounding box of both sides) by factors scaling^p, a sweep each, then `sweeps` sweeps at blur^p (1 is geomloss';
-    more stop early once nothing moves). The gradient is the envelope theorem's at the last potentials: exact at
-    convergence (geomloss 0.3.1's unbalanced gradient lacks a factor (rho + eps) / (rho + eps/2) of it, rho = reach^p).
+    (`diameter`, or that of the bounding box of both sides) by factors scaling^p, a sweep each, then `sweeps` sweeps at
+    blur^p (1 is geomloss'; more stop early once nothing moves). The gradient is the envelope theorem's at the last
+    potentials: exact at convergence (geomloss 0.3.1's unbalanced gradient lacks a factor (rho + eps) / (rho + eps/2) of it, rho = reach^p).
     `debias=False` gives OT_eps(a, b) alone.
 
     blur "auto" is a tenth of the reference's root mean squared pairwise distance. geomloss' default of 0.05 assumes
@@ -57,12 +57,13 @@ class Sinkhorn(Objective):
         less the larger the blur.
     Cost:
         (n/2 + m) n (d + sweeps). The reference's own term is solved once, and again (m^2/2 a sweep) only where a
-        bounding box wider than the reference's changes the schedule; give `diameter` to exclude that. A cost matrix is kept between sweeps up to 256 MiB
+        bounding box wider than the reference's changes the schedule; give `diameter` to exclude that. A cost matrix
+        is kept between sweeps up to 256 MiB
         (8192 x 8192 in float32) and formed again in tiles of 2 MiB beyond.
 
     Raises:
-        InputError: p outside [1, 2], blur, reach or diameter not positive, scaling outside (0, 1), sweeps below 1; blur "auto"
-        of a reference with all rows equal; backend "geomloss" where geomloss is not installed, p is neither 1 nor 2,
+        InputError: p outside [1, 2], blur, reach or diameter not positive, scaling outside (0, 1), sweeps below 1;
+        blur "auto" of a reference with all rows equal; backend "geomloss" where geomloss is not installed, p is neither 1 nor 2,
         or sweeps is not 1.
 
     >>> import torch, rdm

@@ -81,7 +81,7 @@ class SlicedEnergy(Objective):
 
 
 class _MeanEnergy(torch.autograd.Function):
-    """The gradient is formed with the value: moving t_k changes 2 sum_k D_k^2 (t_{k+1} - t_k) by 2 (D_{k-1}^2 - D_k^2)."""
+    """With D = F - G the value is 2 sum_k D_k^2 (t_{k+1} - t_k), its slope in t_k 2 (D_{k-1}^2 - D_k^2)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, vectors: Tensor, known: Tensor, b: Tensor) -> Tensor:
