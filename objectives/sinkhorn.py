@@ -44,7 +44,8 @@ class Sinkhorn(Objective):
     p = 2 and a small blur the value is half of the squared Wasserstein distance. The temperature falls from diameter^p
     (`diameter`, or that of the bounding box of both sides) by factors scaling^p, a sweep each, then `sweeps` sweeps at
     blur^p (1 is geomloss'; more stop early once nothing moves). The gradient is the envelope theorem's at the last
-    potentials: exact at convergence (geomloss 0.3.1's unbalanced gradient lacks a factor (rho + eps) / (rho + eps/2) of it, rho = reach^p).
+    potentials: exact at convergence (geomloss 0.3.1's unbalanced gradient lacks a factor of
+    (rho + eps) / (rho + eps/2), rho = reach^p; the backend "geomloss" has it so).
     `debias=False` gives OT_eps(a, b) alone.
 
     blur "auto" is a tenth of the reference's root mean squared pairwise distance. geomloss' default of 0.05 assumes
@@ -58,13 +59,12 @@ class Sinkhorn(Objective):
     Cost:
         (n/2 + m) n (d + sweeps). The reference's own term is solved once, and again (m^2/2 a sweep) only where a
         bounding box wider than the reference's changes the schedule; give `diameter` to exclude that. A cost matrix
-        is kept between sweeps up to 256 MiB
-        (8192 x 8192 in float32) and formed again in tiles of 2 MiB beyond.
+        is kept between sweeps up to 256 MiB (8192 x 8192 in float32) and formed again in tiles of 2 MiB beyond.
 
     Raises:
         InputError: p outside [1, 2], blur, reach or diameter not positive, scaling outside (0, 1), sweeps below 1;
-        blur "auto" of a reference with all rows equal; backend "geomloss" where geomloss is not installed, p is neither 1 nor 2,
-        or sweeps is not 1.
+        blur "auto" of a reference with all rows equal; backend "geomloss" where geomloss is not installed, p is
+        neither 1 nor 2, or sweeps is not 1.
 
     >>> import torch, rdm
     >>> x = torch.tensor([[0.0], [1.0]])
