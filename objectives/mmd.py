@@ -1,31 +1,31 @@
 """Maximum mean discrepancy."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
-from objectives._kernels import Gaussian, Kernel, cross_sum, self_sum, squared_distances
+from objectives._bandwidth import RADIAL, Bandwidth, bandwidths, check_bandwidth, radial
+from objectives._discrepancy import Estimator, KernelTarget, check_estimator, discrepancy, kernel_target
+from objectives._kernels import Kernel, Polynomial
 from rdm.errors import InputError
 from rdm.objective import Objective, Traits
 from rdm.reference import Reference
 from rdm.registry import objectives
 from rdm.statistic import Samples
 
-Bandwidth = float | tuple[float, ...] | list[float] | Literal["median"]
 
-
-class KernelTarget(NamedTuple):
-    """The reference's rows under a kernel whose bandwidth is fitted."""
-
-    kernel: Kernel
-    rows: Tensor  # m d, about the reference's mean
-    weights: Tensor  # m, summing to 1
-    repulsion: Tensor  # (), the reference's own double sum
-
-
-@objectives.register("mmd", examples=({"bandwidth": [1.0, 3.0]}, {"estimator": "unbiased"}, {"bandwidth": "median"}))
+@objectives.register(
+    "mmd",
+    examples=(
+        {"bandwidth": [1.0, 3.0]},
+        {"estimator": "unbiased"},
+        {"kernel": "laplacian"},
+        {"kernel": "inverse_multiquadric", "bandwidth": 2.0, "estimator": "unbiased"},
+        {"kernel": "rational_quadratic", "bandwidth": [0.7, 2.0], "alpha": 0.5},
+        {"kernel": "polynomial"},
+    ),
+)
 @dataclass(frozen=True)
 class MMD(Objective):
     r"""Squared maximum mean discrepancy between both sides' kernel mean embeddings.
@@ -34,9 +34,18 @@ class MMD(Objective):
               + \sum_{jj'} b_j b_{j'} k(y_j, y_{j'})
 
     Source: Gretton et al. (2012), eq. 5 (biased, a V-statistic) and eq. 3 (unbiased: the sums within a side leave out
-    i = i' and are divided by 1 - sum a_i^2). The weights a, b are normalised. kernel gaussian:
-    k(x, y) = exp(-|x - y|^2 / 2 sigma^2), summed over a list of bandwidths sigma. bandwidth "median": the square root
-    of the median squared pairwise distance of the reference (10,000 rows at most), fitted once.
+    i = i' and are divided by 1 - sum a_i^2). The weights a, b are normalised. The kernels, with r = |x - y| and
+    bandwidth sigma:
+
+    - gaussian: exp(-r^2 / 2 sigma^2)
+    - laplacian: exp(-r / sigma)
+    - inverse_multiquadric: (1 + r^2 / sigma^2)^(-1/2)
+    - rational_quadratic: (1 + r^2 / 2 alpha sigma^2)^(-alpha), as in Binkowski et al. (2018) with sigma = 1
+    - polynomial: (x.y / d + 1)^3, KID's, of the rows as they are; no bandwidth, in float64, not translation invariant
+
+    Kernels of a list of bandwidths are summed. bandwidth "median": the square root of the median squared pairwise
+    distance of the reference (10,000 rows at most), fitted once. The laplacian has a cusp at r = 0: rows that coincide
+    (within rounding) do not pull each other.
 
     Shapes:
         features: n d; weights: n; result ().
@@ -47,86 +56,52 @@ class MMD(Objective):
         n (n/2 + m) d in time, tiles of 8 MiB in memory; m^2 d once. float32 features stay in float32.
 
     Raises:
-        InputError: "unbiased" with fewer than 2 effective rows on a side; a bandwidth that is not positive; "median"
-        of a reference with more than half of its pairs equal.
+        InputError: "unbiased" with fewer than 2 effective rows on a side; a bandwidth or alpha that is not positive;
+        "median" of a reference with more than half of its pairs equal.
 
     >>> import torch, rdm
     >>> x, y = torch.tensor([[0.0]]), torch.tensor([[2.0]])
     >>> round(rdm.distance("mmd", x, y, bandwidth=1.0).item(), 4)  # 2 - 2 exp(-2)
     1.7293
+    >>> round(rdm.distance("mmd", x, y, kernel="laplacian", bandwidth=1.0).item(), 4)  # 2 - 2 exp(-2)
+    1.7293
     """
 
-    kernel: Literal["gaussian"] = "gaussian"
+    kernel: Literal["gaussian", "laplacian", "inverse_multiquadric", "rational_quadratic", "polynomial"] = "gaussian"
     bandwidth: Bandwidth = "median"
-    estimator: Literal["biased", "unbiased"] = "biased"
+    estimator: Estimator = "biased"
+    alpha: float = 1.0
 
     def __post_init__(self) -> None:  # noqa: D105
-        if self.estimator not in ("biased", "unbiased"):
-            raise InputError(f'estimator must be "biased" or "unbiased"; got {self.estimator!r}')
-        if self.kernel not in KERNELS:
-            raise InputError(f"kernel must be one of {', '.join(KERNELS)}; got {self.kernel!r}")
-        if self.bandwidth == "median":
-            return
-        scales = self.bandwidth if isinstance(self.bandwidth, list | tuple) else [self.bandwidth]
-        if not scales or not all(isinstance(s, int | float) and 0 < s < float("inf") for s in scales):
-            raise InputError(
-                f'bandwidth must be a positive number, a list of them, or "median"; got {self.bandwidth!r}'
-            )
+        check_estimator(self.estimator)
+        if self.kernel not in (*RADIAL, "polynomial"):
+            raise InputError(f"kernel must be one of {', '.join(RADIAL)}, polynomial; got {self.kernel!r}")
+        if not 0 < self.alpha < float("inf"):
+            raise InputError(f"alpha must be a positive number; got {self.alpha!r}")
+        check_bandwidth(self.bandwidth)
 
     @property
     def traits(self) -> Traits:  # noqa: D102
-        biased = self.estimator == "biased"
-        return Traits(biased, zero_at_identity=biased, symmetric=self.bandwidth != "median", plug_in=biased)
+        biased, fitted = self.estimator == "biased", self.kernel != "polynomial"
+        symmetric = not (fitted and self.bandwidth == "median")
+        return Traits(
+            nonnegative=biased,
+            zero_at_identity=biased,
+            symmetric=symmetric,
+            translation_invariant=fitted,
+            plug_in=biased,
+            bounded_below=biased or fitted,
+        )
 
     def bind(self, reference: Reference) -> tuple[Samples, KernelTarget]:
         """Rows about the reference's mean; the target is the reference with its fitted bandwidth and own sum."""
-        statistic = Samples(reference.mean)
-        rows = statistic.measure(reference.features, reference.weights)
-        kernel = KERNELS[self.kernel](self._bandwidths(reference))
-        weights = rows.weight / rows.mass
-        return statistic, KernelTarget(kernel, rows.value, weights, self._within(kernel, rows.value, weights))
+        return kernel_target(self._fitted(reference), reference, self.estimator)
 
     def distance(self, summary: Any, target: KernelTarget, *, generator: Any = None) -> Tensor:
         """Repulsion within the population, attraction to the reference, and the reference's constant."""
-        weights = summary.weight / summary.mass
-        repulsion = self._within(target.kernel, summary.value, weights)
-        attraction = cross_sum(target.kernel, summary.value, weights, target.rows, target.weights)
-        squared = repulsion - 2 * attraction + target.repulsion
-        return squared + (squared.clamp_min(0) - squared).detach() if self.traits.nonnegative else squared
+        return discrepancy(summary, target, self.estimator)
 
-    def _within(self, kernel: Kernel, rows: Tensor, weights: Tensor) -> Tensor:
-        if self.estimator == "biased":
-            return self_sum(kernel, rows, weights, diagonal=True)
-        pairs = 1 - weights.square().sum()
-        if float(pairs) <= 1e-12:
-            raise InputError(
-                'estimator "unbiased" needs at least 2 rows of positive weight a side; got 1; use "biased"'
-            )
-        return self_sum(kernel, rows, weights, diagonal=False) / pairs
-
-    def _bandwidths(self, reference: Reference) -> tuple[float, ...]:
-        if self.bandwidth == "median":
-            return (median_distance(reference),)
-        scales = self.bandwidth if isinstance(self.bandwidth, list | tuple) else [self.bandwidth]
-        return tuple(float(scale) for scale in scales)
-
-
-KERNELS = {"gaussian": Gaussian}
-
-
-def median_distance(reference: Reference, *, rows: int = 10_000) -> float:
-    """Square root of the median squared distance over the pairs i < j of at most `rows` reference rows."""
-    sample = reference.subset(rows)
-    x = Samples(reference.mean).measure(sample.features, sample.weights).value
-    if len(x) < 2:
-        raise InputError('bandwidth "median" needs a reference of at least 2 rows; got 1; give a number')
-    block = 1024
-    pieces = []
-    for start in range(0, len(x), block):
-        squared = squared_distances(x[start : start + block], x[start:])
-        upper = torch.ones_like(squared, dtype=torch.bool).triu(1)
-        pieces.append(squared[upper])
-    median = float(torch.cat(pieces).median())
-    if median <= 0:
-        raise InputError('bandwidth "median" is 0: more than half of the reference\'s pairs are equal; give a number')
-    return median**0.5
+    def _fitted(self, reference: Reference) -> Kernel:
+        if self.kernel == "polynomial":
+            return Polynomial()
+        return radial(self.kernel, bandwidths(self.bandwidth, reference), self.alpha)

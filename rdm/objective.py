@@ -23,6 +23,9 @@ class Traits(NamedTuple):
     # for the number of rows do not: a duplicate claims an independent draw
     plug_in: bool = True
     conservative: bool = True  # the gradient is that of the value; a frozen goal's is not
+    # no set of rows makes the value as negative as you like; an unbiased estimator of an unbounded kernel lets one row
+    # run off, since it leaves out what that row costs by itself: a judge, and a loss for a few steps only
+    bounded_below: bool = True
 
 
 class Objective(ABC):

@@ -1,0 +1,63 @@
+"""Kernel Inception distance."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from objectives._discrepancy import KernelTarget, discrepancy, kernel_target
+from objectives._kernels import Polynomial
+from rdm.objective import Objective, Traits
+from rdm.reference import Reference
+from rdm.registry import objectives
+from rdm.statistic import Samples
+
+
+@objectives.register("kid")
+@dataclass(frozen=True)
+class KID(Objective):
+    r"""Kernel Inception distance: the unbiased squared MMD of the cubic polynomial kernel.
+
+    .. math:: \frac{\sum_{i \ne i'} a_i a_{i'} k(x_i, x_{i'})}{1 - \sum_i a_i^2} - 2 \sum_{ij} a_i b_j k(x_i, y_j)
+              + \frac{\sum_{j \ne j'} b_j b_{j'} k(y_j, y_{j'})}{1 - \sum_j b_j^2},
+              \quad k(x, y) = (x \cdot y / d + 1)^3
+
+    Source: Binkowski et al. (2018), section 4, as `mmd` with kernel="polynomial" and estimator="unbiased". The
+    published number is of pool features of the Inception network, as they are, and the mean over 100 random subsets of
+    1000 rows: the same mean, with more variance, as all rows at once, which this is. Some report it times 1000; this
+    does not. A judge, not a loss: one row far off can make it as negative as you like; to
+    train on this kernel take the biased `mmd`.
+
+    Shapes:
+        features: n d; weights: n; result ().
+    Units:
+        Kernel units, of the sixth power of features. Unbiased, so negative for about half of the samples of one law.
+    Cost:
+        n (n/2 + m) d in time, in float64, tiles of 16 MiB in memory; m^2 d once.
+
+    Raises:
+        InputError: fewer than 2 effective rows on a side.
+
+    >>> import torch, rdm
+    >>> x, y = torch.tensor([[1.0], [0.0]]), torch.tensor([[1.0], [1.0]])
+    >>> rdm.distance("kid", x, y).item()  # 1 - 2 (8 + 1) / 2 + 8
+    0.0
+    """
+
+    @property
+    def traits(self) -> Traits:  # noqa: D102
+        return Traits(
+            nonnegative=False,
+            zero_at_identity=False,
+            translation_invariant=False,
+            plug_in=False,
+            bounded_below=False,
+        )
+
+    def bind(self, reference: Reference) -> tuple[Samples, KernelTarget]:
+        """The rows as they are; the target is the reference with its own sum."""
+        return kernel_target(Polynomial(), reference, "unbiased")
+
+    def distance(self, summary: Any, target: KernelTarget, *, generator: Any = None) -> Tensor:
+        """The unbiased discrepancy."""
+        return discrepancy(summary, target, "unbiased")
