@@ -3,7 +3,8 @@
 A kernel gives a tile of values with their slopes, and pulls rows along those slopes. The double sum never holds the
 n x m matrix and forms the gradient in the sweep that forms the value: two matrix products in all. Radial kernels are
 counted from k(0): a distance of measures of mass 1 does not see constants, and k - k(0) keeps its digits in float32
-where the bandwidth is far above the distances (test: test_wide_bandwidth_keeps_its_digits).
+where the bandwidth is far above the distances (test: test_wide_bandwidth_keeps_its_digits). Slopes come from k itself,
+for the sake of bandwidths far below them.
 """
 
 import math
@@ -73,20 +74,23 @@ class Gaussian(Radial):
     def profile(self, squared: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         widest, *others = sorted(self.bandwidths, reverse=True)
         rate = -0.5 / widest**2
-        term = torch.expm1(squared * rate)
+        power = squared * rate
+        term, kernel = torch.expm1(power), power.exp_()
         if not others:
-            return term, torch.add(term, 1).mul_(rate)
-        value, slope = term.clone(), torch.add(term, 1).mul_(rate)
+            return term, kernel.mul_(rate)
+        value, slope = term.clone(), kernel * rate
         for bandwidth in others:
             squarings = math.log2(-0.5 / bandwidth**2 / rate)
             rate = -0.5 / bandwidth**2
             if squarings in (0.0, 2.0, 4.0):
                 for _ in range(int(squarings)):
                     term = (term + 2).mul_(term)  # (1 + t)^2 - 1
+                    kernel.square_()
             else:
-                term = torch.expm1(squared * rate)
+                power = squared * rate
+                term, kernel = torch.expm1(power), power.exp_()
             value += term
-            slope.add_(term, alpha=rate).add_(rate)
+            slope.add_(kernel, alpha=rate)
         return value, slope
 
 
@@ -105,9 +109,9 @@ class Laplacian(Radial):
         distance = squared.sqrt()
         value, slope = torch.zeros_like(squared), torch.zeros_like(squared)
         for bandwidth in self.bandwidths:
-            term = torch.expm1(distance / -bandwidth)
-            value += term
-            slope.add_(term, alpha=-0.5 / bandwidth).add_(-0.5 / bandwidth)
+            power = distance / -bandwidth
+            value += torch.expm1(power)
+            slope.add_(power.exp_(), alpha=-0.5 / bandwidth)
         return value, slope.div_(distance).masked_fill_(distance == 0, 0.0)
 
 
@@ -147,9 +151,9 @@ class RationalQuadratic(Radial):
         value, slope = torch.zeros_like(squared), torch.zeros_like(squared)
         for bandwidth in self.bandwidths:
             ratio = squared / (2 * self.alpha * bandwidth**2)
-            term = torch.log1p(ratio).mul_(-self.alpha).expm1_()
-            value += term
-            slope.addcdiv_(term.add_(1), ratio.add_(1), value=-0.5 / bandwidth**2)
+            power = torch.log1p(ratio).mul_(-self.alpha)
+            value += torch.expm1(power)
+            slope.addcdiv_(power.exp_(), ratio.add_(1), value=-0.5 / bandwidth**2)
         return value, slope
 
 

@@ -38,10 +38,23 @@ def mmd_by_loops(
     x: Tensor, a: Tensor, y: Tensor, b: Tensor, kernel: Callable[[float], float], *, unbiased: bool
 ) -> float:
     """Squared MMD by double loops over rows; `kernel` is a function of the distance."""
+    return discrepancy_by_loops(x, a, y, b, lambda p, q: kernel(math.dist(p, q)), unbiased=unbiased)
+
+
+def discrepancy_by_loops(
+    x: Tensor,
+    a: Tensor,
+    y: Tensor,
+    b: Tensor,
+    kernel: Callable[[Sequence[float], Sequence[float]], float],
+    *,
+    unbiased: bool,
+) -> float:
+    """The same for a `kernel` of two rows. Unbiased: pairs of a row with itself left out, weights of pairs renormed."""
 
     def double_sum(p: Tensor, u: Sequence[float], q: Tensor, v: Sequence[float], skip: bool) -> float:
         pairs = [(i, j) for i in range(len(p)) for j in range(len(q)) if not (skip and i == j)]
-        terms = [u[i] * v[j] * kernel(math.dist(p[i].tolist(), q[j].tolist())) for i, j in pairs]
+        terms = [u[i] * v[j] * kernel(p[i].tolist(), q[j].tolist()) for i, j in pairs]
         return math.fsum(terms) / (math.fsum(u[i] * v[j] for i, j in pairs) if skip else 1.0)
 
     u, v = (a / a.sum()).tolist(), (b / b.sum()).tolist()
