@@ -52,7 +52,7 @@ class FourierMean(Statistic):
     "mmd_rff",
     examples=(
         {"features": 128},
-        {"features": 256, "bandwidth": [0.8, 2.0], "orthogonal": True},
+        {"features": 256, "bandwidth": [2.0, 3.0], "orthogonal": True},
         {"features": 256, "kernel": "laplacian", "bandwidth": 2.0},
     ),
 )
@@ -127,15 +127,17 @@ class RandomFourierMMD(Objective):
         normal = torch.randn(count, d, generator=source, dtype=torch.float64)
         if self.orthogonal:
             lengths = torch.randn(count, d, generator=source, dtype=torch.float64).norm(dim=1)
-            normal = torch.cat([_orthonormal(block) for block in normal.split(d)]) * lengths[:, None]
+            normal = _orthonormal(normal) * lengths[:, None]
         scale = torch.tensor(scales, dtype=torch.float64).repeat(count // len(scales))
         return normal * (spread / scale)[:, None]
 
 
 def _orthonormal(rows: Tensor) -> Tensor:
-    """Orthonormal rows, uniform over such sets where the given rows are normal."""
-    q, r = torch.linalg.qr(rows.T)
-    return (q * r.diagonal().sign()).T
+    """Rows orthonormal in blocks of d, uniform over such blocks where the given rows are normal."""
+    count, d = rows.shape
+    blocks = torch.cat([rows, rows[: -count % d]]) if count >= d else rows  # the last one filled up, then cut
+    q, r = torch.linalg.qr(blocks.reshape(-1, min(count, d), d).mT)
+    return (q * r.diagonal(dim1=1, dim2=2).sign()[:, None]).mT.reshape(-1, d)[:count]
 
 
 # what multiplies a normal frequency, from a standard normal g: kernels as mixtures of Gaussians over their width

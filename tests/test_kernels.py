@@ -108,11 +108,11 @@ def test_cmmd_is_its_published_formula():
 @pytest.mark.parametrize("loss, name, options", [
     ("laplacian", "mmd", {"kernel": "laplacian", "bandwidth": 1.5}), ("energy", "energy", {})])  # fmt: skip
 def test_geomloss_is_half(loss: str, name: str, options: dict):
-    """Half of the biased value; laplacian: exp(-|x - y| / blur); both soften the norm at 0 by about 1e-3."""
+    """Half of the biased value; laplacian: exp(-|x - y| / blur). It softens the norm at 0: 4e-5 and 5e-6 measured."""
     geomloss = pytest.importorskip("geomloss")
     x, y = draw(30, 4), draw(40, 4, seed=1) + 1
     peer = geomloss.SamplesLoss(loss, blur=1.5, backend="tensorized")(x, y)
-    assert math.isclose(rdm.distance(name, x, y, **options), 2 * float(peer), rel_tol=2e-3)
+    assert math.isclose(rdm.distance(name, x, y, **options), 2 * float(peer), rel_tol=1e-4)
 
 
 @pytest.mark.parametrize("name, options, expected", [
@@ -137,7 +137,7 @@ def test_unbiased_is_zero_in_the_mean(name: str, options: dict):
     g = torch.Generator().manual_seed(0)
     values = torch.stack([
         rdm.distance(name, torch.randn(8, 2, generator=g), torch.randn(10, 2, generator=g), **options, **estimator)
-        for _ in range(1000)
+        for _ in range(300)
     ])  # fmt: skip
     assert abs(values.mean()) < 4 * values.std() / len(values) ** 0.5
     assert (values < 0).any()
