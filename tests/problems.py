@@ -98,6 +98,8 @@ class Problem:
             values.append(self.objective.distance(whole, term.target, generator=generator))
         raw = torch.stack(values).detach()
         coefficients, _ = self.balance.coefficients(raw, None)
+        if not self.objective.traits.normalize:
+            coefficients = torch.ones_like(raw)  # no balance touches a term whose value is no size
         sum(w * c * v for w, c, v in zip((1.0, 0.7), coefficients, values, strict=True)).backward()
         return [p.grad.clone() for p in self.net.parameters() if p.grad is not None]
 
