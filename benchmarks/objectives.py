@@ -176,7 +176,10 @@ def sinkhorn(device: str, *, n: int = 2048, d: int = 512, blur: float = 0.3, sca
         "rdm, diameter given": bound("sinkhorn", x, y, diameter=widest, **options),
         "geomloss, tensorized": plain(peer, x),
     }
-    show(f"sinkhorn, {n} x {n} x {d}, {sweeps} sweeps, debiased", interleaved(candidates, exact, repeats=3, device=device))
+    show(
+        f"sinkhorn, {n} x {n} x {d}, {sweeps} sweeps, debiased",
+        interleaved(candidates, exact, repeats=3, device=device),
+    )
 
 
 def run(device: str) -> None:
