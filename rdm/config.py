@@ -65,12 +65,18 @@ def plan() -> dict[str, Any]:
     """Build the arguments of `rdm.train.train` that the configuration binds, and `evaluation` (None without one).
 
     Raises:
-        InputError: a required argument is not bound.
+        InputError: a required argument is not bound, or one cannot be used.
     """
     required = [p.name for p in _plan_signature().parameters.values() if p.default is p.empty]
     if missing := [name for name in required if not _bound(f"rdm.train.{name}")]:
         raise InputError(f"the configuration must bind rdm.train.{missing[0]}; it does not; add it to the file")
-    return gin.get_configurable("rdm.train")()
+    arguments = gin.get_configurable("rdm.train")()
+    if "optimizer" in arguments:  # called only while training: a trial checks and records its hyperparameters
+        try:
+            arguments["optimizer"]([torch.zeros(1, requires_grad=True)])
+        except (TypeError, ValueError) as error:
+            raise InputError(f"rdm.train.optimizer: {first_line(error)}") from error
+    return arguments
 
 
 def seed() -> int:

@@ -91,6 +91,17 @@ def test_bindings_win_and_are_in_the_operative_configuration(write):
     assert config.plan()["steps"] == 9 and config.operative() == text
 
 
+def test_hyperparameters_of_the_optimizer_are_recorded_and_checked(write):
+    """The optimizer is called only while training, but what it will be called with is configuration too."""
+    path = write(BASE, "y.gin")
+    config.load(path, ["rdm.train.optimizer = @optimizers.adam", "optimizers.adam.lr = 0.25"])
+    config.plan()
+    assert "adam.lr = 0.25" in config.operative()
+    config.load(path, ["rdm.train.optimizer = @optimizers.adam", "optimizers.adam.lr = -1.0"])
+    with pytest.raises(InputError, match="rdm.train.optimizer: .*learning rate"):
+        config.plan()
+
+
 def test_restricted_mode(write, tmp_path):
     outside = write(BASE, "outside.gin")
     inside = write(BASE, "in/base.gin")
