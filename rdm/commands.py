@@ -10,23 +10,23 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
-from torch import Tensor, nn
+from torch import nn
 
 import rdm
 from rdm import config
 from rdm.checkpoint import complete_checkpoints, load_weights
 from rdm.distributed import barrier, rank, started
 from rdm.errors import InputError, MismatchError
-from rdm.evaluate import Evaluation, Metric, table
+from rdm.evaluate import Judge, Metric, table
 from rdm.generator import Generator
-from rdm.pictures import save_grid
 from rdm.randomness import seeded
 from rdm.registry import registries
 from rdm.report import write_report
-from rdm.store import digest, read_json, write_json, write_text
+from rdm.store import digest, read_json, write_bytes, write_json, write_text
 from rdm.train import train
 
 COLUMNS = {"": "this run"}
+RATIOS = "distances are ratios to fresh real data: 1, less is better; "
 
 
 def cache_folder() -> Path:
@@ -117,26 +117,15 @@ def _check_same_configuration(out: Path, text: str) -> None:
     raise MismatchError(f"{out} was begun with {was!r}; now {is_now!r}; restore the configuration or use another --out")
 
 
-def _evaluate(evaluation: Evaluation | None, model: nn.Module, out: Path) -> dict[str, Metric]:
+def _evaluate(evaluation: Judge | None, model: nn.Module, out: Path) -> dict[str, Metric]:
     if evaluation is None:
         return {}
     if not isinstance(model, Generator):
         raise InputError(f"an evaluation measures a generator; got {type(model).__name__}")
     _say("evaluating")
-    for name, images in _pictures(evaluation, model).items():
-        save_grid(out / "samples" / f"compare {name}.png", images, columns=evaluation.fresh.classes)
+    for name, png in evaluation.pictures(model).items():
+        write_bytes(out / "samples" / f"compare {name}.png", png)
     return evaluation(model)
-
-
-def _pictures(evaluation: Evaluation, model: Generator) -> dict[str, Tensor]:
-    """Six rows of pictures, a column a class: real, each compared generator and this one on the same noise."""
-    classes = evaluation.fresh.classes
-    rows = [torch.nonzero(evaluation.fresh.labels.cpu() == c)[:6, 0] for c in range(classes)]
-    order = torch.stack([r for r in rows if len(r) == 6], 1).flatten()
-    found = {"fresh real": evaluation.fresh.images.cpu()[order]}
-    for name, candidate in {**(evaluation.compare or {}), "this run": model}.items():
-        found[name] = evaluation.sample(candidate).images.cpu()[order]
-    return found
 
 
 def _write_result(out: Path, metrics: dict[str, Metric], steps: int, seconds: float, seed: int, text: str) -> None:
@@ -178,7 +167,7 @@ def _print_metrics(metrics: dict[str, Metric]) -> None:
         *[COLUMNS.get(c, c) for c in columns],
         box=box.SIMPLE_HEAD,
         show_edge=False,
-        caption="distances are ratios to fresh real data: 1, less is better; ± 95 %",
+        caption=f"{RATIOS if compared else ''}± 95 %",
     )
     for row in table(metrics, columns):
         shown.add_row(*row)

@@ -10,7 +10,7 @@ class Dataset(NamedTuple):
     """Items with labels."""
 
     name: str
-    images: Tensor  # n c h w in [0, 1]
+    images: Tensor  # n ...; pictures are n c h w in [0, 1]
     labels: Tensor  # n, int64
     classes: int
 

@@ -1,12 +1,14 @@
-"""Evaluation: distances under every representation as ratios to a fresh real split, accuracy, collapse monitors.
+"""Judges of generators, and the general one: distances as ratios to a fresh real split, accuracy, collapse monitors.
 
 It shares objectives and representations with training, but imports nothing of the trainer. Every generated set has as
 many items as the fresh split, so that the bias of a distance in n is the same above and below the line.
 """
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from rdm.data import Dataset
 from rdm.errors import InputError
 from rdm.generator import Generator
 from rdm.objective import Objective
+from rdm.pictures import grid_png
 from rdm.randomness import stream
 from rdm.reference import Reference
 from rdm.representation import Battery, Representation
@@ -38,8 +41,26 @@ class Samples(NamedTuple):
     labels: Tensor | None
 
 
+class Judge(ABC):
+    """What `rdm.train.evaluation` may be: measures a generator and may draw what it makes.
+
+    `goals` says what a metric strives for, which sweeps mark the best by: infinity for the most, a number for the
+    nearest to it. A metric that is not listed is a distance: the least is best.
+    """
+
+    goals: ClassVar[Mapping[str, float]] = {}
+
+    @abstractmethod
+    def __call__(self, generator: Generator) -> dict[str, Metric]:
+        """Metrics by name; "name: metric" for a metric of something that is compared with the generator."""
+
+    def pictures(self, generator: Generator) -> dict[str, bytes]:
+        """PNG files by title; none by default."""
+        return {}
+
+
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Judge):
     """What to measure on generated items.
 
     Args:
@@ -51,6 +72,8 @@ class Evaluation:
         resamples: bootstrap draws an interval.
         seed: of noise and resampling.
     """
+
+    goals: ClassVar[Mapping[str, float]] = {"accuracy": math.inf, "spread": 1.0}
 
     reference: Dataset
     fresh: Dataset
@@ -78,6 +101,16 @@ class Evaluation:
             for metric, value in self._monitors(samples):
                 found[prefix + metric] = value
         return found
+
+    def pictures(self, generator: Generator) -> dict[str, bytes]:
+        """Six rows, a column a class: fresh real, each compared generator and this one on the same noise."""
+        rows = [torch.nonzero(self.fresh.labels.cpu() == c)[:6, 0] for c in range(self.fresh.classes)]
+        order = torch.stack([r for r in rows if len(r) == 6], 1).flatten()
+        found = {"fresh real": self.fresh.images}
+        for name, candidate in {**(self.compare or {}), "this run": generator}.items():
+            found[name] = self.sample(candidate).images
+        columns = self.fresh.classes
+        return {name: grid_png(images.cpu()[order], columns=columns) for name, images in found.items()}
 
     def sample(self, generator: Generator) -> Samples:
         """As many items as the fresh split has, with its labels, from noise fixed by the seed."""

@@ -13,7 +13,7 @@ from rdm.errors import InputError
 
 
 class Generator(nn.Module, ABC):
-    """images = generator(noise, condition): deterministic, images "n c h w" in [0, 1].
+    """images = generator(noise, condition): deterministic, one item a row of noise; pictures "n c h w" in [0, 1].
 
     Any callable of the same form works with `rdm.Population`; this class adds what the trainer needs to draw inputs.
     """

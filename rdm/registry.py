@@ -120,6 +120,7 @@ batteries = Registry("battery", "representations")
 networks = Registry("network", "representations")
 generators = Registry("generator", "rdm.generators")
 datasets = Registry("dataset", "rdm.datasets")
+evaluations = Registry("evaluation", "rdm.datasets")
 memories = Registry("memory", "rdm.memory")
 
 registries = {
@@ -129,5 +130,6 @@ registries = {
     "networks": networks,
     "generators": generators,
     "datasets": datasets,
+    "evaluations": evaluations,
     "memories": memories,
 }

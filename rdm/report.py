@@ -40,7 +40,7 @@ def write_report(folder: Path) -> Path:
     ]
     if metrics:
         body += ["<h2>Results</h2>", _table(metrics)]
-    body += ["<h2>Samples</h2>", _grids(folder), "<h2>Training</h2>", _curves(log), "<h2>Configuration</h2>"]
+    body += ["<h2>Samples</h2>", _grids(folder, metrics), "<h2>Training</h2>", _curves(log), "<h2>Configuration</h2>"]
     body.append(f"<pre>{html.escape((folder / 'config.gin').read_text())}</pre>")
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>rdm: {html.escape(folder.name)}</title>'
@@ -58,22 +58,23 @@ def _table(metrics: dict[str, Metric]) -> str:
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
         for row in table(metrics, [*compared, ""])
     )
-    note = (
+    ratios = (
         "Distances are ratios: generated items to the reference, over a fresh real split to the reference, so that 1 "
         "is what real data scores and less is better. accuracy: share of items that the judge gives the class they "
         "were asked for. spread: distance between items of one class, real data 1, collapse 0. copies: share nearer "
-        f"to a training item than 99 % of fresh real ones are, expected 0.01. n = {any_metric.n} each, the same "
-        "noise in every column; ± is a 95 % interval."
+        "to a training item than 99 % of fresh real ones are, expected 0.01. The same noise in every column. "
     )
+    note = f"{ratios if compared else ''}n = {any_metric.n} each; ± is a 95 % interval."
     inner = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<div class="scroll">{inner}</div><p class="note">{note}</p>'
 
 
-def _grids(folder: Path) -> str:
+def _grids(folder: Path, metrics: dict[str, Metric]) -> str:
     compared = sorted((folder / "samples").glob("compare *.png"), key=lambda p: p.stat().st_mtime_ns)
     if compared:
         titled = [(path.stem.removeprefix("compare "), path) for path in compared]
-        note = '<p class="note">A column is a class; the same noise in every picture but the real one.</p>'
+        by_class = '<p class="note">A column is a class; the same noise in every picture but the real one.</p>'
+        note = by_class if any(": " in name for name in metrics) else ""
     else:
         steps = sorted((folder / "samples").glob("[0-9]*.png"))
         chosen = sorted({0, len(steps) // 2, len(steps) - 1}) if steps else []

@@ -127,4 +127,5 @@ def _draw_samples(out: Path, model: nn.Module, step: int, seed: int) -> None:
     with torch.no_grad():
         images = model.eval()(noise.to(device), None if condition is None else condition.to(device))
     model.train(training)
-    save_grid(out / "samples" / f"{step:08d}.png", images, columns=columns)
+    if images.ndim == 4:  # other items have no picture
+        save_grid(out / "samples" / f"{step:08d}.png", images, columns=columns)
