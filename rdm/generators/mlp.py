@@ -1,0 +1,31 @@
+"""A plain multilayer perceptron from noise to items, for studies of low dimension."""
+
+from torch import Tensor, nn
+
+from rdm.errors import InputError
+from rdm.generator import Generator
+from rdm.registry import generators
+
+
+@generators.register("mlp", examples=({"width": 8, "depth": 2},))
+class MLP(Generator):
+    """ReLU layers from standard normal noise to items of any range, without classes.
+
+    Nothing clamps the result: use it where items are no pictures.
+
+    Shapes: noise n inputs -> items n outputs. Cost: depth width^2 multiplications an item.
+    Raises: InputError: a size below 1.
+    """
+
+    def __init__(self, inputs: int = 2, outputs: int = 64, width: int = 256, depth: int = 4):
+        super().__init__()
+        if min(inputs, outputs, width, depth) < 1:
+            raise InputError(f"expected inputs, outputs, width, depth >= 1; got {inputs}, {outputs}, {width}, {depth}")
+        self.shape, self.classes = (inputs,), None
+        sizes = [inputs, *[width] * depth]
+        hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+        self.layers = nn.Sequential(*hidden, nn.Linear(width, outputs))
+
+    def forward(self, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Generate items."""
+        return self.layers(noise)

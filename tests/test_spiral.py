@@ -1,0 +1,70 @@
+"""The spiral: its data, its judge on known cases, and a generator without classes that learns it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import rdm
+from rdm.__main__ import main
+from rdm.datasets.spiral import SpiralScore
+from rdm.errors import InputError
+
+BASE = str(Path(__file__).parent.parent / "experiments" / "spiral" / "base.gin")
+
+
+def test_real_data_cover_the_curve_at_the_distance_of_the_noise():
+    """The median of |N(0, 0.05)| is 0.0337, its standard error over 4,000 rows 0.0006."""
+    for seed in range(3):
+        found = SpiralScore().measure(rdm.dataset("spiral", n=4000, seed=seed).images)
+        assert found["recall"].value == 1
+        assert found["distance"].value == pytest.approx(0.0337, abs=0.0018)
+        assert found["distance"].low < found["distance"].value < found["distance"].high
+        assert found["distance"].n == 4000
+
+
+def test_the_data_are_a_plane_with_two_turns():
+    data = rdm.dataset("spiral")
+    assert data.images.shape == (2000, 64) and data.classes == 1 and not data.labels.any()
+    assert torch.linalg.matrix_rank(data.images, rtol=1e-4) == 2
+    radius = data.images.norm(dim=1)
+    assert 0.3 < radius.min() < 0.6 and 2.4 < radius.max() < 2.8
+    assert torch.equal(data.images, rdm.dataset("spiral").images)
+    assert not torch.equal(data.images, rdm.dataset("spiral", seed=1).images)
+
+
+def test_the_score_sees_a_missing_turn_and_a_displacement():
+    images = rdm.dataset("spiral", n=4000).images
+    inner = images[images.norm(dim=1) < 1.5]
+    assert SpiralScore().measure(inner)["recall"].value == pytest.approx(0.5, abs=0.06)
+    normal = torch.linalg.svd(images).Vh[-1]
+    moved = SpiralScore().measure(images + 0.5 * normal)
+    assert moved["recall"].value == 0 and moved["distance"].value == pytest.approx(0.5, abs=0.01)
+
+
+def test_wrong_settings():
+    with pytest.raises(InputError, match="resamples >= 2"):
+        SpiralScore(resamples=1)
+    with pytest.raises(InputError, match="dimension >= 2"):
+        rdm.dataset("spiral", dimension=1)
+
+
+def test_a_run_without_classes_or_pictures(tmp_path, capsys):
+    bindings = "losses.matching.objective = @objectives.mmd()", "rdm.train.steps = 3", "generators.mlp.width = 16"
+    arguments = [BASE, "--out", str(tmp_path / "run"), *(x for b in bindings for x in ("--bind", b))]
+    assert main(["train", *arguments]) == 0
+    assert set(json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]) == {"recall", "distance"}
+    assert [p.name for p in (tmp_path / "run" / "samples").iterdir()] == ["compare samples in the plane.png"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "samples in the plane" in page and "A column is a class" not in page and "ratios" not in page
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.slow
+def test_matching_learns_the_spiral(tmp_path):
+    bindings = "losses.matching.objective = @objectives.mmd()", "rdm.train.steps = 1500", "rdm.train.log_every = 500"
+    arguments = [BASE, "--out", str(tmp_path / "run"), *(x for b in bindings for x in ("--bind", b))]
+    assert main(["train", *arguments]) == 0
+    metrics = json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]
+    assert metrics["recall"]["value"] > 0.8 and metrics["distance"]["value"] < 0.3
