@@ -64,7 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics here")
     evaluate.set_defaults(run=_evaluate)
 
-    report = commands.add_parser("report", help="draw report.html of a run folder")
+    sweep = commands.add_parser("sweep", help="train every point of a grid of bindings; finished ones are kept")
+    sweep.add_argument("config", type=Path, metavar="SWEEP.gin")
+    sweep.add_argument("--workers", type=int, default=1, metavar="N", help="points at a time (default: 1)")
+    sweep.add_argument("--out", type=Path, metavar="DIR", help="sweep folder (default: runs/<name of the file>)")
+    sweep.add_argument("--restricted", action="store_true", help="as of train")
+    sweep.set_defaults(run=_sweep)
+
+    report = commands.add_parser("report", help="draw report.html of a run or sweep folder")
     report.add_argument("folder", type=Path, metavar="DIR")
     report.set_defaults(run=_report)
 
@@ -72,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("kind", nargs="?")
     listing.set_defaults(run=_list)
 
-    for command in (train, evaluate, report, listing):
+    for command in (train, evaluate, sweep, report, listing):
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
@@ -87,6 +94,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rdm.commands import evaluate_run
 
     evaluate_run(options.samples, options.json)
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from rdm.sweep import sweep
+
+    sweep(options.config, options.out, workers=options.workers, restricted=options.restricted)
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -23,6 +23,7 @@ from rdm.randomness import seeded
 from rdm.registry import registries
 from rdm.report import write_report
 from rdm.store import digest, read_json, write_bytes, write_json, write_text
+from rdm.sweep_report import INDEX, write_sweep_report
 from rdm.train import train
 
 COLUMNS = {"": "this run"}
@@ -96,7 +97,9 @@ def list_members(kind: str | None) -> None:
 
 
 def draw_report(folder: Path) -> Path:
-    """Draw report.html of a run folder; returns its path."""
+    """Draw report.html of a run folder or of a sweep's; returns its path."""
+    if (folder / INDEX).is_file():
+        return write_sweep_report(folder)
     _existing(folder / "result.json")
     return write_report(folder)
 

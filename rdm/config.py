@@ -79,6 +79,19 @@ def plan() -> dict[str, Any]:
     return arguments
 
 
+def grid() -> dict[str, Any]:
+    """The axes that rdm.sweep.grid binds; references in it print as gin writes them.
+
+    Raises:
+        InputError: it binds none.
+    """
+    found = gin.query_parameter("rdm.sweep.grid") if _bound("rdm.sweep.grid") else None
+    if not isinstance(found, dict) or not found:
+        example = "rdm.sweep.grid = {'rdm.train.seed': [0, 1, 2]}"
+        raise InputError(f"a sweep's file must bind rdm.sweep.grid to axes; got {found!r}; add e.g. {example}")
+    return found
+
+
 def seed() -> int:
     """The seed that the configuration binds, 0 by default."""
     return gin.query_parameter("rdm.train.seed") if _bound("rdm.train.seed") else 0
@@ -105,6 +118,10 @@ def _plan(**arguments: Any) -> dict[str, Any]:
     return arguments
 
 
+def _sweep(grid: dict[str, Any]) -> None:
+    """Only the name of what a sweep's file binds; `grid` reads it."""
+
+
 _plan.__signature__ = _plan_signature()  # type: ignore[attr-defined]  # gin validates parameter names against it
 _registered: dict[str, Callable[..., Any]] = {}
 
@@ -114,7 +131,7 @@ def _register_all() -> dict[str, Callable[..., Any]]:
     members = {
         f"{kind}.{name}": entry.build for kind, registry in registries.items() for name, entry in registry.items()
     }
-    for full_name, build in {**CORE, **members, "rdm.train": _plan}.items():
+    for full_name, build in {**CORE, **members, "rdm.train": _plan, "rdm.sweep": _sweep}.items():
         if full_name not in _registered:
             module, name = full_name.rsplit(".", 1)
             register = gin.external_configurable if build.__module__.startswith("torch.") else gin.register

@@ -4,12 +4,16 @@ import base64
 import html
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rdm.errors import InputError
 from rdm.evaluate import Metric, table
 from rdm.store import read_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1b1b1f }
@@ -42,12 +46,37 @@ def write_report(folder: Path) -> Path:
         body += ["<h2>Results</h2>", _table(metrics)]
     body += ["<h2>Samples</h2>", _grids(folder, metrics), "<h2>Training</h2>", _curves(log), "<h2>Configuration</h2>"]
     body.append(f"<pre>{html.escape((folder / 'config.gin').read_text())}</pre>")
+    return write_page(folder, body)
+
+
+def write_page(folder: Path, body: Sequence[str]) -> Path:
+    """Write report.html of a folder from pieces of HTML; returns its path."""
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>rdm: {html.escape(folder.name)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>{"".join(body)}</html>'
     )
     write_text(folder / "report.html", page)
     return folder / "report.html"
+
+
+def blank_figure(width: float, height: float) -> "Figure":
+    """An empty matplotlib figure of a size in inches, without global state.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise InputError('a report needs matplotlib; pip install "rdm-torch[report]"') from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def svg(figure: "Figure") -> str:
+    """The figure as an SVG element."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
 def _table(metrics: dict[str, Metric]) -> str:
@@ -90,10 +119,6 @@ def _grids(folder: Path, metrics: dict[str, Metric]) -> str:
 
 def _curves(log: list[dict[str, Any]]) -> str:
     """One panel a group of logged values: distances (logarithmic), loss, gradient norm and the rest."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise InputError('a report needs matplotlib; pip install "rdm-torch[report]"') from error
     if not log:
         return '<p class="note">Nothing was logged.</p>'
     names = [
@@ -104,7 +129,7 @@ def _curves(log: list[dict[str, Any]]) -> str:
     distances = [name for name in names if name.startswith("distance/")]
     panels = [[name] for name in names if name not in distances and not (distances and name == "loss")]
     panels = [distances, *panels] if distances else panels
-    figure = Figure(figsize=(3.6 * len(panels), 2.9), layout="constrained")
+    figure = blank_figure(3.6 * len(panels), 2.9)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, group in zip(axes, panels, strict=True):
         for name in group:
@@ -117,6 +142,4 @@ def _curves(log: list[dict[str, Any]]) -> str:
         axis.grid(alpha=0.3)
         if len(group) > 1:
             axis.legend(fontsize=8)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    return svg(figure)

@@ -16,8 +16,9 @@ ROOT = Path(__file__).parent.parent
 # A module may import those in its own line and below only.
 LAYERS = """
 rdm.__main__
-rdm.commands
-rdm.config rdm.report
+rdm.commands rdm.sweep
+rdm.config rdm.sweep_report
+rdm.report
 rdm.train rdm.evaluate
 rdm.run
 rdm.losses

@@ -1,0 +1,343 @@
+"""Sweeps: grids, hashes, points that run once, failures and kills that the next call mends, tables and report."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from rdm import config, sweep
+from rdm.__main__ import main
+from rdm.errors import InputError
+from rdm.evaluate import Metric
+from rdm.store import write_json, write_text
+from rdm.sweep_report import Found, Row, print_table, read_sweep, write_csv, write_sweep_report
+
+TINY = """
+rdm.train.model = @generators.mlp()
+rdm.train.losses = [@losses.matching()]
+rdm.train.data = @datasets.spiral()
+rdm.train.evaluation = @evaluations.spiral()
+rdm.train.steps = 2
+rdm.train.optimizer = @optimizers.adam
+datasets.spiral.n = 100
+evaluations.spiral.samples = 50
+evaluations.spiral.resamples = 2
+generators.mlp.width = 4
+losses.matching.objective = @objectives.mmd()
+losses.matching.battery = @rdm.battery()
+losses.matching.population = 8
+rdm.battery.members = [@representations.pixels()]
+"""
+SEEDS = "rdm.sweep.grid = {'rdm.train.seed': [0, 1]}\n"
+
+
+@pytest.fixture
+def at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.gin").write_text(TINY)
+    return tmp_path
+
+
+def planned(at: Path, grid: str, *, more: str = "") -> list[sweep.Point]:
+    (at / "s.gin").write_text(f"include 'base.gin'\n{more}\nrdm.sweep.grid = {grid}\n")
+    return sweep.plan(Path("s.gin"), at / "out")
+
+
+def results(out: Path) -> dict[str, bytes]:
+    return {path.parent.name: path.read_bytes() for path in sorted(out.glob("points/*/result.json"))}
+
+
+def begun(at: Path, *arguments: str) -> subprocess.Popen:
+    """A sweep of s.gin into out, in a process without the tests' checks of shapes, which alter recorded defaults."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-P", "-m", "rdm", "sweep", "s.gin", "--out", "out", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=at, env=environment, stderr=pipe, stdout=pipe, text=True)
+
+
+# Grids
+
+
+def test_the_grid_is_the_product_of_its_axes(at):
+    points = planned(at, """{
+        'rdm.train.seed': [0, 1, 2],
+        'losses.matching.objective': [@objectives.mmd(), @objectives.sliced_wasserstein()],
+        'size': {'small': {'generators.mlp.width': 4, 'generators.mlp.depth': 1}, 'large': {'generators.mlp.width': 8}},
+    }""")  # fmt: skip
+    assert len(points) == 12 and len({p.folder for p in points}) == 12
+    assert points[0].labels == {"rdm.train.seed": 0, "losses.matching.objective": "mmd", "size": "small"}
+    assert points[0].bindings == (
+        "rdm.train.seed = 0",
+        "losses.matching.objective = @objectives.mmd()",
+        "generators.mlp.width = 4",
+        "generators.mlp.depth = 1",
+    )
+    assert points[-1].name == "seed 2, objective sliced_wasserstein, size large"
+
+
+def test_references_may_be_texts_and_labels_stay_distinct():
+    axes = sweep.axes({"a": ["@objectives.mmd()", "median"], "b": ["@x/objectives.mmd()", "@y/objectives.mmd()"]})
+    assert [v.label for v in axes["a"]] == ["mmd", "median"] and axes["a"][0].bindings == {"a": "@objectives.mmd()"}
+    assert axes["a"][1].bindings == {"a": "'median'"}
+    assert [v.label for v in axes["b"]] == ["x/mmd", "y/mmd"]
+    assert [v.label for v in sweep.axes({"c": ["1", 1, None]})["c"]] == ["1", 1, "None"]
+
+
+def test_the_hash_is_of_the_operative_configuration(at):
+    one, same = planned(at, "{'objectives.frechet.correction': [0, 1]}")  # the objective is mmd
+    assert one.folder == same.folder
+    spelled = planned(
+        at, "{'losses.matching.population': [8]}", more="# a comment\nobjectives.mmd.estimator = 'biased'"
+    )
+    assert spelled[0].folder == one.folder, "defaults written out are the same point"
+    assert planned(at, "{'optimizers.adam.lr': [0.1, 0.2]}")[0].folder != one.folder
+    first, second = planned(at, "{'optimizers.adam.lr': [0.1, 0.2]}")
+    assert first.folder != second.folder
+    config.load(at / "s.gin", first.bindings)
+    config.plan()
+    assert sweep.digest({}, config.operative())[:16] == first.folder.name
+
+
+@pytest.mark.parametrize(
+    "grid, message",
+    [
+        ("{'losses.matching.popluation': [8]}", "did you mean 'population'"),
+        ("{'rdm.train.seed': [0], 'generators.mpl.width': [8]}", "point 'seed 0, width 8'.*mean 'generators.mlp'"),
+        ("{'losses.matching.objective': [@objectives.mmd(), @objectives.mdm()]}", "did you mean 'objectives.mmd'"),
+        ("{'a': {'b': {'objectives.mmd.bandwith': 1.0}}}", "did you mean 'bandwidth'"),
+        ("{'objectives.mmd.bandwidth': [1.0, -1.0]}", "bandwidth -1.0.*positive number"),
+        ("{'rdm.train.seed': []}", "'rdm.train.seed' of rdm.sweep.grid has no values"),
+        ("{'rdm.train.seed': 3}", "must be a list of values.*got 3"),
+        ("{'a': {'b': 3}}", "must be a list of values"),
+        ("{'a': {'b': {'rdm.train.seed': 1}}, 'rdm.train.seed': [0]}", "'a' and 'rdm.train.seed' both bind"),
+        ("{}", "must bind rdm.sweep.grid"),
+    ],
+)  # fmt: skip
+def test_wrong_grids_are_refused_before_anything_runs(at, grid, message, capsys):
+    with pytest.raises(InputError, match=message):
+        planned(at, grid)
+    assert main(["sweep", "s.gin", "--out", "out"]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    assert not (at / "out").exists()
+
+
+def test_wrong_arguments(at, capsys):
+    assert main(["sweep", "base.gin"]) == 2
+    assert "must bind rdm.sweep.grid" in capsys.readouterr().err
+    (at / "s.gin").write_text("include 'base.gin'\n" + SEEDS)
+    assert main(["sweep", "s.gin", "--workers", "0"]) == 2
+    assert "--workers >= 1" in capsys.readouterr().err
+    (at / "i.gin").write_text("import os\ninclude 'base.gin'\n" + SEEDS)
+    assert main(["sweep", "i.gin", "--restricted"]) == 2
+    assert "refuses 'import os'" in capsys.readouterr().err
+
+
+# Running
+
+
+def test_points_run_once_and_a_longer_grid_keeps_them(at):
+    (at / "s.gin").write_text("include 'base.gin'\n" + SEEDS)
+    process = begun(at, "--workers", "2")
+    assert "out/report.html" in process.communicate()[0] and process.returncode == 0
+    out = at / "out"
+    before, index = results(out), read_sweep(out)
+    assert len(before) == 2 and [row.status for row in index.rows] == ["done", "done"]
+    for name, content in before.items():
+        assert json.loads(content)["config_sha256"].startswith(name)
+    (at / "s.gin").write_text("include 'base.gin'\n" + SEEDS.replace("1]", "1, 2]"))
+    process = begun(at)
+    printed, said = process.communicate()
+    assert process.returncode == 0
+    assert "2 of 3 points are finished already" in said and "sweep.csv" in printed
+    after = results(out)
+    assert len(after) == 3 and {name: after[name] for name in before} == before
+
+
+def test_a_failed_point_is_reported_and_tried_again(at, capsys):
+    """The middle point dies of a learning rate that makes the gradient infinite."""
+    (at / "s.gin").write_text(
+        "include 'base.gin'\nrdm.train.steps = 20\nrdm.sweep.grid = {'optimizers.adam.lr': [1e-3, 1e30, 2e-3]}\n"
+    )
+    assert main(["sweep", "s.gin", "--out", "out"]) == 1
+    printed = capsys.readouterr()
+    assert "lr 1e+30: FAILED: Diverged: step" in printed.err
+    assert "1 of 3 points failed" in printed.err.splitlines()[-1] and "tries them again" in printed.err
+    rows = list(csv.DictReader((at / "out" / "sweep.csv").read_text().splitlines()))
+    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+    assert rows[1]["error"].startswith("Diverged: step") and rows[1]["recall"] == ""
+    before = results(at / "out")
+    assert len(before) == 2
+    (failed,) = [p for p in (at / "out" / "points").iterdir() if (p / "error.txt").exists()]
+    (failed / "error.txt").write_text("stale")
+    assert main(["sweep", "s.gin", "--out", "out"]) == 1
+    assert "Diverged" in (failed / "error.txt").read_text(), "tried again"
+    assert results(at / "out") == before
+
+
+def test_a_point_in_another_process_hands_is_left_to_it(at):
+    (at / "s.gin").write_text("include 'base.gin'\n" + SEEDS)
+    first, second = sweep.plan(Path("s.gin"), at / "out")
+    lock = sweep._locked(first)
+    assert lock is not None and sweep._locked(first) is None
+    work = sweep._Work(Path("s.gin"), 1, False, [first], total=1)
+    said = []
+    work.start(type("Report", (), {"say": said.append, "update": lambda *a: None}))  # type: ignore[arg-type]
+    assert work.waiting == [first] and not work.running and "another sweep" in said[0]
+    write_json(first.folder / "result.json", {})
+    os.close(lock)
+    work.start(type("Report", (), {"say": said.append, "update": lambda *a: None}))  # type: ignore[arg-type]
+    assert not work.waiting and not work.running and work.done == 1, "finished meanwhile, not run again"
+    assert sweep._locked(second) is not None
+
+
+def test_what_a_point_said_last(at):
+    point = sweep.Point({}, (), at)
+    (at / sweep.OUTPUT).write_text("rdm: warning: a\nrdm: Diverged: b\n")
+    assert sweep._last_error(point, 1) == "Diverged: b" and sweep._last_error(point, -9) == "killed by SIGKILL"
+    (at / sweep.OUTPUT).write_text("")
+    assert sweep._last_error(point, 3) == "exit status 3 without a word"
+
+
+def begin(at: Path, steps: int) -> subprocess.Popen:
+    """A sweep of four points in a process of its own, once the first of them has a result."""
+    (at / "s.gin").write_text(
+        f"include 'base.gin'\nrdm.train.steps = {steps}\nrdm.train.checkpoint_every = 20\n"
+        + SEEDS.replace("1]", "1, 2, 3]")
+    )
+    process = begun(at)
+    deadline = time.monotonic() + 180
+    while not (results(at / "out") and len(list(at.glob("out/points/*/log.jsonl"))) > 1):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.slow
+def test_killed_in_the_middle_then_finished(at):
+    process = begin(at, 1000)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = results(at / "out")
+    assert 1 <= len(before) < 4
+    again = begun(at, "--workers", "2")
+    again.communicate()
+    assert again.returncode == 0
+    after = results(at / "out")
+    assert len(after) == 4 and {name: after[name] for name in before} == before
+    for folder in (at / "out" / "points").iterdir():
+        steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+        assert steps == list(range(10, 1001, 10)), "no step lost or taken twice"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_points_save_and_go_on(at, number):
+    process = begin(at, 2000)
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "interrupted with" in error.splitlines()[-1]
+    before = results(at / "out")
+    assert not list(at.glob("out/points/*/error.txt")), "an interruption is no failure"
+    (running,) = [p for p in (at / "out" / "points").iterdir() if (p / "config.gin").exists() and p.name not in before]
+    assert "checkpoint in" in (running / "output.txt").read_text()
+    (at / "s.gin").write_text((at / "s.gin").read_text().replace("1, 2, 3]", "1]"))
+    again = begun(at)
+    again.communicate()
+    after = results(at / "out")
+    assert again.returncode == 0 and len(after) == 2 and {name: after[name] for name in before} == before
+    steps = [json.loads(line)["step"] for line in (running / "log.jsonl").read_text().splitlines()]
+    assert steps == list(range(10, 2001, 10)), "gone on from the checkpoint"
+
+
+# Tables
+
+
+def make(folder: Path) -> Path:
+    """A finished sweep on paper: score rises with size under b and falls under a; one point failed."""
+    points = []
+    for objective in "ab":
+        for size in (32, 256):
+            for seed in (0, 1):
+                place = f"points/{objective}{size}{seed}"
+                labels = {"objective": objective, "losses.matching.population": size, "rdm.train.seed": seed}
+                points.append({"labels": labels, "bindings": [], "folder": place})
+                if (objective, size, seed) == ("a", 256, 1):
+                    write_text(folder / place / "error.txt", "Diverged: <step> 3\n")
+                    continue
+                value = seed + (size if objective == "b" else -size)
+                metrics = {
+                    name: Metric(v, v - 1, v + 1, 10, seed)._asdict()
+                    for name, v in (("score", value), ("distance", -value), ("near", value), ("other: score", 7.0))
+                }
+                write_json(folder / place / "result.json", {"metrics": metrics, "seconds": 2.5})
+    axes = ["objective", "losses.matching.population", "rdm.train.seed"]
+    goals = {"score": "inf", "near": "33.0"}
+    write_json(folder / "sweep.json", {"file": "s.gin", "axes": axes, "goals": goals, "points": points})
+    return folder
+
+
+def test_the_csv_has_a_row_a_point(tmp_path):
+    rows = list(csv.DictReader(write_csv(make(tmp_path)).read_text().splitlines()))
+    assert len(rows) == 8
+    assert rows[0] == {
+        "objective": "a", "losses.matching.population": "32", "rdm.train.seed": "0", "status": "done",
+        "seconds": "2.5", "score": "-32", "score low": "-33", "score high": "-31", "distance": "32",
+        "distance low": "31", "distance high": "33", "near": "-32", "near low": "-33", "near high": "-31",
+        "other: score": "7.0", "other: score low": "6.0", "other: score high": "8.0", "folder": "points/a320",
+        "error": "",
+    }  # fmt: skip
+    assert rows[3]["status"] == "failed" and rows[3]["error"] == "Diverged: <step> 3" and rows[3]["score"] == ""
+
+
+def test_seeds_become_mean_and_spread_and_the_best_is_marked(tmp_path, capsys):
+    folder = make(tmp_path)
+    found = read_sweep(folder)
+    lines = found.summary()
+    assert [line.labels for line in lines] == [("a", 32), ("a", 256), ("b", 32), ("b", 256)]
+    assert lines[0].cells["score"] == pytest.approx((-31.5, 0.5**0.5))
+    assert lines[1].cells["score"] == (-256, 1) and (lines[1].seeds, lines[1].missing) == (1, 1)
+    assert found.best(lines, "score") == 256.5 and found.best(lines, "distance") == -256.5
+    assert found.best(lines, "near") == 32.5
+    print_table(folder)
+    printed = capsys.readouterr().out
+    assert "256 ± 0.71*" in printed and printed.count("*") == 4 and "over seeds" in printed
+    assert "1 of 2" in printed
+
+
+def test_a_column_without_a_choice_has_no_best():
+    metric = {"m": Metric(0.0, 0.0, 0.0, 1, 0)}
+    rows = [Row((x,), "", "done", "", 1.0, metric) for x in (1, 2)]
+    found = Found(["a"], {}, rows)
+    assert found.best(found.summary(), "m") is None and found.seed is None
+
+
+def test_the_report_is_one_file_with_tables_and_panels(tmp_path, capsys):
+    make(tmp_path)
+    assert main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert str(tmp_path / "report.html") in capsys.readouterr().out
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page), "the report must be self-contained"
+    assert page.count('<td class="best">') == 3 and "256 ± 0.71" in page
+    assert "7 of 8 points done" in page and "1 of 2 done; failed: Diverged: &lt;step&gt; 3" in page
+    assert page.count("<svg") == 1 and page.count('id="axes_') == 3, "a panel a metric"
+    assert "mean ± standard deviation over seeds" in page
+
+
+def test_reports_of_sweeps_without_numbers_results_or_metrics(tmp_path):
+    for labels, metrics in ((["x", "y"], {"m": Metric(1.0, 0.0, 2.0, 1, 0)._asdict()}), (["x"], {}), ([3], None)):
+        folder = tmp_path / str(len(labels)) / str(metrics is None)
+        points = [{"labels": {"kind": x}, "bindings": [], "folder": f"points/{x}"} for x in labels]
+        for x in labels if metrics is not None else []:
+            write_json(folder / "points" / str(x) / "result.json", {"metrics": metrics, "seconds": 1.0})
+        write_json(folder / "sweep.json", {"file": "s.gin", "axes": ["kind"], "goals": {}, "points": points})
+        page = write_sweep_report(folder).read_text()
+        assert ("Nothing to draw" in page) == (not metrics)
+        print_table(folder)
+        assert write_csv(folder).exists()
