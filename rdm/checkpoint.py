@@ -1,6 +1,5 @@
 """Checkpoints: everything a run needs to go on bit for bit, in folders that are whole or absent."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rdm.errors import CorruptFileError, InputError, MismatchError
-from rdm.store import digest, pack, read_json, read_tensors, unpack, write_folder, write_json, write_tensors
+from rdm.store import (
+    digest,
+    pack,
+    read_json,
+    read_tensors,
+    remove_folder,
+    unpack,
+    write_folder,
+    write_json,
+    write_tensors,
+)
 
 TENSORS, REST = "state.safetensors", "state.json"
 
@@ -24,7 +33,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
 
     write_folder(path, fill)
     for old in complete_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        remove_folder(old)
     return path
 
 

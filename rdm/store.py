@@ -99,11 +99,18 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         fill(temporary)
         os.chmod(temporary, 0o755)
         if path.exists():
-            shutil.rmtree(path)
+            remove_folder(path)
         os.replace(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder so that no half of it is ever seen under its name: renamed first, then emptied."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    os.replace(path, aside)  # an empty folder may be replaced
+    shutil.rmtree(aside)
 
 
 def pack(tree: Any) -> tuple[dict[str, Tensor], Any]:
