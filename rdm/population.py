@@ -56,6 +56,13 @@ class _Term:
         features, equal = checked(features, side=f"generated features of {self.representation.name!r}")
         return features, equal if chunk.weights is None else chunk.weights
 
+    def backward(self, leaf: Tensor, chunk: "_Chunk", cotangent: Tensor) -> None:
+        """Back-propagate the chunk's cotangent to its items, one micro-batch of the encoder at a time."""
+        slices = self.representation.slices(len(leaf))
+        parts = self.statistic.kind.split(cotangent, [rows.stop - rows.start for rows in slices])
+        for rows, part in zip(slices, parts, strict=True):
+            self.statistic.measure(*self.encode(leaf[rows], chunk.part(rows))).value.backward(part)
+
 
 class _Chunk(NamedTuple):
     """Inputs of one forward pass and the random state that it started from."""
@@ -64,6 +71,11 @@ class _Chunk(NamedTuple):
     condition: Tensor | None
     weights: Tensor | None
     random: list[Tensor]
+
+    def part(self, rows: slice) -> "_Chunk":
+        """Some of its rows."""
+        condition, weights = (None if each is None else each[rows] for each in (self.condition, self.weights))
+        return _Chunk(self.noise[rows], condition, weights, self.random)
 
 
 class Population:
@@ -221,7 +233,7 @@ class Population:
             _check_differentiable(items)
             leaf = items.detach().requires_grad_()
             for term, share in zip(self.terms, shares, strict=True):
-                term.statistic.measure(*term.encode(leaf, chunk)).value.backward(share[i])
+                term.backward(leaf, chunk, share[i])
             items.backward(leaf.grad)
         _restore_random_state(device, after)
 

@@ -46,6 +46,7 @@ class Reference:
 
         The cache file is named and checked by the hash of items and representation (weights, settings, dtype).
         """
+        representation.check(items)
         origin = {
             "representation": representation.name,
             "settings": dict(representation.settings),

@@ -2,15 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rdm.errors import InputError
+from rdm.inputs import ANYTHING, Inputs
+from rdm.registry import nearest
 from rdm.store import digest
 
 Fit = Callable[[Tensor], nn.Module]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,12 @@ class Representation:
         settings: hyperparameters that, with the weights, identify the features (JSON values).
         fit: makes the module from reference items, for encoders that are estimated (PCA).
         conditional: the module takes (items, condition), for features joined with a condition's embedding.
+        inputs: the items that the module takes.
+        micro_batch: items in one forward pass of the encoder; None for all. With a gradient, each micro-batch is
+            computed again in the backward pass, so that the activations of one are held at a time.
+        precision: the arithmetic of the encoder (by autocast); features come in float32 or better.
+        clamp: move items into the range of `inputs` before encoding, as iRDM trains; FD-loss trains without.
+        compile: run the encoder through `torch.compile`.
     """
 
     name: str
@@ -34,8 +45,20 @@ class Representation:
     settings: Mapping[str, Any] = field(default_factory=dict)
     fit: Fit | None = None
     conditional: bool = False
+    inputs: Inputs = ANYTHING
+    micro_batch: int | None = None
+    precision: Precision = "float32"
+    clamp: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:  # noqa: D105
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise InputError(f"representation {self.name!r}: expected micro_batch >= 1; got {self.micro_batch}")
+        if self.precision not in ("float32", "bfloat16", "float16"):
+            raise InputError(
+                f'representation {self.name!r}: precision must be "float32", "bfloat16" or "float16"; '
+                f"got {self.precision!r}"
+            )
         if self.module is not None:
             self.module.eval().requires_grad_(False)
 
@@ -51,26 +74,60 @@ class Representation:
             self.module.to(device)
         return self
 
+    def check(self, items: Tensor) -> None:
+        """Refuse real or evaluated items that the encoder cannot judge: shape, type, values (see `rdm.inputs`)."""
+        self.inputs.check_values(items, f"representation {self.name!r}")
+
+    def slices(self, n: int) -> list[slice]:
+        """The micro-batches of n items."""
+        size = self.micro_batch or n
+        return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
     def __call__(self, items: Tensor, condition: Tensor | None = None) -> Tensor:
         """Encode items to features "n d"."""
-        if self.module is None:
-            raise InputError(
-                f"representation {self.name!r} is estimated on data; call .fitted(reference items) before encoding"
-            )
-        features = self.module(items, condition) if self.conditional else self.module(items)
+        self.inputs.check(items, f"representation {self.name!r}")
+        pieces = self.slices(len(items))
+        if len(pieces) == 1:
+            return self._encode(items, condition)
+        conditions = [None if condition is None else condition[rows] for rows in pieces]
+        if not (torch.is_grad_enabled() and items.requires_grad):
+            return torch.cat([self._encode(items[rows], c) for rows, c in zip(pieces, conditions, strict=True)])
+        encoded = (
+            checkpoint(self._encode, items[rows], c, use_reentrant=False)
+            for rows, c in zip(pieces, conditions, strict=True)
+        )
+        return torch.cat([features for features in encoded if features is not None])
+
+    def _encode(self, items: Tensor, condition: Tensor | None) -> Tensor:
+        """One forward pass."""
+        run = self._compiled
+        items = self.inputs.clamp(items) if self.clamp else items
+        low = self.precision != "float32"
+        with torch.autocast(items.device.type, getattr(torch, self.precision) if low else None, enabled=low):
+            features = run(items, condition) if self.conditional else run(items)
         if features.ndim != 2 or len(features) != len(items):
             raise InputError(
                 f"representation {self.name!r} must give one row an item, shape ({len(items)}, d); "
                 f"got {tuple(features.shape)}"
             )
-        return features
+        return features.to(torch.promote_types(features.dtype, torch.float32))
+
+    @cached_property
+    def _compiled(self) -> Callable[..., Tensor]:
+        if self.module is None:
+            raise InputError(
+                f"representation {self.name!r} is estimated on data; call .fitted(reference items) before encoding"
+            )
+        return torch.compile(self.module) if self.compile else self.module
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over name, settings, architecture and weights: equal fingerprints give equal features."""
+        """SHA-256 over name, settings, precision, architecture and weights: equal fingerprints, equal features."""
         if self.module is None:
             raise InputError(f"representation {self.name!r} is estimated on data and has no fingerprint before")
         description = {"name": self.name, "settings": dict(self.settings), "module": repr(self.module)}
+        if self.precision != "float32":
+            description["precision"] = self.precision
         return digest(self.module.state_dict(), description)
 
 
@@ -92,6 +149,52 @@ class Battery:
             raise InputError(f"expected {len(self.members)} weights, one a member; got {len(self.weights)}")
         if self.weights is not None and not all(0 <= w < float("inf") for w in self.weights):
             raise InputError(f"weights of a battery must be finite and not negative; got {list(self.weights)}")
+
+    def running(self, **options: Any) -> "Battery":
+        """The battery with how its encoders run: micro_batch, precision, clamp, compile (see `Representation`).
+
+        A mapping gives an option by the encoder's name: running(precision={"mae": "bfloat16"}).
+        """
+
+        def changed(each: Representation) -> Representation:
+            chosen = {
+                option: value.get(each.name, getattr(each, option)) if isinstance(value, Mapping) else value
+                for option, value in options.items()
+            }
+            return replace(each, **chosen)
+
+        known = {r.name for r in (*self.members, *self.held_out)}
+        for option, value in options.items():
+            if isinstance(value, Mapping) and (strange := sorted(set(value) - known)):
+                raise InputError(
+                    f"{option} of a battery: no member is called {strange[0]!r}{nearest(strange[0], known)}"
+                )
+        return replace(self, members=tuple(map(changed, self.members)), held_out=tuple(map(changed, self.held_out)))
+
+    def training_on(self, *names: str, held_out: bool = False) -> "Battery":
+        """The battery with only these members to train on; the others are held out.
+
+        `held_out=True` is the explicit word that a member which the battery holds out may be trained on: it is no
+        judge any more then.
+
+        Raises:
+            InputError: no such member, or a held-out one without the word.
+        """
+        every = {r.name: r for r in (*self.members, *self.held_out)}
+        for name in names:
+            if name not in every:
+                raise InputError(f"no member of the battery is called {name!r}{nearest(name, every)}")
+            if name in {r.name for r in self.held_out} and not held_out:
+                raise InputError(
+                    f"{name!r} is held out to judge what the battery trains; to train on it nevertheless, "
+                    "say held_out=True"
+                )
+        weights = dict(zip((r.name for r in self.members), self.member_weights, strict=True))
+        return Battery(
+            tuple(every[name] for name in names),
+            tuple(r for name, r in every.items() if name not in names),
+            None if self.weights is None else tuple(weights.get(name, 1.0) for name in names),
+        )
 
     def fitted(self, items: Tensor) -> "Battery":
         """The battery with every member estimated on `items` that needs it."""

@@ -28,7 +28,7 @@ rdm.objective
 rdm.reference
 rdm.representation
 rdm.generator rdm.checkpoint rdm.data rdm.randomness rdm.schedule rdm.pictures rdm.progress
-rdm.statistic rdm.store
+rdm.statistic rdm.store rdm.inputs
 rdm.registry
 rdm.errors
 """

@@ -190,7 +190,7 @@ def test_wrong_input_is_named():
         population.backward(net, torch.randn(1, 3))
     with pytest.raises(InputError, match="at least one row of noise"):
         population.backward(net, torch.randn(0, 3))
-    with pytest.raises(NonFiniteError, match="reference 'pixels'"):
+    with pytest.raises(NonFiniteError, match="representation 'pixels': NaN or infinity in"):
         Population(rdm.objective("frechet"), pixels, items / 0)
 
 

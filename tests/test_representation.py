@@ -1,5 +1,7 @@
 """Representations, batteries and references."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from torch import nn
 
 import rdm
 from rdm.errors import InputError, MismatchError
+from rdm.inputs import images, waveforms
 from rdm.objective import compare
 from rdm.reference import Reference
 from rdm.representation import Battery, Representation
@@ -107,3 +110,161 @@ def test_summaries_do_not_depend_on_chunks(monkeypatch):
 def test_compare_takes_an_objective():
     x, y = torch.randn(9, 2), torch.randn(8, 2)
     assert compare(rdm.objective("frechet"), x, y) == rdm.distance("frechet", x, y)
+
+
+class Quadratic(nn.Module):
+    """A smooth encoder of images, one row an item."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 5, 3)
+
+    def forward(self, images):
+        return self.convolution(images).square().mean((2, 3))
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 100])
+def test_micro_batches_change_neither_features_nor_gradient(size):
+    torch.manual_seed(0)
+    whole = Representation("encoder", Quadratic().double(), inputs=images())
+    parts = replace(whole, micro_batch=size)
+    items = torch.rand(10, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(10, 5, dtype=torch.float64)
+    for encode in (whole, parts):
+        items.grad = None
+        (encode(items) * weights).sum().backward()
+        if encode is whole:
+            features, gradient = encode(items), items.grad
+    torch.testing.assert_close(parts(items), features, rtol=1e-12, atol=0)
+    torch.testing.assert_close(items.grad, gradient, rtol=1e-12, atol=1e-15)
+    with torch.no_grad():
+        torch.testing.assert_close(parts(items), features, rtol=1e-12, atol=0)
+
+
+def test_micro_batches_hold_one_batch_of_activations():
+    held = {"now": 0, "most": 0}
+
+    class Saved(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.rows = len(x)
+            held["now"] += ctx.rows * torch.is_grad_enabled()
+            held["most"] = max(held["most"], held["now"])
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            held["now"] -= ctx.rows
+            return gradient
+
+    class Counted(nn.Module):
+        def forward(self, x):
+            if not torch.is_grad_enabled():
+                return x
+            held["now"] += len(x)
+            held["most"] = max(held["most"], held["now"])
+            return Saved.apply(x)
+
+    encode = Representation("counted", Counted(), micro_batch=4)
+    population = rdm.Population(rdm.objective("mmd"), encode, torch.randn(30, 3), chunk=12)
+    net = nn.Linear(2, 3)
+    population.backward(net, torch.randn(24, 2))
+    assert held["now"] == 0 and held["most"] <= 4 and net.weight.grad.norm() > 0
+
+
+@pytest.mark.parametrize("memory", [rdm.NoMemory(), rdm.EMA(0.9)])
+@pytest.mark.parametrize("name", ["mmd", "frechet"])
+def test_a_population_with_micro_batches_has_the_same_gradient(name, memory):
+    items, noise = torch.rand(40, 3, 6, 6, dtype=torch.float64), torch.randn(20, 4, dtype=torch.float64)
+    torch.manual_seed(0)
+    encoder, net = Quadratic().double(), nn.Linear(4, 108).double()
+    gradients = []
+    for micro_batch, chunk in ((None, None), (3, 8), (3, None)):
+        encode = Representation("encoder", encoder, inputs=images(), micro_batch=micro_batch)
+        population = rdm.Population(rdm.objective(name), encode, items, chunk=chunk, memory=memory)
+        net.zero_grad()
+        population.backward(lambda z: net(z).view(-1, 3, 6, 6), noise)
+        gradients.append(net.weight.grad.clone())
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0], rtol=1e-9, atol=1e-12)
+
+
+def test_precision_is_the_encoders_own_and_features_are_float32():
+    torch.manual_seed(0)
+    exact = Representation("encoder", Quadratic(), inputs=images())
+    half = replace(exact, precision="bfloat16")
+    items = torch.rand(4, 3, 6, 6)
+    assert half(items).dtype == torch.float32 and half.fingerprint != exact.fingerprint
+    assert 0 < (half(items) - exact(items)).abs().max() < 0.02
+    with torch.autocast("cpu", torch.bfloat16):  # a trainer's autocast does not reach an encoder in float32
+        assert torch.equal(exact(items), exact(items.clone())) and exact(items).dtype == torch.float32
+        features = exact(items)
+    assert torch.equal(features, exact(items))
+
+
+def test_clamping_is_a_policy_of_training():
+    passing = Representation("encoder", Quadratic(), inputs=images())
+    clamping = replace(passing, clamp=True)
+    items = torch.rand(4, 3, 6, 6) * 3 - 1
+    assert torch.equal(clamping(items), passing(items.clamp(0, 1))) and not torch.equal(passing(items), clamping(items))
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        (torch.rand(2, 1, 8, 8), r'takes images "n 3 h w" in \[0, 1\]; got shape \(2, 1, 8, 8\); give 3 channels'),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), r"floating-point numbers; got torch.uint8; .*divided by 255"),
+        (torch.rand(0, 3, 8, 8), r"an empty batch of shape \(0, 3, 8, 8\)"),
+        (torch.tensor([0.5, torch.nan, 0.5]).view(3, 1, 1, 1).expand(3, 3, 2, 2), r"NaN or infinity in 1 of 3 images"),
+        (torch.rand(2, 3, 8, 8) * 2 - 1, r"got values from -.* outside in 2 of 2; rescale or clamp"),
+    ],
+)
+def test_wrong_images_are_refused_in_one_line(items, message):
+    encode = Representation("encoder", Quadratic(), inputs=images())
+    with pytest.raises(InputError, match=message) as caught:
+        Reference.measure(items, encode)
+    assert "\n" not in str(caught.value) and "'encoder'" in str(caught.value)
+
+
+def test_wrong_waveforms_are_refused_in_one_line():
+    encode = Representation("ear", nn.Flatten(), inputs=waveforms())
+    for items, message in (
+        (torch.zeros(2, 100, dtype=torch.int16), "floating-point numbers; got torch.int16; .*divided by 32768"),
+        (torch.zeros(2, 2, 100), r'takes waveforms "n samples" in \[-1, 1\]; got shape \(2, 2, 100\)'),
+    ):
+        with pytest.raises(InputError, match=message):
+            encode.check(items)
+
+
+def test_training_on_a_held_out_member_needs_the_word():
+    pixels, other = rdm.representation("pixels"), Representation("other", nn.Flatten())
+    battery = Battery((pixels,), held_out=(other,))
+    with pytest.raises(InputError, match="'other' is held out .* held_out=True"):
+        battery.training_on("other")
+    chosen = battery.training_on("other", held_out=True)
+    assert [r.name for r in chosen.members] == ["other"] and [r.name for r in chosen.held_out] == ["pixels"]
+    with pytest.raises(InputError, match="did you mean 'other'"):
+        battery.training_on("othr")
+
+
+def test_options_of_running_reach_the_members_they_name():
+    pixels, other = rdm.representation("pixels"), Representation("other", nn.Flatten())
+    battery = Battery((pixels,), held_out=(other,)).running(micro_batch=4, precision={"other": "bfloat16"})
+    assert [(r.micro_batch, r.precision) for r in (*battery.members, *battery.held_out)] == [
+        (4, "float32"),
+        (4, "bfloat16"),
+    ]
+    with pytest.raises(InputError, match="no member is called 'othr'; did you mean 'other'"):
+        battery.running(precision={"othr": "bfloat16"})
+
+
+@pytest.mark.slow
+def test_compiled_encoders_give_the_same_features():
+    torch.manual_seed(0)
+    plain = Representation("encoder", Quadratic(), inputs=images())
+    fast = replace(plain, compile=True)
+    items = torch.rand(4, 3, 6, 6, requires_grad=True)
+    torch.testing.assert_close(fast(items), plain(items))
+    (one,), (two,) = (torch.autograd.grad(e(items).sum(), items) for e in (plain, fast))
+    torch.testing.assert_close(one, two)
+    assert fast.fingerprint == plain.fingerprint

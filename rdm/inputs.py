@@ -1,0 +1,99 @@
+"""What an encoder takes, and the checks of what it is given."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rdm.errors import InputError, NonFiniteError
+
+SLACK = 1e-4  # outside the range: rounding of a resize or of a half-precision decoder
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Shape, type and range of the items that an encoder takes.
+
+    Args:
+        kind: plural noun for messages.
+        shape: names (any size) and numbers (that size) of one item's dimensions; None for any shape.
+        low, high: range of floating-point items; None for any.
+        integer: items are whole numbers, tokens for one.
+        remedy: what to do with items of another type or size.
+    """
+
+    kind: str = "items"
+    shape: tuple[str | int, ...] | None = None
+    low: float | None = None
+    high: float | None = None
+    integer: bool = False
+    remedy: str = "convert them"
+
+    def __str__(self) -> str:
+        shape = "..." if self.shape is None else " ".join(map(str, self.shape))
+        bounds = "" if self.low is None else f" in [{self.low:g}, {self.high:g}]"
+        return f'{self.kind} "n {shape}"{bounds}'
+
+    def check(self, items: Tensor, owner: str) -> None:
+        """Refuse another shape or type, or no items at all; reads no values.
+
+        Raises:
+            InputError: what `owner` takes, what came and the remedy.
+        """
+        if not isinstance(items, Tensor):
+            raise InputError(f"{owner} takes a tensor of {self}; got {type(items).__name__}")
+        if items.ndim == 0 or items.numel() == 0:
+            raise InputError(f"{owner} takes {self}; got an empty batch of shape {tuple(items.shape)}")
+        if items.is_floating_point() == self.integer or items.is_complex():
+            wanted = "whole numbers" if self.integer else "floating-point numbers"
+            raise InputError(f"{owner} takes {self} as {wanted}; got {items.dtype}; {self.remedy}")
+        if self.shape is None:
+            return
+        sizes = tuple(items.shape[1:])
+        fits = len(sizes) == len(self.shape) and all(
+            isinstance(want, str) or want == got for want, got in zip(self.shape, sizes, strict=True)
+        )
+        if not fits:
+            raise InputError(f"{owner} takes {self}; got shape {tuple(items.shape)}; {self.remedy}")
+
+    def check_values(self, items: Tensor, owner: str) -> None:
+        """Refuse values that are not finite or lie outside the range: for real and for evaluated items.
+
+        Raises:
+            NonFiniteError: NaN or infinity, with the number of items.
+            InputError: values outside the range, with the range that came.
+        """
+        self.check(items, owner)
+        if not items.is_floating_point():
+            return
+        flat = items.detach().flatten(1)
+        bad = int((~torch.isfinite(flat)).any(1).sum())
+        if bad:
+            raise NonFiniteError(f"{owner}: NaN or infinity in {bad} of {len(items)} {self.kind}")
+        if self.low is None or self.high is None:
+            return
+        low, high = (float(v) for v in torch.aminmax(flat))
+        if low < self.low - SLACK or high > self.high + SLACK:
+            outside = int(((flat < self.low - SLACK) | (flat > self.high + SLACK)).any(1).sum())
+            raise InputError(
+                f"{owner} takes {self}; got values from {low:.4g} to {high:.4g}, outside in {outside} of {len(items)}; "
+                f"rescale or clamp them"
+            )
+
+    def clamp(self, items: Tensor) -> Tensor:
+        """Items with their values moved into the range; the gradient of what is moved is 0."""
+        return items if self.low is None else items.clamp(self.low, self.high)
+
+
+ANYTHING = Inputs(remedy="convert them, images to [0, 1]")
+
+
+def images(channels: int = 3) -> Inputs:
+    """Images "n c h w" in [0, 1], of any size."""
+    remedy = f"give {channels} channels, 8-bit values divided by 255"
+    return Inputs("images", (channels, "h", "w"), 0.0, 1.0, remedy=remedy)
+
+
+def waveforms() -> Inputs:
+    """Sound "n samples" in [-1, 1], one channel, of any length."""
+    return Inputs("waveforms", ("samples",), -1.0, 1.0, remedy="give one channel, 16-bit values divided by 32768")
