@@ -92,8 +92,8 @@ def list_members(kind: str | None) -> None:
         if each not in registries:
             raise InputError(f"rdm list takes one of {', '.join(registries)}; got {each!r}")
         print(f"{each}:")
-        for name, entry in registries[each].items():
-            print(f"  {name:<24}{entry.summary}" + (f" [needs {entry.needs}]" if entry.needs else ""))
+        for entry in registries[each].values():
+            print(f"  {entry.line}")
 
 
 def draw_report(folder: Path) -> Path:

@@ -21,7 +21,7 @@ from rdm.errors import InputError, UnknownNameError
 from rdm.evaluate import Evaluation
 from rdm.losses import Classification, FlowMatching, Matching
 from rdm.registry import nearest, registries
-from rdm.representation import Battery
+from rdm.representation import assemble
 from rdm.schedule import constant, cosine
 from rdm.train import train
 
@@ -36,7 +36,7 @@ CORE: dict[str, Callable[..., Any]] = {
     "optimizers.adamw": torch.optim.AdamW,
     "optimizers.adam": torch.optim.Adam,
     "optimizers.sgd": torch.optim.SGD,
-    "rdm.battery": Battery,
+    "rdm.battery": assemble,
     "rdm.evaluation": Evaluation,
 }
 BY_COMMAND = ("out", "resume", "cache")  # arguments of `train` that the command line gives

@@ -28,11 +28,21 @@ class Entry(NamedTuple):
     build: Callable[..., Any]
     examples: tuple[dict[str, Any], ...]  # small hyperparameters, used by the tests
     needs: str  # what must be installed or made first; empty if nothing
+    notes: Mapping[str, str]  # what a list shows beside the summary, such as the dimension of features
+    present: Callable[[], bool] | None  # whether its weights are on this machine; None where it has none of its own
 
     @property
     def summary(self) -> str:
         """First line of the member's docstring."""
         return (inspect.getdoc(self.build) or "").partition("\n")[0]
+
+    @property
+    def line(self) -> str:
+        """Name, summary, what it needs, its notes and whether its weights are there, in one line."""
+        facts = [f"{key} {value}" for key, value in self.notes.items()]
+        facts += [f"needs {self.needs}"] if self.needs else []
+        facts += [f"weights {'present' if self.present() else 'absent'}"] if self.present else []
+        return f"{self.name:<24}{self.summary}" + (f" [{'; '.join(facts)}]" if facts else "")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -51,7 +61,15 @@ class Registry(Mapping[str, Entry]):
         self._entries: dict[str, Entry] = {}
         self._discovered = False
 
-    def register(self, name: str, *, examples: tuple[dict[str, Any], ...] = ({},), needs: str = "") -> Callable[[T], T]:
+    def register(
+        self,
+        name: str,
+        *,
+        examples: tuple[dict[str, Any], ...] = ({},),
+        needs: str = "",
+        notes: Mapping[str, str] | None = None,
+        present: Callable[[], bool] | None = None,
+    ) -> Callable[[T], T]:
         """Register the decorated class or function under `name`; a taken name is an error."""
 
         def add(build: T) -> T:
@@ -60,7 +78,7 @@ class Registry(Mapping[str, Entry]):
                 raise InputError(
                     f"{self.kind} {name!r} is taken by {_origin(taken.build)}; choose another name for {_origin(build)}"
                 )
-            self._entries[name] = Entry(name, build, examples, needs)
+            self._entries[name] = Entry(name, build, examples, needs, notes or {}, present)
             return build
 
         return add

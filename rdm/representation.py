@@ -214,3 +214,19 @@ class Battery:
     def member_weights(self) -> tuple[float, ...]:
         """One weight a member, ones by default."""
         return tuple(self.weights) if self.weights is not None else (1.0,) * len(self.members)
+
+
+def assemble(
+    members: Sequence[Representation],
+    held_out: Sequence[Representation] = (),
+    weights: Sequence[float] | None = None,
+    micro_batch: int | Mapping[str, int] | None = None,
+    precision: Precision | Mapping[str, Precision] = "float32",
+    clamp: bool = False,
+    compile: bool = False,
+) -> Battery:
+    """A battery with how its encoders run, for configurations (see `Battery` and `Battery.running`)."""
+    options = {"precision": precision, "clamp": clamp, "compile": compile}
+    if micro_batch is not None:
+        options["micro_batch"] = micro_batch
+    return Battery(members, held_out, weights).running(**options)

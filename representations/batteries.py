@@ -1,7 +1,13 @@
 """Named batteries: representations to train on, and others held out for evaluation only."""
 
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rdm.errors import InputError
 from rdm.registry import batteries, representations
-from rdm.representation import Battery
+from rdm.representation import Battery, Precision, assemble
 
 
 @batteries.register("untrained")
@@ -25,3 +31,146 @@ def digits(classifier: str = "runs/digits/classifier", judge: str = "runs/digits
     )
     held_out = representations.build("classifier", weights=judge, network="mixer_classifier", name="held_out_mixer")
     return Battery(members, (held_out,))
+
+
+class Row(NamedTuple):
+    """A battery of registered encoders."""
+
+    members: tuple[str, ...]
+    held_out: tuple[str, ...]
+    title: str
+
+
+IRDM = (
+    "inception_symmetric",
+    "convnext",
+    "mae",
+    "clip",
+    "dinov3_l",
+    "pe_core_l",
+    "siglip2",
+    "aimv2_huge",
+    "webssl_dino_1b",
+    "dreamsim",
+)
+ROWS = {
+    "sim": Row(
+        ("siglip2", "inception_symmetric", "mae_cls"),
+        ("convnext", "dinov2", "clip"),
+        "FD-loss' SIM: SigLIP2, Inception and MAE; the other three of FDr6 held out",
+    ),
+    "fdr6": Row(
+        ("inception_symmetric", "convnext", "dinov2", "mae_cls", "siglip2"),
+        ("clip",),
+        "FD-loss' six judges of FDr6; CLIP, which it never trains on, held out",
+    ),
+    "irdm10": Row(IRDM, (), "iRDM's ten training encoders, none held out"),
+    "sw_r14": Row(
+        IRDM,
+        ("dinov2", "siglip_v1", "cradiov3_l", "flux_vae"),
+        "iRDM's fourteen: ten to train on, four held out",
+    ),
+}
+
+
+def _builder(row: Row) -> Callable[..., Battery]:
+    def build(
+        weights: Mapping[str, str] | None = None,
+        allow_download: bool = False,
+        micro_batch: int | Mapping[str, int] | None = None,
+        precision: Precision | Mapping[str, Precision] = "float32",
+        clamp: bool = False,
+        compile: bool = False,
+    ) -> Battery:
+        def encoder(name: str) -> Any:
+            local = {"weights": files[name]} if name in files else {}
+            return representations.build(name, allow_download=allow_download, **local)
+
+        files = weights or {}
+        if strange := sorted(set(files) - {*row.members, *row.held_out}):
+            raise InputError(f"weights: the battery has no member {strange[0]!r}; it has {', '.join(row.members)}")
+        members, held_out = (tuple(map(encoder, names)) for names in (row.members, row.held_out))
+        return assemble(members, held_out, None, micro_batch, precision, clamp, compile)
+
+    build.__doc__ = (
+        f"{row.title}.\n\n"
+        "`weights` gives local files by member; the others come from the caches. The other options are those of\n"
+        "`rdm.representation.assemble`."
+    )
+    build.__module__ = __name__
+    return build
+
+
+def _present(row: Row) -> bool:
+    every = [representations[name].present for name in (*row.members, *row.held_out)]
+    return all(present is None or present() for present in every)
+
+
+for _name, _row in ROWS.items():
+    batteries.register(
+        _name,
+        examples=(),
+        notes={"members": str(len(_row.members)), "held out": str(len(_row.held_out))},
+        present=lambda row=_row: _present(row),
+    )(_builder(_row))
+
+
+MOBILE = Path("imagenet_encoders")
+
+
+def _mobile_folder() -> Path | None:
+    root = os.environ.get("RDM_DATA")
+    return Path(root) / MOBILE if root else None
+
+
+@batteries.register(
+    "mobile",
+    needs='RDM_DATA, a folder with imagenet_encoders; timm and torchvision: pip install "rdm-torch[vision]"',
+    notes={"members": "4", "held out": "2"},
+    present=lambda: (folder := _mobile_folder()) is not None and folder.is_dir(),
+)
+def mobile(
+    folder: str | None = None,
+    micro_batch: int | Mapping[str, int] | None = None,
+    precision: Precision | Mapping[str, Precision] = "float32",
+    clamp: bool = False,
+    compile: bool = False,
+) -> Battery:
+    """Six small ImageNet encoders from local files: MobileNet v1 in four widths, v2, SqueezeNet.
+
+    MobileNet v1 (1.0, 0.5, 0.25) and v2 are to train on; v1 0.75 and SqueezeNet, another family with other
+    preprocessing, are held out. `folder` holds the files, RDM_DATA/imagenet_encoders by default; the options are those
+    of `rdm.representation.assemble`.
+    """
+    place = Path(folder) if folder is not None else _mobile_folder()
+    if place is None:
+        raise InputError('battery "mobile" reads RDM_DATA/imagenet_encoders; set RDM_DATA, or give folder=')
+
+    def first(width: float, size: int) -> Any:
+        name = f"mobilenetv1_{round(100 * width):03}"
+        options = {"weights": str(place / f"{name}.safetensors"), "width": width, "size": size, "name": name}
+        return representations.build("mobilenet", **options)
+
+    second = representations.build(
+        "timm",
+        model="mobilenetv2_100",
+        arguments={"pad_type": "same"},
+        weights=str(place / "mobilenetv2_100.safetensors"),
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        name="mobilenetv2_100",
+    )
+    squeeze = representations.build(
+        "torchvision",
+        model="squeezenet1_0",
+        layer="features",
+        pool="spatial",
+        size=227,
+        weights=str(place / "squeezenet1_0_deepcompression.safetensors"),
+        mean=(104 / 255, 117 / 255, 123 / 255),
+        std=(1 / 255,) * 3,
+        bgr=True,
+        name="squeezenet",
+    )
+    members = (first(1.0, 224), second, first(0.5, 160), first(0.25, 128))
+    return assemble(members, (first(0.75, 192), squeeze), None, micro_batch, precision, clamp, compile)

@@ -119,8 +119,8 @@ def test_collectives_are_in_one_module():
 
 def test_nothing_unpickles_or_seeds_globally_or_hides_errors():
     forbidden = {
-        r"\bpickle\b": "pickle", r"torch\.load\(": "torch.load", r"allow_pickle=True": "allow_pickle",
-        r"nan_to_num": "nan_to_num", r"except\s*:": "a bare except", r"np\.random\.seed": "a global seed",
+        r"\bpickle\b": "pickle", r"torch\.load\((?!.*weights_only=True)": "torch.load",
+        r"allow_pickle=True": "allow_pickle", r"nan_to_num": "nan_to_num", r"except\s*:": "a bare except", r"np\.random\.seed": "a global seed",
     }  # fmt: skip
     for path in modules("rdm", "objectives", "representations"):
         for pattern, what in forbidden.items():
@@ -157,7 +157,8 @@ def test_the_training_loop_stays_readable():
 def test_importing_rdm_loads_no_optional_package_and_starts_no_accelerator():
     code = (
         "import sys, torch, rdm, objectives, representations; rdm.names('objectives'); rdm.names('representations')\n"
-        "heavy = {'timm', 'open_clip', 'torchvision', 'ot', 'geomloss', 'sklearn', 'matplotlib', 'scipy', 'gin'}\n"
+        "heavy = {'timm', 'open_clip', 'torchvision', 'transformers', 'diffusers', 'huggingface_hub'}\n"
+        "heavy |= {'ot', 'geomloss', 'sklearn', 'matplotlib', 'scipy', 'gin'}\n"
         "print(sorted(heavy & set(sys.modules)), torch.cuda.is_initialized())"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")

@@ -1,0 +1,94 @@
+"""Latents of an autoencoder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from rdm.errors import InputError
+from rdm.inputs import images
+from rdm.registry import representations
+from rdm.representation import Representation
+from representations._images import Preprocess
+from representations._optional import require
+from representations._weights import PRETRAINED, RANDOM, hub_file, local_file, origin, untrained
+
+FILE = "diffusion_pytorch_model.safetensors"
+TINY = {
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "block_out_channels": [8, 16],
+    "norm_num_groups": 4,
+    "latent_channels": 4,
+}
+
+
+@representations.register(
+    "autoencoder",
+    examples=({"model": "tiny", "weights": RANDOM, "size": 32, "patch": 4, "arguments": TINY},),
+    needs='diffusers: pip install "rdm-torch[latents]"',
+)
+def autoencoder(
+    model: str,
+    size: int = 256,
+    patch: int = 4,
+    subfolder: str | None = None,
+    weights: str = PRETRAINED,
+    allow_download: bool = False,
+    sha256: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    name: str = "autoencoder",
+) -> Representation:
+    """Posterior means of a diffusers AutoencoderKL (Rombach et al. 2022), averaged over patches and flattened.
+
+    Images are resized to `size` and mapped to [-1, 1]; the latent "c h w" is averaged over `patch` x `patch` squares.
+    iRDM's judge `flux_vae` is size 256, patch 4: 16 x 8 x 8 = 1,024 numbers. `model` is a folder, or a name on the hub
+    with the `subfolder` of its autoencoder ("vae"). weights: "pretrained" is read from the folder or the HuggingFace
+    cache (fetched into it with `allow_download`), whose `sha256` may be demanded; "random" is untrained, configured by
+    `arguments`.
+
+    Shapes: n 3 h w -> n (c h/patch w/patch). Cost: one pass of the encoder.
+
+    Raises:
+        InputError: no autoencoder there; a patch that does not divide the latent's side.
+        MismatchError: a file of another hash.
+    """
+    owner = f"autoencoder {model!r}"
+    library = require("diffusers", extra="latents", owner=owner).AutoencoderKL
+    path = None
+    if weights == RANDOM:
+        network = untrained(lambda: library(**(arguments or {})))
+    else:
+        path = _file(model, subfolder, allow_download, sha256, owner)
+        network = library.from_pretrained(path.parent, local_files_only=True)
+    network.decoder, network.post_quant_conv = None, None
+    module = LatentEncoder(Preprocess(size, (0.5,), (0.5,), "bicubic"), network, patch)
+    latent = size // 2 ** (len(network.config["block_out_channels"]) - 1)
+    if patch < 1 or latent % patch:
+        raise InputError(f"{owner}: patch must divide the latent's side {latent}; got {patch}")
+    settings = {"model": model, "size": size, "patch": patch, **origin(path)}
+    return Representation(name, module, settings, inputs=images())
+
+
+class LatentEncoder(nn.Module):
+    """Preprocessing, the encoder, and patch means of the posterior's mean."""
+
+    def __init__(self, prepare: Preprocess, network: Any, patch: int):
+        super().__init__()
+        self.prepare, self.network, self.patch = prepare, network, patch
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images to features."""
+        latent = self.network.encode(self.prepare(images)).latent_dist.mean
+        return nn.functional.avg_pool2d(latent, self.patch).flatten(1)
+
+
+def _file(model: str, subfolder: str | None, allow_download: bool, sha256: str | None, owner: str) -> Path:
+    folder = Path(model).expanduser() / (subfolder or "")
+    if folder.is_dir():
+        return local_file(str(folder / FILE), sha256, owner)
+    prefix = f"{subfolder}/" if subfolder else ""
+    path = hub_file(model, (prefix + FILE,), allow_download=allow_download, owner=owner)
+    hub_file(model, (f"{prefix}config.json",), allow_download=allow_download, owner=owner)
+    return local_file(str(path), sha256, owner)

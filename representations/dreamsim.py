@@ -1,0 +1,58 @@
+"""DreamSim's perceptual embedding."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from rdm.errors import InputError
+from rdm.inputs import images
+from rdm.registry import representations
+from rdm.representation import Representation
+from representations._images import Preprocess
+from representations._optional import require
+from representations._weights import PRETRAINED, sha256
+
+NOTES = {"dimension": "1792", "input": "3 x 224", "pooling": "cls", "licence": "MIT"}
+CACHE = Path("~/.cache/dreamsim")
+
+
+@representations.register(
+    "dreamsim",
+    examples=(),
+    needs="dreamsim: pip install dreamsim",
+    notes=NOTES,
+    present=lambda: any(CACHE.expanduser().glob("*.pth")),
+)
+def dreamsim(weights: str = PRETRAINED, allow_download: bool = False, name: str = "dreamsim") -> Representation:
+    """Ensemble embedding of DreamSim (Fu et al. 2023): DINO, CLIP and OpenCLIP, tuned to human similarity.
+
+    `weights` is the folder that the package keeps its files in, "pretrained" its own default there (fetched with
+    `allow_download`). Images are resized to 224. Not run here yet: its weights were not at hand.
+
+    Shapes: n 3 h w -> n 1792. Cost: three ViT-B passes.
+
+    Raises:
+        InputError: the package or the files are not there.
+    """
+    folder = CACHE.expanduser() if weights == PRETRAINED else Path(weights).expanduser()
+    files = sorted(folder.glob("*.pth"))
+    if not files and not allow_download:
+        raise InputError(
+            f"{name}: no weights (*.pth) in {folder}; give weights=FOLDER, or allow_download=True to fetch them there"
+        )
+    library = require("dreamsim", extra="vision", owner=name)
+    network, _ = library.dreamsim(pretrained=True, device="cpu", cache_dir=str(folder), normalize_embeds=True)
+    settings = {"weights_sha256": {path.name: sha256(path) for path in sorted(folder.glob("*.pth"))}}
+    return Representation(name, Embedding(network), settings, inputs=images())
+
+
+class Embedding(nn.Module):
+    """Resized images to the ensemble's embedding; the network normalises by itself."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.prepare, self.network = Preprocess(224), network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images to features."""
+        return self.network.embed(self.prepare(images))  # type: ignore[operator]

@@ -1,0 +1,177 @@
+"""Image and text towers of open_clip, by model and tag."""
+
+import logging
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from rdm.errors import UnknownNameError
+from rdm.inputs import Inputs, images
+from rdm.registry import nearest, representations
+from rdm.representation import Representation
+from representations._images import Preprocess
+from representations._optional import require
+from representations._weights import (
+    PRETRAINED,
+    RANDOM,
+    hub_file,
+    load_strictly,
+    local_file,
+    mismatches,
+    origin,
+    read,
+    untrained,
+    url_file,
+)
+
+FILES = "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
+
+
+@representations.register(
+    "open_clip",
+    examples=({"model": "ViT-S-32-alt", "weights": RANDOM, "unit": True},),
+    needs='open_clip: pip install "rdm-torch[vision]"',
+)
+def open_clip(
+    model: str,
+    tag: str | None = None,
+    weights: str = PRETRAINED,
+    unit: bool = False,
+    size: int | None = None,
+    allow_download: bool = False,
+    sha256: str | None = None,
+    name: str | None = None,
+) -> Representation:
+    """Image embeddings of an open_clip model (Ilharco et al. 2021), after the projection to the common space.
+
+    `unit=True` divides by the norm, as CMMD does. `tag` names the pretraining ("openai"), from which the preprocessing
+    and the activation follow; images are resized to the model's square, without a crop. weights: "pretrained" is read
+    from the cache of HuggingFace or of torch.hub (fetched there with `allow_download`), "random" is untrained, else a
+    file, whose `sha256` may be demanded.
+
+    Shapes: n 3 h w -> n d. Cost: one forward pass of the image tower.
+
+    Raises:
+        InputError: a model or tag that does not exist, with the nearest; no weights there.
+        MismatchError: weights of another architecture, with the first ten tensors; a file of another hash.
+    """
+    network, config, path = _network(model, tag, weights, allow_download, sha256)
+    side = size or config["size"][0]
+    prepare = Preprocess(side, config["mean"], config["std"], "bicubic")
+    module = nn.Sequential(prepare, network.visual, *([Unit()] if unit else []))
+    settings = {"model": model, "tag": tag, "unit": unit, "size": side, **origin(path)}
+    return Representation(name or f"open_clip {model}", module, settings, inputs=images())
+
+
+@representations.register(
+    "open_clip_text",
+    examples=({"model": "ViT-S-32-alt", "weights": RANDOM},),
+    needs='open_clip: pip install "rdm-torch[vision]"',
+)
+def open_clip_text(
+    model: str,
+    tag: str | None = None,
+    weights: str = PRETRAINED,
+    unit: bool = True,
+    allow_download: bool = False,
+    sha256: str | None = None,
+    name: str | None = None,
+) -> Representation:
+    """Text embeddings of an open_clip model, from its tokenizer's ids; for captions, and for conditions in a joint law.
+
+    Tokens are those of `open_clip.get_tokenizer(model)`. The other arguments are as for `open_clip`.
+
+    Shapes: n t (ids) -> n d. Cost: one forward pass of the text tower.
+    Raises: as `open_clip`.
+    """
+    network, _, path = _network(model, tag, weights, allow_download, sha256)
+    context = int(network.context_length)
+    network.visual = nn.Identity()
+    settings = {"model": model, "tag": tag, "unit": unit, **origin(path)}
+    inputs = Inputs("texts", (context,), integer=True, remedy=f"tokenise with open_clip.get_tokenizer({model!r})")
+    module = nn.Sequential(TextTower(network), *([Unit()] if unit else []))
+    return Representation(name or f"open_clip text {model}", module, settings, inputs=inputs)
+
+
+class TextTower(nn.Module):
+    """Token ids to embeddings."""
+
+    def __init__(self, network: Any):
+        super().__init__()
+        self.network = network
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """One embedding a text."""
+        return self.network.encode_text(tokens)
+
+
+class Unit(nn.Module):
+    """Rows divided by their norm."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Unit rows."""
+        return nn.functional.normalize(features, dim=1)
+
+
+def _network(
+    model: str, tag: str | None, weights: str, allow_download: bool, sha256: str | None
+) -> tuple[Any, Mapping[str, Any], Path | None]:
+    owner = f"open_clip model {model!r}"
+    library = require("open_clip", extra="vision", owner=owner)
+    if library.get_model_config(model) is None:
+        raise UnknownNameError(f"open_clip knows no model {model!r}{nearest(model, library.list_models())}")
+    tags = library.list_pretrained_tags_by_model(model)
+    if (tag is not None or weights == PRETRAINED) and tag not in tags:
+        raise UnknownNameError(f"{owner} has no tag {tag!r}{nearest(tag or '', tags) if tags else '; it has none'}")
+    config = library.get_pretrained_cfg(model, tag) if tag else {}
+    path = None if weights == RANDOM else _file(config, weights, allow_download, sha256, owner)
+
+    def build() -> Any:
+        with _quiet():
+            quick = bool(config.get("quick_gelu", False))
+            return library.create_model(model, pretrained=None, force_quick_gelu=quick)
+
+    network = untrained(build)
+    if path is not None:
+        _load(library, network, path, owner)
+    return network, {**library.get_model_preprocess_cfg(network), **_known(config)}, path
+
+
+def _known(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: config[key] for key in ("mean", "std") if config.get(key) is not None}
+
+
+def _file(config: Mapping[str, Any], weights: str, allow_download: bool, sha256: str | None, owner: str) -> Path:
+    if weights != PRETRAINED:
+        return local_file(weights, sha256, owner)
+    if config.get("hf_hub"):
+        path = hub_file(config["hf_hub"].strip("/"), FILES, allow_download=allow_download, owner=owner)
+    else:
+        path = url_file(config["url"], allow_download=allow_download, owner=owner)
+    return local_file(str(path), sha256, owner)
+
+
+def _load(library: ModuleType, network: Any, path: Path, owner: str) -> None:
+    state = read(path, owner)
+    if mismatches(network, state):
+        try:  # a publisher's file, which open_clip converts
+            library.load_checkpoint(network, str(path), strict=True, weights_only=True)
+            return
+        except (RuntimeError, KeyError, ValueError, AttributeError):
+            pass  # named below, by the file as it is
+    load_strictly(network, state, source=path, owner=owner)
+
+
+@contextmanager
+def _quiet() -> Any:
+    """open_clip warns of a model without weights, which are loaded next."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
