@@ -6,7 +6,7 @@ import platform
 
 import torch
 
-from benchmarks import objectives, population
+from benchmarks import battery, objectives, population
 
 parser = argparse.ArgumentParser(description="Times beside peers in one process, accuracy and peak memory.")
 parser.add_argument("--device", default="cpu")
@@ -16,3 +16,4 @@ where = torch.cuda.get_device_name() if options.device == "cuda" else f"{os.cpu_
 print(f"torch {torch.__version__}, Python {platform.python_version()}, {options.device}: {where}")
 objectives.run(options.device)
 population.run(options.device)
+battery.run(options.device)

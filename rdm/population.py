@@ -7,6 +7,8 @@ One step has no branch on objective, memory or representation:
 3. compute each chunk again with gradient, randomness replayed, and back-propagate the leaf's cotangent through it;
 4. sum parameter gradients over ranks; write the memory.
 
+A single chunk is computed once; either way, the graph of one encoder is held at a time.
+
 Source of the two passes: gradient caching, Gao et al. (2021), "Scaling Deep Contrastive Learning Batch Size under
 Memory Limited Setup", here for every statistic: a `Sum` caches its value, not its rows.
 """
@@ -146,24 +148,21 @@ class Population:
         Raises:
             NonFiniteError: NaN or infinity in features (which representation, how many rows) or in a distance.
         """
-        measured = self._measure(generate, _chunks(noise, condition, weights, self.chunk), may_keep_graph=True)
-        leaves = [summary.value.detach().requires_grad_() for summary in measured.summaries]
-        step, batches = self._distances(leaves, measured, generator)
-        cotangents = [
-            _gradient(leaf) / (step.shares[term.representation.name] if self.normalize_gradient else 1)
-            for leaf, term in zip(leaves, self.terms, strict=True)
-        ]
-        if len(measured.chunks) == 1:
-            values = [summary.value for summary in measured.summaries]
-            _check_differentiable(values[0])
-            torch.autograd.backward(values, cotangents)
+        chunks = _chunks(noise, condition, weights, self.chunk)
+        if len(chunks) == 1:
+            step, batches, rows = self._in_one_pass(generate, chunks[0], generator)
         else:
-            self._recompute(generate, measured.chunks, cotangents)
-        return step._replace(dropped=self._write(batches, measured.rows))
+            measured = self._measure(generate, chunks)
+            live = int(total(len(noise)))
+            pulls = [self._pull(t, s, live, generator) for t, s in zip(self.terms, measured.summaries, strict=True)]
+            step, scales = self._weigh(pulls)
+            self._recompute(generate, measured.chunks, [s * p.cotangent for s, p in zip(scales, pulls, strict=True)])
+            batches, rows = [pull.batch for pull in pulls], measured.rows
+        return step._replace(dropped=self._write(batches, rows))
 
     def warm_up(self, generate: Generate, noise: Tensor, condition: Tensor | None = None) -> None:
         """Write one batch of any size to the memory, chunk by chunk and without gradient, before the first step."""
-        measured = self._measure(generate, _chunks(noise, condition, None, self.chunk), may_keep_graph=False)
+        measured = self._measure(generate, _chunks(noise, condition, None, self.chunk))
         self._write([merge_across_ranks(summary) for summary in measured.summaries], measured.rows)
 
     def state(self) -> dict[str, Any]:
@@ -179,12 +178,12 @@ class Population:
             term.past = None if past is None else kind(*past)
         self.balance_state = state["balance"]
 
-    def _measure(self, generate: Generate, chunks: Sequence["_Chunk"], *, may_keep_graph: bool) -> "_Measured":
-        """Pass 1: summaries of this rank's rows; a single chunk keeps its graph and is not computed twice."""
+    def _measure(self, generate: Generate, chunks: Sequence["_Chunk"]) -> "_Measured":
+        """Pass 1: summaries of this rank's rows, without gradient."""
         parts: list[list[Summary]] = [[] for _ in self.terms]
         rows: list[list[Cat]] = [[] for _ in self.terms]
         states = []
-        with torch.set_grad_enabled(may_keep_graph and len(chunks) == 1):
+        with torch.no_grad():
             for chunk in chunks:
                 states.append(_random_state(chunk.noise.device))
                 items = _generate(generate, chunk)
@@ -193,23 +192,48 @@ class Population:
                     part = term.statistic.measure(features, weights)
                     parts[k] = term.statistic.kind.compact([*parts[k], part])
                     if self.memory.keeps_rows:
-                        rows[k].append(Cat(features.detach(), weights))
+                        rows[k].append(Cat(features, weights))
             summaries = [term.statistic.kind.merge(p) for term, p in zip(self.terms, parts, strict=True)]
         replayable = [chunk._replace(random=random) for chunk, random in zip(chunks, states, strict=True)]
         return _Measured(replayable, summaries, [Cat.merge(r) for r in rows if r])
 
-    def _distances(
-        self, leaves: list[Tensor], measured: "_Measured", generator: torch.Generator | None
-    ) -> tuple[Step, list[Summary]]:
-        """Pass 2: distances of the population that ranks and memory make of the leaves; fills the leaves' `.grad`."""
-        live = int(total(sum(len(chunk.noise) for chunk in measured.chunks)))
-        values, batches, shares = [], [], {}
-        for term, leaf, summary in zip(self.terms, leaves, measured.summaries, strict=True):
-            batch = merge_across_ranks(type(summary)(leaf, summary.weight))
-            population, shares[term.representation.name] = self.memory.read(term.past, batch, live, term.statistic)
-            values.append(self.objective.distance(population, term.target, generator=generator))
-            batches.append(batch)
-        distances = {t.representation.name: v.detach() for t, v in zip(self.terms, values, strict=True)}
+    def _in_one_pass(
+        self, generate: Generate, chunk: "_Chunk", generator: torch.Generator | None
+    ) -> tuple[Step, list[Summary], list[Cat]]:
+        """All passes for a single chunk, which is computed once; one encoder's graph at a time.
+
+        Each member's gradient is pulled back to the items before the next member is encoded, and weighed when the
+        distances of all are known.
+        """
+        items, live = _generate(generate, chunk), int(total(len(chunk.noise)))
+        _check_differentiable(items)
+        pulls, gradients, rows = [], [], []
+        for term in self.terms:
+            leaf = items.detach().requires_grad_()
+            features, weights = term.encode(leaf, chunk)
+            summary = term.statistic.measure(features, weights)
+            pulls.append(self._pull(term, summary, live, generator))
+            summary.value.backward(pulls[-1].cotangent)
+            gradients.append(_gradient(leaf))
+            if self.memory.keeps_rows:
+                rows.append(Cat(features.detach(), weights))
+        step, scales = self._weigh(pulls)
+        items.backward(sum(scale.to(items) * g for scale, g in zip(scales, gradients, strict=True)))
+        return step, [pull.batch for pull in pulls], rows
+
+    def _pull(self, term: _Term, summary: Summary, live: int, generator: torch.Generator | None) -> "_Pull":
+        """Pass 2: the distance of the population that ranks and memory make of a summary, and its cotangent."""
+        leaf = summary.value.detach().requires_grad_()
+        batch = merge_across_ranks(type(summary)(leaf, summary.weight))
+        population, share = self.memory.read(term.past, batch, live, term.statistic)
+        value = self.objective.distance(population, term.target, generator=generator)
+        value.backward()
+        return _Pull(value.detach(), _gradient(leaf), share, batch.detach())
+
+    def _weigh(self, pulls: Sequence["_Pull"]) -> tuple[Step, list[Tensor]]:
+        """The balanced loss, and what each member's cotangent is multiplied by."""
+        names = [term.representation.name for term in self.terms]
+        distances = {name: pull.distance for name, pull in zip(names, pulls, strict=True)}
         if bad := [name for name, value in distances.items() if not bool(torch.isfinite(value))]:
             raise NonFiniteError(f"the distance under {', '.join(bad)} is not finite; the step was not taken")
         raw = torch.stack(list(distances.values()))
@@ -217,9 +241,9 @@ class Population:
         if not self.objective.traits.normalize:
             coefficients = torch.ones_like(coefficients)
         weights = coefficients * raw.new_tensor([term.weight for term in self.terms])
-        loss = (weights * torch.stack(values)).sum()
-        loss.backward()
-        return Step(loss.detach(), distances, shares, {}), [batch.detach() for batch in batches]
+        shares = {name: pull.share for name, pull in zip(names, pulls, strict=True)}
+        scales = list(weights / raw.new_tensor(list(shares.values()))) if self.normalize_gradient else list(weights)
+        return Step((weights * raw).sum(), distances, shares, {}), scales
 
     def _recompute(self, generate: Generate, chunks: Sequence["_Chunk"], cotangents: list[Tensor]) -> None:
         """Pass 3: each chunk again, with gradient and its randomness replayed; one encoder's graph at a time."""
@@ -244,6 +268,15 @@ class Population:
         for term, batch in zip(self.terms, written, strict=True):
             term.past, dropped[term.representation.name] = self.memory.write(term.past, batch)
         return dropped
+
+
+class _Pull(NamedTuple):
+    """One member's distance, its gradient in this rank's summary, and the batch of all ranks."""
+
+    distance: Tensor
+    cotangent: Tensor
+    share: float
+    batch: Summary
 
 
 class _Measured(NamedTuple):

@@ -141,7 +141,8 @@ def test_micro_batches_change_neither_features_nor_gradient(size):
         torch.testing.assert_close(parts(items), features, rtol=1e-12, atol=0)
 
 
-def test_micro_batches_hold_one_batch_of_activations():
+@pytest.mark.parametrize(("micro_batch", "chunk", "most"), [(4, 12, 4), (None, 12, 12), (None, None, 24)])
+def test_one_micro_batch_of_one_encoder_is_held_at_a_time(micro_batch, chunk, most):
     held = {"now": 0, "most": 0}
 
     class Saved(torch.autograd.Function):
@@ -165,11 +166,11 @@ def test_micro_batches_hold_one_batch_of_activations():
             held["most"] = max(held["most"], held["now"])
             return Saved.apply(x)
 
-    encode = Representation("counted", Counted(), micro_batch=4)
-    population = rdm.Population(rdm.objective("mmd"), encode, torch.randn(30, 3), chunk=12)
+    members = tuple(Representation(name, Counted(), micro_batch=micro_batch) for name in ("one", "two"))
+    population = rdm.Population(rdm.objective("mmd"), Battery(members), torch.randn(30, 3), chunk=chunk)
     net = nn.Linear(2, 3)
     population.backward(net, torch.randn(24, 2))
-    assert held["now"] == 0 and held["most"] <= 4 and net.weight.grad.norm() > 0
+    assert held["now"] == 0 and held["most"] == most and net.weight.grad.norm() > 0
 
 
 @pytest.mark.parametrize("memory", [rdm.NoMemory(), rdm.EMA(0.9)])
