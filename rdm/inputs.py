@@ -20,6 +20,7 @@ class Inputs:
         low, high: range of floating-point items; None for any.
         integer: items are whole numbers, tokens for one.
         remedy: what to do with items of another type or size.
+        soft: the floating-point form of whole-number items, which carries a gradient; None for none.
     """
 
     kind: str = "items"
@@ -28,6 +29,7 @@ class Inputs:
     high: float | None = None
     integer: bool = False
     remedy: str = "convert them"
+    soft: "Inputs | None" = None
 
     def __str__(self) -> str:
         shape = "..." if self.shape is None else " ".join(map(str, self.shape))
@@ -44,6 +46,8 @@ class Inputs:
             raise InputError(f"{owner} takes a tensor of {self}; got {type(items).__name__}")
         if items.ndim == 0 or items.numel() == 0:
             raise InputError(f"{owner} takes {self}; got an empty batch of shape {tuple(items.shape)}")
+        if self.soft is not None and items.is_floating_point():
+            return self.soft.check(items, owner)
         if items.is_floating_point() == self.integer or items.is_complex():
             wanted = "whole numbers" if self.integer else "floating-point numbers"
             raise InputError(f"{owner} takes {self} as {wanted}; got {items.dtype}; {self.remedy}")
@@ -64,8 +68,8 @@ class Inputs:
             InputError: values outside the range, with the range that came.
         """
         self.check(items, owner)
-        if not items.is_floating_point():
-            return
+        if self.soft is not None and items.is_floating_point():
+            return self.soft.check_values(items, owner)
         flat = items.detach().flatten(1)
         bad = int((~torch.isfinite(flat)).any(1).sum())
         if bad:
@@ -77,12 +81,13 @@ class Inputs:
             outside = int(((flat < self.low - SLACK) | (flat > self.high + SLACK)).any(1).sum())
             raise InputError(
                 f"{owner} takes {self}; got values from {low:.4g} to {high:.4g}, outside in {outside} of {len(items)}; "
-                f"rescale or clamp them"
+                f"{'correct' if self.integer else 'rescale or clamp'} them"
             )
 
     def clamp(self, items: Tensor) -> Tensor:
         """Items with their values moved into the range; the gradient of what is moved is 0."""
-        return items if self.low is None else items.clamp(self.low, self.high)
+        form = self.soft if self.soft is not None and items.is_floating_point() else self
+        return items if form.low is None or form.integer else items.clamp(form.low, form.high)
 
 
 ANYTHING = Inputs(remedy="convert them, images to [0, 1]")
@@ -97,3 +102,10 @@ def images(channels: int = 3) -> Inputs:
 def waveforms() -> Inputs:
     """Sound "n samples" in [-1, 1], one channel, of any length."""
     return Inputs("waveforms", ("samples",), -1.0, 1.0, remedy="give one channel, 16-bit values divided by 32768")
+
+
+def tokens(vocabulary: int) -> Inputs:
+    """Texts as token ids "n length" below `vocabulary`, or as soft tokens "n length vocabulary", probabilities."""
+    remedy = f"give int64 ids, or probabilities over the {vocabulary} tokens"
+    soft = Inputs("soft tokens", ("length", vocabulary), 0.0, 1.0, remedy=remedy)
+    return Inputs("tokens", ("length",), 0.0, vocabulary - 1.0, integer=True, remedy=remedy, soft=soft)

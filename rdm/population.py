@@ -123,7 +123,7 @@ class Population:
             )
         self.terms: list[_Term] = []
         self.balance_state: Tensor | None = None
-        self.battery = battery.fitted(items).to(items.device)
+        self.battery = battery.fitted(items, condition).to(items.device)
         for representation, weight in zip(self.battery.members, self.battery.member_weights, strict=True):
             reference = Reference.measure(items, representation, condition=condition, cache=cache)
             self.terms.append(_Term(representation, weight, *objective.bind(reference)))

@@ -14,7 +14,7 @@ from rdm.inputs import ANYTHING, Inputs
 from rdm.registry import nearest
 from rdm.store import digest
 
-Fit = Callable[[Tensor], nn.Module]
+Fit = Callable[..., nn.Module]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -31,7 +31,7 @@ class Representation:
         module: the encoder; None where `fit` makes it from reference items.
         settings: hyperparameters that, with the weights, identify the features (JSON values).
         fit: makes the module from reference items, for encoders that are estimated (PCA).
-        conditional: the module takes (items, condition), for features joined with a condition's embedding.
+        conditional: the module and `fit` take (items, condition), for features joined with a condition's embedding.
         inputs: the items that the module takes.
         micro_batch: items in one forward pass of the encoder; None for all. With a gradient, each micro-batch is
             computed again in the backward pass, so that the activations of one are held at a time.
@@ -62,11 +62,12 @@ class Representation:
         if self.module is not None:
             self.module.eval().requires_grad_(False)
 
-    def fitted(self, items: Tensor) -> "Representation":
-        """This representation with its module estimated on `items`, where it needs that."""
+    def fitted(self, items: Tensor, condition: Tensor | None = None) -> "Representation":
+        """This representation with its module estimated on `items` (and their condition), where it needs that."""
         if self.module is not None or self.fit is None:
             return self
-        return replace(self, module=self.fit(items))
+        self.inputs.check_values(items, f"representation {self.name!r}")
+        return replace(self, module=self.fit(items, condition) if self.conditional else self.fit(items))
 
     def to(self, device: torch.device | str) -> "Representation":
         """Move the encoder to a device."""
@@ -101,6 +102,8 @@ class Representation:
     def _encode(self, items: Tensor, condition: Tensor | None) -> Tensor:
         """One forward pass."""
         run = self._compiled
+        if self.module is not None and self.module.training:  # a trainer holds the module itself
+            self.module.eval()
         items = self.inputs.clamp(items) if self.clamp else items
         low = self.precision != "float32"
         with torch.autocast(items.device.type, getattr(torch, self.precision) if low else None, enabled=low):
@@ -196,12 +199,12 @@ class Battery:
             None if self.weights is None else tuple(weights.get(name, 1.0) for name in names),
         )
 
-    def fitted(self, items: Tensor) -> "Battery":
-        """The battery with every member estimated on `items` that needs it."""
+    def fitted(self, items: Tensor, condition: Tensor | None = None) -> "Battery":
+        """The battery with every member estimated on `items` (and their condition) that needs it."""
         return replace(
             self,
-            members=tuple(r.fitted(items) for r in self.members),
-            held_out=tuple(r.fitted(items) for r in self.held_out),
+            members=tuple(r.fitted(items, condition) for r in self.members),
+            held_out=tuple(r.fitted(items, condition) for r in self.held_out),
         )
 
     def to(self, device: torch.device | str) -> "Battery":

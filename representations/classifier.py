@@ -1,28 +1,15 @@
 """Features of small classifiers that `rdm train` makes in seconds, and the networks themselves."""
 
-from abc import ABC, abstractmethod
 from typing import Literal
 
 from torch import Tensor, nn
 
 from rdm.checkpoint import load_weights
 from rdm.errors import InputError
+from rdm.inputs import Inputs
 from rdm.registry import networks, representations
 from rdm.representation import Representation
-
-
-class Classifier(nn.Module, ABC):
-    """A network of logits over penultimate features."""
-
-    head: nn.Linear
-
-    @abstractmethod
-    def features(self, images: Tensor) -> Tensor:
-        """Penultimate activations, n c h w -> n d."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits, n c h w -> n classes."""
-        return self.head(self.features(images))
+from representations._classifier import Classifier
 
 
 @representations.register("classifier", needs="a run folder or checkpoint of `rdm train` with the same network")
@@ -36,7 +23,7 @@ def classifier(
 
     `network` is a registered name, or the network itself where it takes other hyperparameters than the defaults.
 
-    Shapes: n c h w -> n d. Cost: one small forward pass.
+    Shapes: n ... -> n d, items as the network takes them. Cost: one small forward pass.
     Raises: InputError: no weights there, or of another network.
     """
     if output not in ("penultimate", "logits"):
@@ -45,7 +32,13 @@ def classifier(
     load_weights(module, weights)
     settings = {"network": type(module).__name__, "output": output}
     default = network if isinstance(network, str) else type(module).__name__
-    return Representation(name or default, module if output == "logits" else _Penultimate(module), settings)
+    encoder = module if output == "logits" else _Penultimate(module)
+    return Representation(name or default, encoder, settings, inputs=module.inputs)
+
+
+def _square(channels: int, side: int) -> Inputs:
+    remedy = f"resize them to {side} x {side}, divide 8-bit values by 255"
+    return Inputs("images", (channels, side, side), 0.0, 1.0, remedy=remedy)
 
 
 class _Penultimate(nn.Module):
@@ -53,8 +46,8 @@ class _Penultimate(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network.features(images)
+    def forward(self, items: Tensor) -> Tensor:
+        return self.network.features(items)
 
 
 @networks.register("conv_classifier", examples=({"side": 8, "width": 4},))
@@ -63,6 +56,7 @@ class ConvClassifier(Classifier):
 
     def __init__(self, channels: int = 1, side: int = 8, classes: int = 10, width: int = 32, features: int = 64):
         super().__init__()
+        self.inputs = _square(channels, side)
         self.trunk = nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1),
             nn.GroupNorm(4, width),
@@ -78,9 +72,9 @@ class ConvClassifier(Classifier):
         )
         self.head = nn.Linear(features, classes)
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, items: Tensor) -> Tensor:
         """Activations of the hidden layer."""
-        return self.trunk(images * 2 - 1)
+        return self.trunk(items * 2 - 1)
 
 
 @networks.register("mixer_classifier", examples=({"side": 8, "width": 8},))
@@ -89,15 +83,16 @@ class MixerClassifier(Classifier):
 
     def __init__(self, channels: int = 1, side: int = 8, classes: int = 10, width: int = 48, depth: int = 3):
         super().__init__()
+        self.inputs = _square(channels, side)
         tokens = (side // 2) ** 2
         self.embed = nn.Linear(4 * channels, width)
         self.blocks = nn.ModuleList(_MixerBlock(tokens, width) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
 
-    def features(self, images: Tensor) -> Tensor:
+    def features(self, items: Tensor) -> Tensor:
         """Mean of the final tokens."""
-        patches = nn.functional.pixel_unshuffle(images * 2 - 1, 2).flatten(2).transpose(1, 2)
+        patches = nn.functional.pixel_unshuffle(items * 2 - 1, 2).flatten(2).transpose(1, 2)
         x = self.embed(patches)
         for block in self.blocks:
             x = block(x)

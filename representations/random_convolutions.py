@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from rdm.inputs import images
 from rdm.registry import representations
 from rdm.representation import Representation
 
@@ -19,7 +20,7 @@ def random_convolutions(
     Shapes: n c h w -> n (2 width layers). Cost: one small forward pass.
     """
     settings = {"channels": channels, "width": width, "layers": layers, "seed": seed}
-    return Representation(name, _RandomConvolutions(**settings), settings)
+    return Representation(name, _RandomConvolutions(**settings), settings, inputs=images(channels))
 
 
 class _RandomConvolutions(nn.Module):

@@ -1,57 +1,214 @@
-"""What every registered representation must do."""
+"""What every registered representation must do, with items made from what it says that it takes."""
+
+import copy
+import inspect
+import re
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import rdm
-from rdm.checkpoint import save_checkpoint
+from rdm.checkpoint import read_checkpoint, save_checkpoint
+from rdm.data import Dataset
+from rdm.errors import InputError
+from rdm.generator import Generator
+from rdm.inputs import Inputs
+from rdm.losses import Matching
 from rdm.randomness import seeded
 from rdm.registry import networks, representations
+from rdm.representation import Representation
+from rdm.train import train
+
+# Two sizes for every dimension that an encoder leaves open; items of any shape are small images.
+SIZES = {"h": (8, 21), "w": (8, 14), "samples": (300, 801), "length": (5, 9)}
+ANY_SHAPE: tuple[str | int, ...] = (1, 8, 8)
+N = 12
+CONDITION = torch.arange(N) % 2  # for the conditional ones: class labels that any number of classes has
 
 
-def build(name: str, folder) -> list:
-    """The representation with each of its examples, weights made for those that need some."""
-    if "weights" in representations[name].needs or "checkpoint" in representations[name].needs:
-        made = []
-        for network in networks:
-            with seeded(0):
-                module = networks.build(network)
-            run = folder / network
-            save_checkpoint(run / "checkpoints", 1, {"model": module.state_dict(), "average": None}, keep=1)
-            made.append(rdm.representation(name, weights=str(run), network=network))
-        return made
-    return [rdm.representation(name, **example) for example in representations[name].examples]
+def build(name: str, folder) -> list[Representation]:
+    """The representation with each of its examples; one of a trained network with every network, weights made."""
+    try:
+        if "network" not in inspect.signature(representations[name].build).parameters:
+            return [rdm.representation(name, **example) for example in representations[name].examples]
+    except InputError as error:
+        if 'pip install "rdm-torch[' in str(error):
+            pytest.skip(str(error))
+        raise
+    made = []
+    for network, entry in networks.items():
+        with seeded(0):
+            module = networks.build(network, **entry.examples[0])
+        run = folder / network
+        save_checkpoint(run / "checkpoints", 1, {"model": module.state_dict(), "average": None}, keep=1)
+        made.append(rdm.representation(name, weights=str(run), network=module))
+    return made
 
 
-@pytest.mark.parametrize("name", rdm.names("representations"))
-def test_contract(name, tmp_path):
-    g = torch.Generator().manual_seed(0)
-    for raw in build(name, tmp_path):
-        channels = raw.settings.get("channels", 1)
-        items = torch.rand(12, channels, 8, 8, generator=g)
-        representation = raw.fitted(items)
-        features = representation(items)
-        assert features.ndim == 2 and len(features) == 12 and torch.isfinite(features).all()
-        # each row depends on its own item alone, whatever the batch
-        torch.testing.assert_close(
-            torch.cat([representation(x) for x in items.split(5)]), features, rtol=1e-4, atol=1e-5
-        )
-        # frozen, in evaluation mode, and differentiable in its input
-        assert representation.module is not None and not representation.module.training
-        assert all(not p.requires_grad for p in representation.module.parameters())
-        leaf = items.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(representation(leaf).square().sum(), leaf)
-        assert torch.isfinite(gradient).all() and gradient.flatten(1).norm(dim=1).min() > 0
-        # identity of the features
-        again = {r.fitted(items).fingerprint for r in build(name, tmp_path)}
-        assert representation.fingerprint in again
+def draw(inputs: Inputs, size: int = 0, seed: int = 0) -> Tensor:
+    """N items that `inputs` describes, strictly inside their range."""
+    shape = [n if isinstance(n, int) else SIZES[n][size] for n in inputs.shape or ANY_SHAPE]
+    low, high = (0.0, 1.0) if inputs.low is None or inputs.high is None else (inputs.low, inputs.high)
+    g = torch.Generator().manual_seed(seed)
+    if inputs.integer:
+        return torch.randint(int(low), int(high) + 1, (N, *shape), generator=g)
+    return low + (high - low) * (0.01 + 0.98 * torch.rand(N, *shape, generator=g))
+
+
+def encode(representation: Representation, items: Tensor) -> Tensor:
+    return representation(items, CONDITION[: len(items)]) if representation.conditional else representation(items)
+
+
+@pytest.fixture(params=rdm.names("representations"), scope="module")
+def cases(request, tmp_path_factory) -> list[Representation]:
+    """The registered representation with each example, estimated on items of the smaller size where it needs that."""
+    raw = build(request.param, tmp_path_factory.mktemp("weights"))
+    return [r.fitted(draw(r.inputs), CONDITION if r.conditional else None) for r in raw]
+
+
+def floating(representation: Representation) -> Inputs | None:
+    """Its differentiable inputs: its own, or the soft form of whole numbers; None where there is none."""
+    return representation.inputs.soft if representation.inputs.integer else representation.inputs
+
+
+def test_features_are_finite_rows_in_float32_at_any_size(cases):
+    for representation in cases:
+        features = encode(representation, draw(representation.inputs))
+        assert features.shape[0] == N and features.ndim == 2 and features.dtype == torch.float32
+        assert torch.isfinite(features).all() and not features.requires_grad
+        if representation.inputs.shape is not None:  # any tensor: as many features as the tensor says
+            larger = encode(representation, draw(representation.inputs, size=1))
+            assert larger.shape == features.shape and torch.isfinite(larger).all()
+
+
+def test_each_row_depends_on_its_own_item_alone(cases):
+    for representation in cases:
+        items, others = draw(representation.inputs), draw(representation.inputs, seed=1)
+        features = encode(representation, items)
+        for size in (1, 5):
+            parts = [
+                representation(items[i : i + size], CONDITION[i : i + size] if representation.conditional else None)
+                for i in range(0, N, size)
+            ]
+            torch.testing.assert_close(torch.cat(parts), features, rtol=1e-5, atol=1e-5)
+        mixed = torch.cat([items[:3], others[3:]])
+        torch.testing.assert_close(encode(representation, mixed)[:3], features[:3], rtol=1e-5, atol=1e-5)
+        assert not torch.allclose(encode(representation, others), features), "features that say nothing"
+
+
+def test_frozen_deterministic_and_the_same_after_train(cases):
+    for representation in cases:
+        module, items = representation.module, draw(representation.inputs)
+        assert module is not None and not any(m.training for m in module.modules())
+        assert not any(p.requires_grad for p in module.parameters())
+        features = encode(representation, items)
+        assert torch.equal(encode(representation, items), features)
+        holder = nn.Linear(2, 2)
+        holder.encoder = representation
+        holder.train()
+        assert torch.equal(encode(representation, items), features)
+        assert len(list(holder.parameters())) == len(holder.state_dict()) == 2
+        module.train()  # a trainer that holds the encoder's own module
+        assert torch.equal(encode(representation, items), features) and not any(m.training for m in module.modules())
+
+
+def test_gradient_reaches_every_item_and_no_parameter(cases):
+    for representation in cases:
+        if (inputs := floating(representation)) is None:
+            continue
+        leaf = draw(inputs).requires_grad_()
+        encode(representation, leaf).square().sum().backward()
+        assert leaf.grad is not None and torch.isfinite(leaf.grad).all()
+        assert leaf.grad.flatten(1).norm(dim=1).min() > 0
+        assert representation.module is not None
+        assert all(p.grad is None for p in representation.module.parameters())
+
+
+def test_gradient_by_finite_differences(cases):
+    """Derivative along a random direction against central differences, encoder and items in float64."""
+    for representation in cases:
+        if (inputs := floating(representation)) is None:
+            continue
+        exact = replace(representation, module=copy.deepcopy(representation.module).double(), precision="float32")
+        g = torch.Generator().manual_seed(3)
+        leaf = draw(inputs).double().requires_grad_()
+        direction = torch.randn(leaf.shape, generator=g, dtype=torch.float64)
+        weights = torch.randn(encode(exact, leaf).shape, generator=g, dtype=torch.float64)
+        (gradient,) = torch.autograd.grad((encode(exact, leaf) * weights).sum(), leaf)
+        with torch.no_grad():
+            ahead, behind = ((encode(exact, leaf + h * direction) * weights).sum() for h in (1e-6, -1e-6))
+        scale = float(gradient.norm() * direction.norm() / leaf.numel() ** 0.5)
+        assert abs(float((gradient * direction).sum() - (ahead - behind) / 2e-6)) <= 1e-5 * scale, representation.name
+
+
+def test_the_fingerprint_is_the_same_when_built_again(cases, request, tmp_path):
+    again = build(request.node.callspec.params["cases"], tmp_path)
+    for representation, raw in zip(cases, again, strict=True):
+        fitted = raw.fitted(draw(raw.inputs), CONDITION if raw.conditional else None)
+        assert fitted.fingerprint == representation.fingerprint
+
+
+def test_wrong_items_are_refused_in_one_line(cases):
+    for representation in cases:
+        items = draw(representation.inputs)
+        wrong = [items[:0], items.to(torch.complex64)]
+        wrong += [items.double() if representation.inputs.integer else (items * 100).to(torch.uint8)]
+        wrong += [] if representation.inputs.shape is None else [items[..., None, None, None]]
+        for each in wrong:
+            with pytest.raises(InputError, match=re.escape(f"representation {representation.name!r} takes")) as caught:
+                encode(representation, each)
+            assert "\n" not in str(caught.value)
+
+
+class Items(Generator):
+    """A generator of items in the middle of a range: one parameter, of a shape that no encoder has."""
+
+    def __init__(self, inputs: Inputs, classes: int | None):
+        super().__init__()
+        self.shape, self.classes = (7,), classes
+        self.like, self.inputs = draw(inputs)[0], inputs
+        self.mix = nn.Parameter(torch.full((7, self.like.numel()), 0.01))
+
+    def forward(self, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+        low, high = self.inputs.low, self.inputs.high
+        items = torch.sigmoid(noise @ self.mix).view(-1, *self.like.shape)
+        return items if low is None or high is None else low + (high - low) * items
+
+
+def test_training_keeps_the_encoder_out_of_the_checkpoint(cases, tmp_path):
+    for i, representation in enumerate(cases):
+        if (inputs := floating(representation)) is None:
+            continue
+        model = Items(inputs, 2 if representation.conditional else None)
+        before = copy.deepcopy(representation.module).state_dict()
+        data = Dataset("items", draw(representation.inputs), CONDITION, 2)
+        losses = [Matching(rdm.objective("energy"), rdm.Battery((representation,)), population=4, chunk=3)]
+        train(model=model, losses=losses, data=data, steps=1, out=tmp_path / str(i))
+        _, state = read_checkpoint(tmp_path / str(i) / "checkpoints" / "00000001")
+        assert set(state["model"]) == {"mix"}
+        shapes = {tuple(t.shape) for t in _tensors({k: v for k, v in state.items() if k != "random"})}
+        assert shapes <= {(), tuple(model.mix.shape)}
+        for key, value in representation.module.state_dict().items():
+            assert torch.equal(value, before[key]), f"{representation.name}: training changed {key}"
+
+
+def _tensors(tree) -> list[Tensor]:
+    if isinstance(tree, Tensor):
+        return [tree]
+    branches = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return [tensor for branch in branches for tensor in _tensors(branch)]
 
 
 @pytest.mark.parametrize("name", rdm.names("batteries"))
 def test_batteries(name, tmp_path):
-    if rdm.registry.batteries[name].needs:
-        with pytest.raises(ValueError, match="there are none"):
-            rdm.battery(name, **{k: str(tmp_path) for k in ("classifier", "judge")})
+    entry = rdm.registry.batteries[name]
+    if entry.needs:
+        runs = {k: p.default for k, p in inspect.signature(entry.build).parameters.items()}
+        runs = {k: str(tmp_path) for k, default in runs.items() if str(default).startswith("runs/")}
+        with pytest.raises(InputError, match="there are none"):
+            rdm.battery(name, **runs)
         return
     items = torch.rand(40, 1, 8, 8)
     battery = rdm.battery(name).fitted(items)

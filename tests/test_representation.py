@@ -9,7 +9,7 @@ from torch import nn
 
 import rdm
 from rdm.errors import InputError, MismatchError
-from rdm.inputs import images, waveforms
+from rdm.inputs import images, tokens, waveforms
 from rdm.objective import compare
 from rdm.reference import Reference
 from rdm.representation import Battery, Representation
@@ -235,6 +235,29 @@ def test_wrong_waveforms_are_refused_in_one_line():
     ):
         with pytest.raises(InputError, match=message):
             encode.check(items)
+
+
+def test_wrong_tokens_are_refused_and_soft_ones_are_another_form():
+    takes = tokens(10)
+    for items, message in (
+        (torch.full((2, 4), 10), r"got values from 10 to 10, outside in 2 of 2; correct them"),
+        (torch.zeros(2, 4, 9), r'takes soft tokens "n length 10" in \[0, 1\]; got shape \(2, 4, 9\)'),
+        (torch.full((2, 4, 10), 2.0), r"takes soft tokens .* outside in 2 of 2"),
+        (torch.zeros(2, 4, 10).long(), r"takes tokens .* got shape \(2, 4, 10\); give int64 ids"),
+    ):
+        with pytest.raises(InputError, match=message):
+            takes.check_values(items, "it")
+    takes.check_values(torch.arange(10)[None], "it")
+    takes.check_values(torch.rand(2, 4, 10), "it")
+    ids = torch.tensor([[0, 12]])
+    assert torch.equal(takes.clamp(ids), ids) and takes.clamp(torch.full((1, 1, 10), 2.0)).max() == 1
+
+
+def test_an_encoder_stays_in_evaluation_mode_whoever_holds_its_module():
+    module = nn.Sequential(nn.Flatten(), nn.Dropout(0.5))
+    encode, items = Representation("dropout", module), torch.ones(4, 6)
+    nn.ModuleList([module]).train()
+    assert torch.equal(encode(items), items) and not module[1].training
 
 
 def test_training_on_a_held_out_member_needs_the_word():
