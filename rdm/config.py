@@ -16,6 +16,7 @@ import gin.config
 import gin.config_parser
 import torch
 
+from rdm.augmentation import Jitter
 from rdm.balance import SelfNormalized, Uniform
 from rdm.errors import InputError, UnknownNameError
 from rdm.evaluate import Evaluation
@@ -29,6 +30,7 @@ CORE: dict[str, Callable[..., Any]] = {
     "losses.matching": Matching,
     "losses.flow_matching": FlowMatching,
     "losses.classification": Classification,
+    "augmentations.jitter": Jitter,
     "balances.uniform": Uniform,
     "balances.self_normalized": SelfNormalized,
     "schedules.constant": constant,

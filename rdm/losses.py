@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rdm.augmentation import Augmentation
 from rdm.balance import Balance
 from rdm.data import Dataset
 from rdm.distributed import rank, world_size
@@ -149,29 +150,23 @@ class FlowMatching(Loss):
 
 
 class Classification(Loss):
-    """Cross-entropy of a classifier's logits, on images with Gaussian noise added and shifted by at most a pixel.
+    """Cross-entropy of a classifier's logits, on augmented items (`rdm.augmentation`; None for as they are).
 
-    Cost: one forward and backward of `batch` images.
+    Cost: one forward and backward of `batch` items.
     """
 
-    def __init__(self, batch: int = 128, noise: float = 0.1, shift: int = 1, smoothing: float = 0.05):
-        self.batch, self.noise, self.shift, self.smoothing = batch, noise, shift, smoothing
+    def __init__(self, batch: int = 128, augmentation: Augmentation | None = None, smoothing: float = 0.05):
+        self.batch, self.augmentation, self.smoothing = batch, augmentation, smoothing
 
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
         """Keep the data."""
         self.setting = setting
 
     def backward(self, model: nn.Module, step: int) -> dict[str, float]:
-        """One augmented batch of labelled images."""
+        """One augmented batch of labelled items."""
         source = stream(self.setting.seed, "classification", step, rank())
-        images, labels = self.setting.data.draw(_rows(self.batch), source)
-        if self.shift:
-            dy, dx = torch.randint(-self.shift, self.shift + 1, (2,), generator=source).tolist()
-            images = nn.functional.pad(images, [self.shift] * 4)
-            h, w = images.shape[2] - 2 * self.shift, images.shape[3] - 2 * self.shift
-            images = images[:, :, self.shift + dy :, self.shift + dx :][:, :, :h, :w]
-        images = images + self.noise * torch.randn(images.shape, generator=source).to(images)
-        logits = model(images)
+        items, labels = self.setting.data.draw(_rows(self.batch), source)
+        logits = model(items if self.augmentation is None else self.augmentation(items, source))
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="sum") / self.batch
         loss.backward()
         correct = float((logits.argmax(1) == labels).float().mean())

@@ -27,7 +27,7 @@ rdm.memory rdm.balance rdm.distributed
 rdm.objective
 rdm.reference
 rdm.representation
-rdm.generator rdm.checkpoint rdm.data rdm.randomness rdm.schedule rdm.pictures rdm.progress
+rdm.generator rdm.checkpoint rdm.augmentation rdm.data rdm.randomness rdm.schedule rdm.pictures rdm.progress
 rdm.statistic rdm.store rdm.inputs
 rdm.registry
 rdm.errors
