@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class Dataset(NamedTuple):
-    """Items with labels."""
+    """Items with labels: pictures, sound or any other tensors, all called `images`."""
 
     name: str
-    images: Tensor  # n ...; pictures are n c h w in [0, 1]
+    images: Tensor  # n ...; pictures are n c h w in [0, 1], waveforms n samples in [-1, 1]
     labels: Tensor  # n, int64
     classes: int
 
@@ -19,6 +19,6 @@ class Dataset(NamedTuple):
         return self._replace(images=self.images.to(device), labels=self.labels.to(device))
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw n images and labels, uniformly with replacement; `generator` lives on the CPU."""
+        """Draw n items and labels, uniformly with replacement; `generator` lives on the CPU."""
         rows = torch.randint(len(self.images), (n,), generator=generator).to(self.images.device)
         return self.images[rows], self.labels[rows]

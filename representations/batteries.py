@@ -33,6 +33,17 @@ def digits(classifier: str = "runs/digits/classifier", judge: str = "runs/digits
     return Battery(members, (held_out,))
 
 
+@batteries.register("spoken_digits", needs="runs of experiments/spoken_digits/encoder.gin and judge.gin")
+def spoken_digits(encoder: str = "runs/spoken_digits/encoder", judge: str = "runs/spoken_digits/judge") -> Battery:
+    """Log-mel statistics and features of a network over log-mel; one over raw waveforms, trained apart, held out."""
+    members = (
+        representations.build("log_mel"),
+        representations.build("classifier", weights=encoder, network="spectrogram_classifier", name="encoder"),
+    )
+    held_out = representations.build("classifier", weights=judge, network="waveform_classifier", name="held_out_judge")
+    return Battery(members, (held_out,))
+
+
 class Row(NamedTuple):
     """A battery of registered encoders."""
 
