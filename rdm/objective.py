@@ -18,6 +18,9 @@ class Traits(NamedTuple):
     symmetric: bool = True  # value unchanged when the sides are exchanged
     translation_invariant: bool = True  # value unchanged when both sides move together
     randomized: bool = False  # value depends on the `generator` given to `distance`
+    exhaustive: bool = (
+        True  # every reference row takes part in every value; which ones a draw takes depends on their order
+    )
     normalize: bool = True  # a balance may divide the term by its own value
     # value depends on the weighted measures alone, so that weight 2 equals a duplicated row; estimators that correct
     # for the number of rows do not: a duplicate claims an independent draw

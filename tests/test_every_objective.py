@@ -49,7 +49,8 @@ def test_symmetry_and_translation(name, example, pair):
 @given(pair=pairs())
 def test_order_of_rows_and_scale_of_weights_do_not_matter(name, example, pair):
     x, a, y, b = pair
-    moved = Pair(x.flip(0), 7 * a.flip(0), y.flip(0), b.flip(0) / 3)
+    y_, b_ = (y.flip(0), b.flip(0)) if rdm.objective(name, **example).traits.exhaustive else (y, b)
+    moved = Pair(x.flip(0), 7 * a.flip(0), y_, b_ / 3)
     assert torch.isclose(value(name, example, pair), value(name, example, moved), rtol=1e-9, atol=1e-11)
 
 
@@ -151,7 +152,7 @@ def test_particles_flow_to_the_reference_as_another_objective_judges(name, examp
     best = before
     for step in range(300):
         optimizer.zero_grad()
-        rdm.distance(name, x, y, **example).backward()
+        rdm.distance(name, x, y, generator=g, **example).backward()
         optimizer.step()
         if not bounded and step % 5 == 0:  # leads there, and may run off later
             best = min(best, judged())
