@@ -21,7 +21,7 @@ def test_real_data_cover_the_curve_at_the_distance_of_the_noise():
         assert found["recall"].value == 1
         assert found["distance"].value == pytest.approx(0.0337, abs=0.0018)
         assert found["distance"].low < found["distance"].value < found["distance"].high
-        assert found["distance"].n == 4000
+        assert found["distance"].n == 4000 and found["off plane"].value < 1e-6
 
 
 def test_the_data_are_a_plane_with_two_turns():
@@ -40,7 +40,10 @@ def test_the_score_sees_a_missing_turn_and_a_displacement():
     assert SpiralScore().measure(inner)["recall"].value == pytest.approx(0.5, abs=0.06)
     normal = torch.linalg.svd(images).Vh[-1]
     moved = SpiralScore().measure(images + 0.5 * normal)
-    assert moved["recall"].value == 0 and moved["distance"].value == pytest.approx(0.5, abs=0.01)
+    assert moved["off plane"].value == pytest.approx(0.5, abs=1e-5)
+    assert moved["recall"].value == 1 and moved["distance"].value == pytest.approx(0.0337, abs=0.0018)
+    wider = SpiralScore().measure(images * 1.4)
+    assert wider["recall"].value < 0.6 and wider["distance"].value > 0.2
 
 
 def test_wrong_settings():
@@ -54,7 +57,11 @@ def test_a_run_without_classes_or_pictures(tmp_path, capsys):
     bindings = "losses.matching.objective = @objectives.mmd()", "rdm.train.steps = 3", "generators.mlp.width = 16"
     arguments = [BASE, "--out", str(tmp_path / "run"), *(x for b in bindings for x in ("--bind", b))]
     assert main(["train", *arguments]) == 0
-    assert set(json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]) == {"recall", "distance"}
+    assert set(json.loads((tmp_path / "run" / "result.json").read_text())["metrics"]) == {
+        "recall",
+        "distance",
+        "off plane",
+    }
     assert [p.name for p in (tmp_path / "run" / "samples").iterdir()] == ["compare samples in the plane.png"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "samples in the plane" in page and "A column is a class" not in page and "ratios" not in page
