@@ -1,5 +1,7 @@
 """Shared linear algebra, in float64."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -10,14 +12,14 @@ from rdm.statistic import Sum
 def mean_and_covariance(moments: Sum, *, correction: int) -> tuple[Tensor, Tensor]:
     """Mean (about the statistic's shift) and covariance, divided by 1 - correction / n with Kish's effective n."""
     mean = moments.value[0] / moments.mass
-    covariance = moments.value[1:] / moments.mass - mean[:, None] * mean
+    covariance = (moments.value[1:] / moments.mass).addr_(mean, mean, alpha=-1)
     count = float(moments.count)
     if count <= correction * (1 + 1e-9):
         raise InputError(
             f"a covariance with correction={correction} needs an effective number of rows above {correction}; "
             f"got {count:.3g}; use more rows or correction=0"
         )
-    return mean, covariance / (1 - correction / count)
+    return mean, covariance.div_(1 - correction / count)
 
 
 def graded_factor(covariance: Tensor) -> Tensor:
@@ -37,3 +39,18 @@ def above_rounding(eigenvalues: Tensor) -> Tensor:
         return eigenvalues > 0
     floor = len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps * eigenvalues.max().clamp_min(0)
     return eigenvalues > floor
+
+
+def range_basis(product: Callable[[Tensor], Tensor], like: Tensor, *, rank: int) -> Tensor | None:
+    """Orthonormal columns "d rank" that span the range of a d x d matrix given by its products; None if it has more.
+
+    The range finder of Halko et al. (2011), algorithm 4.1, with 8 random columns over the rank: what is left of them
+    beyond the rank must be rounding, or else the matrix has a higher rank than was said.
+    """
+    source = torch.Generator().manual_seed(0)
+    probes = torch.randn(like.shape[1], rank + 8, generator=source, dtype=like.dtype).to(like.device)
+    basis, triangle = torch.linalg.qr(product(probes))
+    lengths = triangle.diagonal().abs()
+    if float(lengths[rank:].max()) > len(like) * torch.finfo(like.dtype).eps * float(lengths.max()):
+        return None
+    return basis[:, :rank]

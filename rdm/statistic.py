@@ -8,7 +8,7 @@ ranks and memories all follow from `merge`, `split` and `scale`.
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -177,9 +177,41 @@ class Moments(Statistic):
 
     def measure(self, features: Float[Tensor, "n d"], weights: Float[Tensor, " n"]) -> Sum:  # noqa: D102
         _same_dimension(features, self.shift)
-        y = features.double() - self.shift
-        value = torch.cat([(weights @ y)[None], (y * weights[:, None]).T @ y])
+        value = _MomentSums.apply(features, weights, self.shift)
         return Sum(value, torch.stack([weights.sum(), weights.square().sum()]))
+
+
+class _MomentSums(torch.autograd.Function):
+    """[sum w y ; sum w y y^T] block by block, so that no float64 copy of all rows is held, nor kept for the gradient.
+
+    The gradient w (g + (G + G^T) y) takes one matrix product; the weights are constants.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weights: Tensor, shift: Tensor) -> Tensor:
+        ctx.save_for_backward(features, weights, shift)
+        d = len(shift)
+        value = torch.zeros(d + 1, d, dtype=torch.float64, device=features.device)
+        for k in _row_blocks(features):
+            y = features[k] - shift  # float64: the shift is
+            value[0] += weights[k] @ y
+            value[1:].addmm_((y * weights[k, None]).T, y)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
+        features, weights, shift = ctx.saved_tensors
+        first, second = cotangents[0][0], cotangents[0][1:] + cotangents[0][1:].T
+        gradient = torch.empty_like(features)
+        for k in _row_blocks(features):
+            gradient[k] = torch.addmm(first, features[k] - shift, second).mul_(weights[k, None])
+        return gradient, None, None
+
+
+def _row_blocks(rows: Tensor) -> list[slice]:
+    """Blocks of rows of about 4 MiB in float64."""
+    size = max(64, 2**19 // rows.shape[1])
+    return [slice(start, start + size) for start in range(0, len(rows), size)]
 
 
 def _same_dimension(features: Tensor, shift: Tensor) -> None:
