@@ -1,5 +1,6 @@
 """Sliced Wasserstein distances: the mean over directions, and the largest."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,12 +17,11 @@ from rdm.statistic import Samples
 
 
 class SlicedTarget(NamedTuple):
-    """The reference's rows, and its quantile functions along the fixed directions, sorted once."""
+    """The reference's rows, and its quantile functions along the fixed directions."""
 
     rows: Tensor  # m d, about the reference's mean
     weights: Tensor  # m, summing to 1
-    directions: Tensor  # P d
-    steps: Steps  # of the projections on `directions`
+    fixed: Callable[[], tuple[Tensor, Steps]]  # directions "P d" and the steps along them; sorted once, where asked for
 
 
 @objectives.register("sliced_wasserstein", examples=({"projections": 16}, {"projections": 16, "p": 1, "root": True}))
@@ -64,7 +64,7 @@ class SlicedWasserstein(Objective):
         return Traits(randomized=True)
 
     def bind(self, reference: Reference) -> tuple[Samples, SlicedTarget]:
-        """Rows about the reference's mean; the reference is sorted along the fixed directions."""
+        """Rows about the reference's mean, sorted along the fixed directions once these are used."""
         return _bind(reference, self.projections)
 
     def distance(self, summary: Any, target: SlicedTarget, *, generator: torch.Generator | None = None) -> Tensor:
@@ -115,7 +115,7 @@ class MaxSlicedWasserstein(Objective):
         return Traits(randomized=True)
 
     def bind(self, reference: Reference) -> tuple[Samples, SlicedTarget]:
-        """Rows about the reference's mean; the reference is sorted along the fixed directions."""
+        """Rows about the reference's mean, sorted along the fixed directions once these are used."""
         return _bind(reference, self.projections)
 
     def distance(self, summary: Any, target: SlicedTarget, *, generator: torch.Generator | None = None) -> Tensor:
@@ -136,8 +136,13 @@ def _bind(reference: Reference, projections: int) -> tuple[Samples, SlicedTarget
     statistic = Samples(reference.mean)
     rows = statistic.measure(reference.features, reference.weights)
     weights = rows.weight / rows.mass
-    vectors = directions(rows.value, projections, None)
-    return statistic, SlicedTarget(rows.value, weights, vectors, steps(vectors @ rows.value.T, weights))
+
+    @functools.cache
+    def fixed() -> tuple[Tensor, Steps]:
+        vectors = directions(rows.value, projections, None)
+        return vectors, steps(vectors @ rows.value.T, weights)
+
+    return statistic, SlicedTarget(rows.value, weights, fixed)
 
 
 def _drawn(
@@ -145,7 +150,7 @@ def _drawn(
 ) -> tuple[Tensor, Callable[[slice], Steps]]:
     """Directions, and the reference's steps along some of them: the bound ones, or new ones from the generator."""
     if generator is None:
-        rows, levels, even = target.steps
-        return target.directions.to(x.dtype), lambda k: Steps(rows[k], levels if even else levels[k], even)
+        vectors, (rows, levels, even) = target.fixed()
+        return vectors.to(x.dtype), lambda k: Steps(rows[k], levels if even else levels[k], even)
     vectors = directions(x, projections, generator)
     return vectors, lambda k: steps(vectors[k] @ target.rows.to(x.dtype).T, target.weights)
