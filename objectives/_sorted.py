@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK = 64  # projections handled at a time
+BLOCK = 2**20  # projected rows handled at a time: 8 MiB as sorted keys
 
 
 class Steps(NamedTuple):
@@ -16,6 +16,7 @@ class Steps(NamedTuple):
     rows: Tensor  # P n, sorted
     levels: Tensor  # P n, or 1 n where the weights are equal: cumulated weight up to each row, float64
     even: bool  # the weights are equal
+    spread: Tensor | None = None  # P: where the rows are means over cells, the variance within these, float64
 
 
 def directions(rows: Tensor, projections: int, generator: torch.Generator | None) -> Tensor:
@@ -42,24 +43,67 @@ def sort_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (keys ^ ((keys >> 31) & 0x7FFFFFFF)).view(torch.float32), halves[..., 0].long()
 
 
+def blocks(projections: int, rows: int) -> list[slice]:
+    """Blocks of projections, of so many rows each."""
+    size = max(16, BLOCK // rows)
+    return [slice(start, min(start + size, projections)) for start in range(0, projections, size)]
+
+
+def equal(weights: Tensor) -> bool:
+    """Whether all weights are the same."""
+    return bool((weights == weights[0]).all())
+
+
 def steps(rows: Tensor, weights: Tensor) -> Steps:
     """Sort projections "P n"; levels are one row for all directions where the weights are equal."""
-    return _steps(*sort_rows(rows), weights)
+    if not equal(weights):
+        return _steps(*sort_rows(rows), weights)
+    if rows.dtype == torch.float32 and rows.device.type == "cpu":  # values alone sort twice as fast as with their order
+        return Steps(torch.from_numpy(np.sort(rows.numpy(), axis=1)), _even_levels(rows), True)
+    return Steps(rows.sort(dim=1).values, _even_levels(rows), True)
 
 
-def mean_cost(x: Tensor, weights: Tensor, vectors: Tensor, reference: Callable[[slice], Steps], p: float) -> Tensor:
+def cell_means(y: Steps, levels: Tensor, *, even: bool) -> Steps:
+    """The quantile functions' means between consecutive levels, which a squared cost sees but for a constant.
+
+    int_cell (x - y(u))^2 du = |cell| (x - mean)^2 + |cell| variance. The integral Y of a step function is linear
+    between its levels, so that means are differences of Y; no common refinement of the two grids is formed.
+    """
+    exact = y.rows.double()
+    widths = y.levels.diff(dim=1, prepend=torch.zeros_like(y.levels[:, :1]))
+    integral = torch.nn.functional.pad((exact * widths).cumsum(1), (1, 0))  # at 0 and at each level
+    starts = torch.nn.functional.pad(y.levels, (1, 0))
+    last = y.rows.shape[1] - 1
+    if y.even:
+        step = (levels * (last + 1)).floor().long().clamp_max(last)
+    else:
+        step = torch.searchsorted(y.levels, levels.expand(len(y.levels), -1).contiguous()).clamp_max(last)
+    at = step.expand(len(exact), -1)
+    reached = levels - starts.expand(len(step), -1).gather(1, step)
+    cumulated = integral.gather(1, at).addcmul_(exact.gather(1, at), reached)
+    cells = levels.diff(dim=1, prepend=torch.zeros_like(levels[:, :1]))
+    inside = cumulated.diff(dim=1, prepend=torch.zeros_like(cumulated[:, :1]))
+    means = inside / torch.where(cells > 0, cells, 1.0)
+    spread = (exact.square() * widths).sum(1) - (inside * means).sum(1)
+    return Steps(means.to(y.rows.dtype), levels, even, spread.clamp_min_(0))
+
+
+def mean_cost(
+    x: Tensor, weights: Tensor, vectors: Tensor, reference: Callable[[slice], Steps], p: float, rows: int
+) -> Tensor:
     """Mean over directions of the integral over u of |x(u) - y(u)|^p, float64, differentiable in x only.
 
-    `reference` gives the other side's steps for some of the directions.
+    `reference` gives the other side's steps, from so many `rows`, for some of the directions.
     """
-    return _MeanCost.apply(x, weights, vectors, reference, p)
+    return _MeanCost.apply(x, weights, vectors, reference, p, rows)
 
 
-def costs(x: Tensor, weights: Tensor, vectors: Tensor, reference: Callable[[slice], Steps], p: float) -> Tensor:
+def costs(
+    x: Tensor, weights: Tensor, vectors: Tensor, reference: Callable[[slice], Steps], p: float, rows: int
+) -> Tensor:
     """The same, one a direction, without gradient."""
-    x = x.detach()
-    blocks = _blocks(len(vectors))
-    return torch.cat([_cost(steps(vectors[k] @ x.T, weights), reference(k), p, slope=False)[0] for k in blocks])
+    x, parts = x.detach(), blocks(len(vectors), max(len(x), rows))
+    return torch.cat([_cost(steps(vectors[k] @ x.T, weights), reference(k), p, slope=False)[0] for k in parts])
 
 
 def root(value: Tensor, p: float) -> Tensor:
@@ -72,10 +116,10 @@ class _MeanCost(torch.autograd.Function):
     """The gradient is formed block by block with the value, so that nothing of size P n is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, vectors: Tensor, reference: Any, p: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weights: Tensor, vectors: Tensor, reference: Any, p: float, others: int) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         gradient = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
-        for k in _blocks(len(vectors)):
+        for k in blocks(len(vectors), max(len(x), others)):
             rows, order = sort_rows(vectors[k] @ x.T)
             cost, slope = _cost(_steps(rows, order, weights), reference(k), p, slope=gradient is not None)
             total += cost.sum()
@@ -85,24 +129,38 @@ class _MeanCost(torch.autograd.Function):
         return total / len(vectors)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return cotangents[0].to(gradient.dtype) * gradient, None, None, None, None
+        return cotangents[0].to(gradient.dtype) * gradient, None, None, None, None, None
 
 
 def _steps(rows: Tensor, order: Tensor, weights: Tensor) -> Steps:
-    if bool((weights == weights[0]).all()):
-        levels = torch.arange(1, len(weights) + 1, dtype=torch.float64, device=weights.device) / len(weights)
-        return Steps(rows, levels[None], True)
+    if equal(weights):
+        return Steps(rows, _even_levels(rows), True)
     return Steps(rows, weights[order].cumsum(1), False)
+
+
+def _even_levels(rows: Tensor) -> Tensor:
+    count = rows.shape[1]
+    return torch.arange(1, count + 1, dtype=torch.float64, device=rows.device)[None] / count
 
 
 def _cost(x: Steps, y: Steps, p: float, *, slope: bool) -> tuple[Tensor, Tensor | None]:
     """One-dimensional costs "P", float64, and their derivatives in x's sorted rows "P n"."""
-    if x.even and y.even and x.rows.shape == y.rows.shape:  # equal weights, equal n: row by row
+    alike = x.even and y.even and x.rows.shape == y.rows.shape
+    if p == 2 and not alike:
+        y, alike = cell_means(y, x.levels, even=x.even), True
+    if alike:  # row by row
         gap = x.rows - y.rows.to(x.rows.dtype)
         cost, derivative = _power(gap, p, slope=slope)
-        return cost.sum(1).double() / gap.shape[1], None if derivative is None else derivative.div_(gap.shape[1])
+        if x.even:
+            summed = cost.sum(1).double() / gap.shape[1]
+            derivative = None if derivative is None else derivative.div_(gap.shape[1])
+        else:
+            widths = x.levels.diff(dim=1, prepend=torch.zeros_like(x.levels[:, :1])).to(gap.dtype)
+            summed = (widths * cost).sum(1).double()
+            derivative = None if derivative is None else derivative.mul_(widths)
+        return summed if y.spread is None else summed + y.spread, derivative
     widths, mine, theirs = _common(x, y)
     gap = x.rows.gather(1, mine) - y.rows.gather(1, theirs).to(x.rows.dtype)
     cost, derivative = _power(gap, p, slope=slope)
@@ -134,7 +192,3 @@ def _common(x: Steps, y: Steps) -> tuple[Tensor, Tensor, Tensor]:
         torch.searchsorted(grid, middles).clamp_max(grid.shape[1] - 1).expand(len(x.rows), -1) for grid in grids
     )
     return widths, mine, theirs
-
-
-def _blocks(projections: int) -> list[slice]:
-    return [slice(start, min(start + BLOCK, projections)) for start in range(0, projections, BLOCK)]

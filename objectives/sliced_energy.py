@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from objectives._sorted import BLOCK, directions, sort_rows
+from objectives._sorted import blocks, directions, sort_rows
 from rdm.errors import InputError
 from rdm.objective import Objective, Traits
 from rdm.reference import Reference
@@ -88,8 +88,9 @@ class _MeanEnergy(torch.autograd.Function):
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         gradient = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         signed = torch.cat([a, -b])  # the jumps of F - G
-        for vector, projected in zip(vectors.split(BLOCK), known.split(BLOCK), strict=True):
-            rows, order = sort_rows(torch.cat([vector @ x.T, projected], 1))
+        for k in blocks(len(vectors), len(signed)):
+            vector = vectors[k]
+            rows, order = sort_rows(torch.cat([vector @ x.T, known[k]], 1))
             squared = signed[order].cumsum(1)[:, :-1].square().to(x.dtype)
             total += 2 * (squared * rows.diff(dim=1)).sum(dtype=torch.float64)
             if gradient is not None:

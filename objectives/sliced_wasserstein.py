@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from objectives._sorted import Steps, costs, directions, mean_cost, root, steps
+from objectives._sorted import Steps, blocks, cell_means, costs, directions, equal, mean_cost, root, steps
 from rdm.errors import InputError
 from rdm.objective import Objective, Traits
 from rdm.reference import Reference
@@ -22,6 +22,9 @@ class SlicedTarget(NamedTuple):
     rows: Tensor  # m d, about the reference's mean
     weights: Tensor  # m, summing to 1
     fixed: Callable[[], tuple[Tensor, Steps]]  # directions "P d" and the steps along them; sorted once, where asked for
+    coarse: Callable[
+        [int], Steps
+    ]  # their means over so many equal cells, all that p = 2 needs; of the last number kept
 
 
 @objectives.register("sliced_wasserstein", examples=({"projections": 16}, {"projections": 16, "p": 1, "root": True}))
@@ -41,7 +44,8 @@ class SlicedWasserstein(Objective):
         Feature distance to the power p; the distance itself with `root=True`. Unbiased in the directions (before the
         root), biased upwards in n and m.
     Cost:
-        P (n + m) (d + log(n + m)), memory 64 (n + m).
+        P (n + m) (d + log(n + m)), memory n + m and tiles of 8 MiB; of the reference only once where directions are
+        fixed, which keeps P m numbers.
 
     Raises:
         InputError: projections below 1 or p below 1.
@@ -70,8 +74,8 @@ class SlicedWasserstein(Objective):
     def distance(self, summary: Any, target: SlicedTarget, *, generator: torch.Generator | None = None) -> Tensor:
         """The mean over directions, a block at a time; directions redrawn where there is a generator."""
         x, weights = summary.value, summary.weight / summary.mass
-        vectors, reference = _drawn(x, target, self.projections, generator)
-        mean = mean_cost(x, weights, vectors, reference, self.p)
+        vectors, reference = _drawn(x, weights, target, self.projections, self.p, generator)
+        mean = mean_cost(x, weights, vectors, reference, self.p, len(target.rows))
         return root(mean, self.p) if self.root else mean
 
 
@@ -92,7 +96,8 @@ class MaxSlicedWasserstein(Objective):
         Feature distance to the power p; the distance itself with `root=True`. Biased upwards in n and m, downwards in
         the directions.
     Cost:
-        P (n + m) (d + log(n + m)), memory 64 (n + m).
+        P (n + m) (d + log(n + m)), memory n + m and tiles of 8 MiB; of the reference only once where directions are
+        fixed, which keeps P m numbers.
 
     Raises:
         InputError: projections below 1 or p below 1.
@@ -121,9 +126,10 @@ class MaxSlicedWasserstein(Objective):
     def distance(self, summary: Any, target: SlicedTarget, *, generator: torch.Generator | None = None) -> Tensor:
         """The cost of the direction where it is largest; directions redrawn where there is a generator."""
         x, weights = summary.value, summary.weight / summary.mass
-        vectors, reference = _drawn(x, target, self.projections, generator)
-        k = int(costs(x, weights, vectors, reference, self.p).argmax())
-        largest = mean_cost(x, weights, vectors[k : k + 1], lambda _: reference(slice(k, k + 1)), self.p)
+        vectors, reference = _drawn(x, weights, target, self.projections, self.p, generator)
+        rows = len(target.rows)
+        k = int(costs(x, weights, vectors, reference, self.p, rows).argmax())
+        largest = mean_cost(x, weights, vectors[k : k + 1], lambda _: reference(slice(k, k + 1)), self.p, rows)
         return root(largest, self.p) if self.root else largest
 
 
@@ -139,18 +145,42 @@ def _bind(reference: Reference, projections: int) -> tuple[Samples, SlicedTarget
 
     @functools.cache
     def fixed() -> tuple[Tensor, Steps]:
-        vectors = directions(rows.value, projections, None)
-        return vectors, steps(vectors @ rows.value.T, weights)
+        vectors, m = directions(rows.value, projections, None), len(rows.value)
+        parts = [steps(vectors[k] @ rows.value.T, weights) for k in blocks(projections, m)]
+        return vectors, _joined(parts)
 
-    return statistic, SlicedTarget(rows.value, weights, fixed)
+    @functools.lru_cache(maxsize=1)
+    def coarse(n: int) -> Steps:
+        levels = torch.arange(1, n + 1, dtype=torch.float64, device=weights.device)[None] / n
+        whole = fixed()[1]
+        parts = blocks(projections, max(n, len(rows.value)))
+        return _joined([cell_means(_part(whole, k), levels, even=True) for k in parts])
+
+    return statistic, SlicedTarget(rows.value, weights, fixed, coarse)
+
+
+def _joined(parts: list[Steps]) -> Steps:
+    """Steps of all directions from those of blocks of them."""
+    first = parts[0]
+    levels = first.levels if first.even else torch.cat([part.levels for part in parts])
+    spreads = [part.spread for part in parts if part.spread is not None]
+    return Steps(torch.cat([p.rows for p in parts]), levels, first.even, torch.cat(spreads) if spreads else None)
+
+
+def _part(whole: Steps, k: slice) -> Steps:
+    """Steps of some directions."""
+    levels = whole.levels if whole.even else whole.levels[k]
+    return Steps(whole.rows[k], levels, whole.even, None if whole.spread is None else whole.spread[k])
 
 
 def _drawn(
-    x: Tensor, target: SlicedTarget, projections: int, generator: torch.Generator | None
+    x: Tensor, weights: Tensor, target: SlicedTarget, projections: int, p: float, generator: torch.Generator | None
 ) -> tuple[Tensor, Callable[[slice], Steps]]:
-    """Directions, and the reference's steps along some of them: the bound ones, or new ones from the generator."""
+    """Directions, and the reference's steps along some of them: the fixed ones, or new ones from the generator."""
     if generator is None:
-        vectors, (rows, levels, even) = target.fixed()
-        return vectors.to(x.dtype), lambda k: Steps(rows[k], levels if even else levels[k], even)
+        vectors, whole = target.fixed()
+        if p == 2 and equal(weights) and not (whole.even and len(x) == len(target.rows)):
+            whole = target.coarse(len(x))
+        return vectors.to(x.dtype), lambda k: _part(whole, k)
     vectors = directions(x, projections, generator)
     return vectors, lambda k: steps(vectors[k] @ target.rows.to(x.dtype).T, target.weights)
