@@ -28,13 +28,14 @@ URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights
 
 @representations.register(
     "inception",
-    examples=({"weights": RANDOM}, {"weights": RANDOM, "output": "logits"}),
+    examples=({"weights": RANDOM, "size": 75},),
     notes={"dimension": "2048", "input": "3 x 299", "pooling": "pool3", "licence": "Apache-2.0"},
     present=lambda: in_torch_hub(URL),
 )
 def inception(
     output: Literal["pool3", "logits"] = "pool3",
     scaling: Literal["fid", "symmetric"] = "fid",
+    size: int = 299,
     weights: str = PRETRAINED,
     allow_download: bool = False,
     sha256: str | None = None,
@@ -43,7 +44,8 @@ def inception(
     """Features of FID's Inception-v3 (Szegedy et al. 2016; Heusel et al. 2017): the pooled map before the classifier.
 
     The network of TensorFlow's graph of 2015-12-05, with its own average pooling (borders not counted), a maximum in
-    the last block and 1,008 classes. Images are resized to 299 by TensorFlow 1's bilinear (no antialias). scaling:
+    the last block and 1,008 classes. Images are resized to `size`, 299 in FID, by TensorFlow 1's bilinear (no
+    antialias). scaling:
     "fid" is the original (255 x - 128) / 128, of float images too; "symmetric" is 2 x - 1, as FD-loss and iRDM train
     and judge. output: "pool3", or "logits" without the bias, as the Inception score takes them. weights: "pretrained"
     is the file that torch-fidelity publishes, in torch.hub's folder (fetched there with `allow_download`, checked by
@@ -68,8 +70,8 @@ def inception(
     if path is not None:
         load_strictly(network, read(path, name), source=path, owner=name)
     middle, width = (128 / 255, 128 / 255) if scaling == "fid" else (0.5, 0.5)
-    module = InceptionEncoder(Preprocess(299, (middle,), (width,), "tensorflow"), network, output)
-    settings = {"output": output, "scaling": scaling, **origin(path)}
+    module = InceptionEncoder(Preprocess(size, (middle,), (width,), "tensorflow"), network, output)
+    settings = {"output": output, "scaling": scaling, "size": size, **origin(path)}
     return Representation(name, module, settings, inputs=images())
 
 
@@ -98,6 +100,7 @@ class Conv(nn.Module):
         sides = (kernel, kernel) if isinstance(kernel, int) else kernel
         around = (sides[0] // 2, sides[1] // 2) if padding else (0, 0)
         self.conv = nn.Conv2d(inside, outside, sides, stride, around, bias=False)
+        nn.init.kaiming_normal_(self.conv.weight, nonlinearity="relu")
         self.bn = nn.BatchNorm2d(outside, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:

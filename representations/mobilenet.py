@@ -58,6 +58,9 @@ class MobileNetV1(nn.Module):
                 channels = round(each * width)
             stages.append(nn.Sequential(*blocks))
         self.blocks = nn.Sequential(*stages)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images to features."""

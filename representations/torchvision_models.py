@@ -31,7 +31,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     "torchvision",
     examples=(
         {"model": "squeezenet1_1", "layer": "features", "pool": "spatial", "size": 64, "weights": RANDOM},
-        {"model": "mobilenet_v3_small", "size": 64, "weights": RANDOM},
+        {"model": "resnet18", "size": 64, "weights": RANDOM},
     ),
     needs='torchvision: pip install "rdm-torch[vision]"',
 )
