@@ -24,8 +24,8 @@ from rdm.train import train
 # Two sizes for every dimension that an encoder leaves open; items of any shape are small images.
 SIZES = {"h": (8, 21), "w": (8, 14), "samples": (300, 801), "length": (5, 9)}
 ANY_SHAPE: tuple[str | int, ...] = (1, 8, 8)
-N = 12
-STEP = 1e-8  # of finite differences in float64: few rectifiers change sides within it
+N = 6
+STEP = 1e-8  # of finite differences
 CONDITION = torch.arange(N) % 2  # for the conditional ones: class labels that any number of classes has
 
 
@@ -80,28 +80,26 @@ def test_features_are_finite_rows_in_float32_at_any_size(cases):
         assert features.shape[0] == N and features.ndim == 2 and features.dtype == torch.float32
         assert torch.isfinite(features).all() and not features.requires_grad
         if representation.inputs.shape is not None:  # any tensor: as many features as the tensor says
-            larger = encode(representation, draw(representation.inputs, size=1))
-            assert larger.shape == features.shape and torch.isfinite(larger).all()
+            larger = encode(representation, draw(representation.inputs, size=1)[:2])
+            assert larger.shape == features[:2].shape and torch.isfinite(larger).all()
 
 
 def test_each_row_depends_on_its_own_item_alone(cases):
+    """Within 1e-5 of the largest feature: in a batch of one, among fewer and among other neighbours."""
     for representation in cases:
         items, others = draw(representation.inputs), draw(representation.inputs, seed=1)
         features = encode(representation, items)
-        for size in (1, 5):
-            parts = [
-                representation(items[i : i + size], CONDITION[i : i + size] if representation.conditional else None)
-                for i in range(0, N, size)
-            ]
-            torch.testing.assert_close(torch.cat(parts), features, rtol=1e-5, atol=1e-5)
-        mixed = torch.cat([items[:3], others[3:]])
-        torch.testing.assert_close(encode(representation, mixed)[:3], features[:3], rtol=1e-5, atol=1e-5)
-        assert not torch.allclose(encode(representation, others), features), "features that say nothing"
+        close = {"rtol": 0, "atol": 1e-5 * float(features.abs().max())}
+        torch.testing.assert_close(encode(representation, items[:1]), features[:1], **close)
+        torch.testing.assert_close(encode(representation, items[:4]), features[:4], **close)
+        mixed = encode(representation, torch.cat([items[:2], others[2:]]))
+        torch.testing.assert_close(mixed[:2], features[:2], **close)
+        assert (mixed[2:] - features[2:]).abs().amax(1).min() > 10 * close["atol"], "features that say nothing"
 
 
 def test_frozen_deterministic_and_the_same_after_train(cases):
     for representation in cases:
-        module, items = representation.module, draw(representation.inputs)
+        module, items = representation.module, draw(representation.inputs)[:3]
         assert module is not None and not any(m.training for m in module.modules())
         assert not any(p.requires_grad for p in module.parameters())
         features = encode(representation, items)
@@ -130,22 +128,25 @@ def test_gradient_reaches_every_item_and_no_parameter(cases):
 
 
 def test_gradient_by_finite_differences(cases):
-    """Derivative along a random direction against central differences, encoder and items in float64."""
+    """Derivative along a random direction against central differences, encoder and items in float64.
+
+    The step is short, so that it crosses next to none of the kinks of a rectifier or a maximum.
+    """
     for representation in cases:
         if (inputs := floating(representation)) is None:
             continue
         exact = replace(representation, module=copy.deepcopy(representation.module).double(), precision="float32")
         g = torch.Generator().manual_seed(3)
-        leaf = draw(inputs).double().requires_grad_()
+        leaf = draw(inputs)[:2].double().requires_grad_()
         direction = torch.randn(leaf.shape, generator=g, dtype=torch.float64)
-        weights = torch.randn(encode(exact, leaf).shape, generator=g, dtype=torch.float64)
-        (gradient,) = torch.autograd.grad((encode(exact, leaf) * weights).sum(), leaf)
+        features = encode(exact, leaf)
+        weights = torch.randn(features.shape, generator=g, dtype=torch.float64)
+        (gradient,) = torch.autograd.grad((features * weights).sum(), leaf)
         with torch.no_grad():
-            ahead, behind = ((encode(exact, leaf + h * direction) * weights).sum() for h in (STEP, -STEP))
-        scale = float(gradient.norm() * direction.norm() / leaf.numel() ** 0.5)
-        assert abs(float((gradient * direction).sum() - (ahead - behind) / (2 * STEP))) <= 1e-5 * scale, (
-            representation.name
-        )
+            ahead, behind = (encode(exact, leaf + h * direction) for h in (STEP, -STEP))
+        slope = float(((ahead - behind) * weights).sum() / (2 * STEP))
+        error = abs(float((gradient * direction).sum()) - slope)
+        assert error <= 1e-5 * float(gradient.norm()), f"{representation.name}: {error / float(gradient.norm()):.2g}"
 
 
 def test_the_fingerprint_is_the_same_when_built_again(cases, request, tmp_path):
@@ -189,7 +190,7 @@ def test_training_keeps_the_encoder_out_of_the_checkpoint(cases, tmp_path):
         model = Items(inputs, 2 if representation.conditional else None)
         before = copy.deepcopy(representation.module).state_dict()
         data = Dataset("items", draw(representation.inputs), CONDITION, 2)
-        losses = [Matching(rdm.objective("energy"), rdm.Battery((representation,)), population=4, chunk=3)]
+        losses = [Matching(rdm.objective("energy"), rdm.Battery((representation,)), population=3, chunk=2)]
         train(model=model, losses=losses, data=data, steps=1, out=tmp_path / str(i))
         _, state = read_checkpoint(tmp_path / str(i) / "checkpoints" / "00000001")
         assert set(state["model"]) == {"mix"}
@@ -207,16 +208,16 @@ def _tensors(tree) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", rdm.names("batteries"))
-def test_batteries(name, tmp_path):
-    entry = rdm.registry.batteries[name]
-    runs = {k: p.default for k, p in inspect.signature(entry.build).parameters.items()}
-    runs = {k: str(tmp_path) for k, default in runs.items() if str(default).startswith("runs/")}
-    if runs or (entry.present is not None and not entry.present()):
-        with pytest.raises(InputError, match="there are none|is not in|are not in|set RDM_DATA|no weights|needs"):
-            rdm.battery(name, **runs)
+def test_batteries_encode_the_same_items_or_say_in_one_line_what_is_absent(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where no runs are
+    try:
+        battery = rdm.battery(name)
+    except InputError as error:
+        assert rdm.registry.batteries[name].needs or "allow_download=True" in str(error)
+        assert "\n" not in str(error)
         return
-    battery = rdm.battery(name)
-    channels = 1 if entry.present is None else 3
-    items = torch.rand(40 if channels == 1 else 4, channels, 8, 8)
-    battery = battery.fitted(items)
-    assert battery.held_out and all(len(r(items)) == len(items) for r in (*battery.members, *battery.held_out))
+    every = (*battery.members, *battery.held_out)
+    inputs = next((r.inputs for r in every if r.inputs.shape is not None), every[0].inputs)
+    items = torch.cat([draw(inputs, seed=seed) for seed in range(3)])
+    fitted = battery.fitted(items)
+    assert all(len(r(items)) == len(items) for r in (*fitted.members, *fitted.held_out))
