@@ -1,4 +1,4 @@
-"""Run every benchmark: `python -m benchmarks [--device cuda]`."""
+"""Run every benchmark: `python -m benchmarks [--device cuda] [--only NAME]`."""
 
 import argparse
 import os
@@ -10,10 +10,13 @@ from benchmarks import battery, objectives, population
 
 parser = argparse.ArgumentParser(description="Times beside peers in one process, accuracy and peak memory.")
 parser.add_argument("--device", default="cpu")
+parser.add_argument("--only", help="one benchmark: mmd, energy, frechet, sliced, sinkhorn, references or population")
 options = parser.parse_args()
 torch.set_num_threads(1)
 where = torch.cuda.get_device_name() if options.device == "cuda" else f"{os.cpu_count()} cores, one thread used"
 print(f"torch {torch.__version__}, Python {platform.python_version()}, {options.device}: {where}")
-objectives.run(options.device)
-population.run(options.device)
-battery.run(options.device)
+objectives.run(options.device, options.only)
+if options.only in (None, "population"):
+    population.run(options.device)
+if options.only in (None, "battery"):
+    battery.run(options.device)

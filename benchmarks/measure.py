@@ -1,9 +1,10 @@
 """Measuring: interleaved times in one process, peak memory in a fresh one for each candidate."""
 
+import ctypes
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import NamedTuple
 
@@ -58,28 +59,40 @@ def milliseconds(run: Callable[[], object], device: str) -> float:
 
 def peak(run: Callable[[], object], device: str) -> float:
     """MiB by which a call raises the high-water mark: resident memory in a forked child, or the accelerator's."""
+    return stages([run], device)[0][1]
+
+
+def stages(runs: Sequence[Callable[[], object]], device: str) -> list[tuple[float, float]]:
+    """Milliseconds and peak MiB of calls that build on each other, in one forked child or on the accelerator."""
     if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return [_stage(run, device) for run in runs]
     receive, send = multiprocessing.get_context("fork").Pipe(duplex=False)
 
     def child() -> None:
         torch.set_num_threads(1)
-        _reset_high_water()
-        before = _high_water()
-        run()
-        send.send(_high_water() - before)
+        send.send([_stage(run, device) for run in runs])
 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
-    used = receive.recv()
+    found = receive.recv()
     process.join()
-    return used
+    return found
+
+
+def _stage(run: Callable[[], object], device: str) -> tuple[float, float]:
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        spent = milliseconds(run, device)
+        return spent, (torch.cuda.max_memory_allocated() - before) / 2**20
+    _reset_high_water()
+    before = _high_water()
+    spent = milliseconds(run, device)
+    return spent, _high_water() - before
 
 
 def _reset_high_water() -> None:
+    ctypes.CDLL(None).malloc_trim(0)  # memory freed earlier and not yet given back would hide what a call takes
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 

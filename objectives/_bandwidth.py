@@ -58,19 +58,30 @@ def median_distance(reference: Reference, *, rows: int = 10_000) -> float:
     x = Samples(reference.mean).measure(sample.features, sample.weights).value
     if len(x) < 2:
         raise InputError('bandwidth "median" needs a reference of at least 2 rows; got 1; give a number')
-    block = 1024
-    pieces, pairs = [], []
+    count = len(x) * (len(x) - 1) // 2
+    values = torch.empty(count, dtype=x.dtype, device=x.device)
+    pairs = torch.empty(0 if equal else count, dtype=torch.float64, device=x.device)
+    block, done = 1024, 0
     for start in range(0, len(x), block):
         squared = squared_distances(x[start : start + block], x[start:])
         upper = torch.ones_like(squared, dtype=torch.bool).triu(1)
-        pieces.append(squared[upper])
+        part = slice(done, done := done + int(upper.sum()))
+        values[part] = squared[upper]
         if not equal:
-            pairs.append(torch.outer(sample.weights[start : start + block], sample.weights[start:])[upper])
-    values = torch.cat(pieces)
-    median = float(values.median() if equal else _weighted_median(values, torch.cat(pairs)))
+            pairs[part] = torch.outer(sample.weights[start : start + block], sample.weights[start:])[upper]
+    median = float(_lower_median(values) if equal else _weighted_median(values, pairs))
     if median <= 0:
         raise InputError('bandwidth "median" is 0: more than half of the reference\'s pairs are equal; give a number')
     return median**0.5
+
+
+def _lower_median(values: Tensor) -> Tensor:
+    """torch.median, on the CPU without its copy; the order of the values is lost."""
+    if values.device.type != "cpu":
+        return values.median()
+    middle = (len(values) - 1) // 2
+    values.numpy().partition(middle)
+    return values[middle]
 
 
 def _weighted_median(values: Tensor, weights: Tensor) -> Tensor:

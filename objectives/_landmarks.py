@@ -6,7 +6,7 @@ from torch import Tensor
 from objectives._kernels import squared_distances
 from rdm.randomness import stream
 
-BLOCK = 8192  # rows assigned at a time
+BLOCK = 2048  # rows assigned at a time
 SAMPLE = 200_000  # rows that k-means sees
 ROUNDS = 20  # of Lloyd's
 

@@ -1,5 +1,6 @@
 """Drifting."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from rdm.statistic import Samples
 SELF = 100.0  # added to a generated row's distance from itself, in units of the mean distance
 FLOOR = 1e-6  # of the product of both softmaxes
 LEAST = 1e-8  # of a field's root mean square
+TILE = 2**20  # distances handled at a time, 8 MiB
+KEEP = 2**23  # distances that are kept between the three passes over them, 64 MiB; more are formed again
 
 
 class DriftTarget(NamedTuple):
@@ -51,7 +54,7 @@ class Drifting(Objective):
     Units:
         None (squared units of s, per dimension); between 0 and T^2.
     Cost:
-        n (n + m) (d + T), memory 3 n (n + m).
+        n (n + m) (d + T), three times that where n (n + m) is above 8 million; memory 64 MiB and tiles of 8 MiB.
 
     Raises:
         InputError: no temperature, or one that is not positive.
@@ -88,37 +91,71 @@ class Drifting(Objective):
         return (a / a.sum()) @ (moved - field).square().mean(1)
 
 
+class _Tile(NamedTuple):
+    """Some targets, and the rows' distances from them."""
+
+    own: bool  # the targets are generated rows
+    start: int  # of the targets among their side
+    points: Tensor  # k d
+    weights: Tensor  # k
+    distances: Tensor  # n k
+
+    def logits(self, temperature: float, scale: Tensor) -> Tensor:
+        """-|x_i - t_j| / (s R), with `SELF` added to a row's distance from itself."""
+        scaled = self.distances / scale
+        if self.own:
+            scaled[self.start : self.start + len(self.points)].diagonal().add_(SELF)
+        return scaled.div_(-temperature)
+
+
+def _tiles(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Iterator[_Tile]:
+    size = max(16, TILE // len(x))
+    for own, points, weights in ((True, x, a), (False, y, b)):
+        for start in range(0, len(points), size):
+            some = points[start : start + size]
+            squared = squared_distances(x, some, exact_small=True)
+            if own:
+                squared[start : start + size].fill_diagonal_(0.0)
+            yield _Tile(own, start, some, weights[start : start + size], squared.sqrt_())
+
+
 def _field(x: Tensor, a: Tensor, y: Tensor, b: Tensor, temperatures: Any) -> tuple[Tensor, Tensor]:
     """The sum of the normalised fields at the rows x, and the length of which they are multiples."""
     n, d = x.shape
-    targets = torch.cat([x, y])
     a, b = a * (n / a.sum()), b * (len(y) / b.sum())  # mean 1 a side: equal weights are the paper's
-    weights = torch.cat([a, b])
-    distances = squared_distances(x, targets, exact_small=True)
-    distances[:, :n].fill_diagonal_(0.0)
-    distances = distances.sqrt_()
-    scale = a @ distances @ weights / (a.sum() * weights.sum())
+    kept = list(_tiles(x, a, y, b)) if n * (n + len(y)) <= KEEP else None
+
+    def tiles() -> Iterable[_Tile]:
+        return _tiles(x, a, y, b) if kept is None else kept
+
+    scale = sum(a @ tile.distances @ tile.weights for tile in tiles()) / (a.sum() * (a.sum() + b.sum()))
     unit = (scale / d**0.5).clamp_min(1e-3)
-    distances /= unit * d**0.5
-    distances[:, :n].diagonal().add_(SELF)
+    rows = [torch.full_like(a, -torch.inf) for _ in temperatures]
+    for tile in tiles():
+        for k, temperature in enumerate(temperatures):
+            logits = tile.logits(temperature, unit * d**0.5)
+            rows[k] = torch.logaddexp(rows[k], (logits + tile.weights.log()).logsumexp(1))
+    # per temperature: the total coupling to either side, and the coupled sum of its points
+    mass = [[torch.zeros_like(a), torch.zeros_like(a)] for _ in temperatures]
+    moment = [[torch.zeros_like(x), torch.zeros_like(x)] for _ in temperatures]
+    for tile in tiles():
+        for k, temperature in enumerate(temperatures):
+            coupling = _coupling(tile.logits(temperature, unit * d**0.5), rows[k], a).mul_(tile.weights)
+            mass[k][tile.own] += coupling.sum(1)
+            moment[k][tile.own] += coupling @ tile.points
     field = torch.zeros_like(x)
-    for temperature in temperatures:
-        force = _force(x, a, targets, weights, distances / -temperature) / unit
+    for (towards, away), (together, apart) in zip(mass, moment, strict=True):
+        towards, away = towards[:, None], away[:, None]
+        force = (away * (together - towards * x) - towards * (apart - away * x)) / unit
         size = (a @ force.square().mean(1) / n).sqrt()
         field += force / size.clamp_min(LEAST)
     return field, unit
 
 
-def _force(x: Tensor, a: Tensor, targets: Tensor, weights: Tensor, logits: Tensor) -> Tensor:
-    """Attraction and repulsion at one temperature, each scaled by the other's total."""
-    n = len(x)
-    rows = (logits + weights.log()).logsumexp(1, keepdim=True)
+def _coupling(logits: Tensor, rows: Tensor, a: Tensor) -> Tensor:
+    """The geometric mean of both softmaxes; that over the rows, for each column, is whole in a tile."""
     columns = (logits + a.log()[:, None]).logsumexp(0)
-    coupling = (2 * logits - rows - columns).exp_().clamp_min_(FLOOR).sqrt_().mul_(weights)
-    apart, together = coupling[:, :n], coupling[:, n:]
-    away, towards = apart.sum(1, keepdim=True), together.sum(1, keepdim=True)
-    pull = together @ targets[n:] - towards * x
-    return away * pull - towards * (apart @ x - away * x)
+    return logits.mul_(2).sub_(rows[:, None]).sub_(columns).exp_().clamp_min_(FLOOR).sqrt_()
 
 
 def _present(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from rdm.reference import Reference
 from rdm.registry import objectives
 from rdm.statistic import Samples
 
-BLOCK = 8192  # reference rows embedded at a time
+BLOCK = 2048  # reference rows embedded at a time
 OWN = 30_000  # reference rows that the constant k_rr is taken over
 
 

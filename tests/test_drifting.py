@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
+import objectives.drifting as drifting
 import rdm
 from rdm.errors import InputError
 from tests.distributions import Pair, pairs
@@ -78,3 +79,19 @@ def test_wrong_hyperparameters():
     for wrong in ((), (0.1, -1.0), (0.0,)):
         with pytest.raises(InputError, match="temperatures must be positive"):
             rdm.objective("drifting", temperatures=wrong)
+
+
+def test_tiles_are_the_whole(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(30, 3, generator=g), torch.randn(70, 3, generator=g) + 0.5
+    weights = torch.rand(30, generator=g) + 0.1
+
+    def gradient() -> torch.Tensor:
+        rows = x.clone().requires_grad_()
+        value = rdm.distance("drifting", rows, y, weights=weights, temperatures=(0.06, 0.2))
+        return torch.autograd.grad(value, rows)[0]
+
+    whole = gradient()
+    monkeypatch.setattr(drifting, "KEEP", 0)
+    monkeypatch.setattr(drifting, "TILE", 30 * 16)
+    torch.testing.assert_close(gradient(), whole)
