@@ -73,35 +73,44 @@ class Frechet(Objective):
 
     def distance(self, summary: Any, target: GaussianTarget, *, generator: Any = None) -> Tensor:
         """The squared distance of the Gaussian fit of `summary` from the target's."""
-        mean, covariance = mean_and_covariance(summary, correction=self.correction)
-        overlap = _BuresOverlap.apply(covariance, target.factor, math.ceil(float(summary.count)))
-        squared = (mean - target.mean).square().sum() + covariance.trace() + target.trace - 2 * overlap
+        squared = _SquaredDistance.apply(summary.value, summary, target, self.correction)
         return squared + (squared.clamp_min(0) - squared).detach()  # rounding below 0; the gradient is kept
 
 
-class _BuresOverlap(torch.autograd.Function):
-    """tr (F^T C F)^{1/2}, with gradient T/2 = F (F^T C F)^{-1/2} F^T / 2 (test: test_frechet.py)."""
+class _SquaredDistance(torch.autograd.Function):
+    """The distance from moments, with gradient dD/dC = I - T and, at fixed C, dD/dmu = 2 (mu_g - mu_r).
+
+    C = s (M / w - mu mu^T) of the moments (w mu, M), with s = 1 / (1 - correction / n) (test: test_frechet.py).
+    """
 
     @staticmethod
-    def forward(ctx: Any, covariance: Tensor, factor: Tensor, rows: int) -> Tensor:
-        eigenvalues, vectors = _eigenpairs(covariance, factor, rows)
+    def forward(ctx: Any, value: Tensor, summary: Sum, target: GaussianTarget, correction: int) -> Tensor:
+        mean, covariance = mean_and_covariance(Sum(value, summary.weight), correction=correction)
+        trace = covariance.trace()
+        eigenvalues, vectors = _eigenpairs(covariance, target.factor, math.ceil(float(summary.count)))
         keep = above_rounding(eigenvalues)
-        if int(keep.sum()) < factor.shape[1]:
+        if int(keep.sum()) < len(target.factor.T):
             warnings.warn(
-                f"frechet: the population's covariance is singular on the reference's {factor.shape[1]} directions "
-                "(fewer rows than dimensions, or collapsed features); exact on the rank that there is, but biased: "
-                "enlarge the population or use a memory",
+                f"frechet: the population's covariance is singular on the reference's {len(target.factor.T)} "
+                "directions (fewer rows than dimensions, or collapsed features); exact on the rank that there is, but "
+                "biased: enlarge the population or use a memory",
                 stacklevel=2,
             )
             eigenvalues, vectors = eigenvalues[keep], vectors[:, keep]
         roots = eigenvalues.sqrt()
-        ctx.save_for_backward((factor @ vectors).div_((2 * roots).sqrt()))
-        return roots.sum()
+        ctx.save_for_backward((target.factor @ vectors).div_(roots.sqrt()), mean, mean - target.mean)
+        ctx.mass, ctx.scale = summary.mass, 1 / (1 - correction / summary.count)
+        return (mean - target.mean).square().sum() + trace + target.trace - 2 * roots.sum()
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
-        (half,) = ctx.saved_tensors
-        return (half @ half.T).mul_(cotangents[0]), None, None
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None, None]:
+        half, mean, shift = ctx.saved_tensors  # T = half half^T
+        gradient = half.new_empty(len(mean) + 1, len(mean))
+        slope = torch.mm(half, half.T, out=gradient[1:]).neg_()
+        slope.diagonal().add_(1)
+        slope.mul_(ctx.scale)
+        gradient[0] = 2 * (shift - slope @ mean)
+        return gradient.mul_(cotangents[0] / ctx.mass), None, None, None
 
 
 def _eigenpairs(covariance: Tensor, factor: Tensor, rows: int) -> tuple[Tensor, Tensor]:
