@@ -1,8 +1,9 @@
-"""What a sweep found: sweep.csv, a table on the terminal, report.html with tables and panels.
+"""What a sweep found: sweep.csv, a table on the terminal, report.html with tables, panels and samples.
 
 Everything is read from the sweep's folder: the index that the sweep wrote, and each point's result or error.
 """
 
+import base64
 import csv
 import html
 import io
@@ -18,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rdm.evaluate import Metric
+from rdm.gallery import Panel, gallery, newest_picture
 from rdm.report import blank_figure, svg, write_page
-from rdm.store import read_json, write_text
+from rdm.store import read_json, write_bytes, write_text
 
 INDEX, ERROR = "sweep.json", "error.txt"
 SEED = "rdm.train.seed"
@@ -154,7 +156,7 @@ def print_table(folder: Path) -> None:
 
 
 def write_sweep_report(folder: Path) -> Path:
-    """Draw report.html of a sweep: summary, panels, all points; returns its path.
+    """Draw report.html of a sweep, and samples.png where its points draw pictures; returns the report's path.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -168,6 +170,7 @@ def write_sweep_report(folder: Path) -> Path:
         _summary_table(found),
         "<h2>Panels</h2>",
         _panels(found),
+        *_samples(folder, found),
         "<h2>Points</h2>",
         _point_table(found),
     ]
@@ -279,6 +282,22 @@ def _panels(found: Found) -> str:
     for panel in panels[len(names) :]:
         panel.set_axis_off()
     return svg(figure) + f'<p class="note">{_note(found, star=False).split("; ")[1]}</p>'
+
+
+def _samples(folder: Path, found: Found) -> list[str]:
+    """The gallery of what the points drew, of the first seed done; also written as samples.png."""
+    panels = []
+    for row in found.rows:
+        picture = newest_picture(folder / row.folder) if row.status == "done" else None
+        if picture is not None:
+            *others, last = map(str, _without(row.labels, found.seed) or ("",))
+            panels.append(Panel(", ".join(others), last, picture))
+    if not panels:
+        return []
+    png = gallery(panels)
+    write_bytes(folder / "samples.png", png)
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return ["<h2>Samples</h2>", f'<img alt="samples of every point" style="max-width:100%" src="{source}">']
 
 
 def _horizontal(lines: list[Line], axes: int) -> int:

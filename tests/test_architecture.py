@@ -18,6 +18,7 @@ LAYERS = """
 rdm.__main__
 rdm.commands rdm.sweep
 rdm.config rdm.sweep_report
+rdm.gallery
 rdm.report
 rdm.train rdm.evaluate
 rdm.run
