@@ -127,7 +127,7 @@ class Evaluation(Judge):
 
     def _ratios(self) -> Iterator[tuple[str, Callable[[Samples], Metric]]]:
         """One measure a metric and representation; references and the fresh split's distances are made once."""
-        battery = self.battery.fitted(self.reference.images).to(self.reference.images.device)
+        battery = self.battery.fitted(self.reference.images, self.reference.labels).to(self.reference.images.device)
         for representation in (*battery.members, *battery.held_out):
             reference = Reference.measure(self.reference.images, representation, condition=self.reference.labels)
             fresh = _features(representation, Samples(self.fresh.images, self.fresh.labels))
@@ -201,6 +201,7 @@ class _Ratio:
 
 
 def _features(representation: Representation, samples: Samples) -> Tensor:
+    representation.check(samples.images)
     with torch.no_grad():
         return torch.cat(
             [

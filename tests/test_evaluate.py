@@ -109,3 +109,26 @@ def test_wrong_settings():
     with pytest.raises(InputError, match="resamples >= 2"):
         evaluation(resamples=1)
     assert Metric(1, 0, 2, 3, 4)._asdict() == {"value": 1, "low": 0, "high": 2, "n": 3, "seed": 4}
+
+
+def test_evaluated_images_outside_the_range_are_refused():
+    encode = rdm.representation("random_convolutions")
+    reference = rdm.dataset("digits")
+    evaluation = Evaluation(
+        reference,
+        reference._replace(images=reference.images * 2),
+        rdm.Battery((encode,)),
+        {"mmd": rdm.objective("mmd")},
+    )
+    with pytest.raises(InputError, match=r"takes images .* in \[0, 1\]; got values from 0 to 2, outside in"):
+        evaluation(rdm.generator("mlp_flow", width=8))
+
+
+def test_a_joint_representation_balanced_on_the_reference_can_judge():
+    digits = rdm.dataset("digits")
+    small, fresh = (
+        digits._replace(images=digits.images[k], labels=digits.labels[k]) for k in (slice(60), slice(60, 120))
+    )
+    joint = rdm.representation("joint", representation="pixels", condition=10, beta="balanced")
+    evaluation = Evaluation(small, fresh, rdm.Battery((joint,)), {"mmd": rdm.objective("mmd")}, resamples=2)
+    assert evaluation(rdm.generator("mlp_flow", width=8))[f"mmd/{joint.name}"].value > 2
