@@ -17,10 +17,11 @@ from rdm.balance import SelfNormalized, Uniform
 from rdm.errors import InputError
 from rdm.generator import Generator
 from rdm.memory import EMA, NoMemory, Queue
+from rdm.metric import Metric
 from rdm.objective import Objective, compare
 from rdm.population import Population
 from rdm.reference import Reference
-from rdm.registry import batteries, datasets, generators, memories, objectives, registries, representations
+from rdm.registry import batteries, datasets, generators, memories, metrics, objectives, registries, representations
 from rdm.representation import Battery, Representation
 
 try:
@@ -32,6 +33,7 @@ __all__ = [
     "EMA",
     "Battery",
     "Generator",
+    "Metric",
     "NoMemory",
     "Objective",
     "Population",
@@ -45,6 +47,7 @@ __all__ = [
     "distance",
     "generator",
     "memory",
+    "metric",
     "names",
     "objective",
     "representation",
@@ -80,7 +83,7 @@ def distance(
 
 
 def names(kind: str) -> list[str]:
-    """Registered names of "objectives", "representations", "batteries", "generators", "datasets" or "memories"."""
+    """Registered names of a kind: "objectives", "representations", "batteries", "generators", "metrics", ..."""
     if kind not in registries:
         raise InputError(f"names() takes one of {', '.join(registries)}; got {kind!r}")
     return list(registries[kind])
@@ -93,3 +96,4 @@ battery = batteries.build
 generator = generators.build
 dataset = datasets.build
 memory = memories.build
+metric = metrics.build

@@ -17,8 +17,9 @@ from rdm import config
 from rdm.checkpoint import complete_checkpoints, load_weights
 from rdm.distributed import barrier, rank, started
 from rdm.errors import InputError, MismatchError
-from rdm.evaluate import Judge, Metric, table
+from rdm.evaluate import Judge, table
 from rdm.generator import Generator
+from rdm.metric import Metric
 from rdm.randomness import seeded
 from rdm.registry import registries
 from rdm.report import write_report

@@ -16,22 +16,13 @@ from torch import Tensor
 from rdm.data import Dataset
 from rdm.errors import InputError
 from rdm.generator import Generator
+from rdm.metric import Metric
 from rdm.objective import Objective
 from rdm.pictures import grid_png
 from rdm.randomness import stream
 from rdm.reference import Reference
 from rdm.representation import Battery, Representation
 from rdm.statistic import checked
-
-
-class Metric(NamedTuple):
-    """One number with its 95 % interval, the number of generated items and the seed."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    seed: int
 
 
 class Samples(NamedTuple):

@@ -140,6 +140,7 @@ generators = Registry("generator", "rdm.generators")
 datasets = Registry("dataset", "rdm.datasets")
 evaluations = Registry("evaluation", "rdm.datasets")
 memories = Registry("memory", "rdm.memory")
+metrics = Registry("metric", "rdm.metrics")
 
 registries = {
     "objectives": objectives,
@@ -150,4 +151,5 @@ registries = {
     "datasets": datasets,
     "evaluations": evaluations,
     "memories": memories,
+    "metrics": metrics,
 }

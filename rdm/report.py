@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rdm.errors import InputError
-from rdm.evaluate import Metric, table
+from rdm.evaluate import table
+from rdm.metric import Metric
 from rdm.store import read_json, write_text
 
 if TYPE_CHECKING:

@@ -25,6 +25,7 @@ rdm.run
 rdm.losses
 rdm.population
 rdm.memory rdm.balance rdm.distributed
+rdm.metric
 rdm.objective
 rdm.reference
 rdm.representation
@@ -34,7 +35,7 @@ rdm.registry
 rdm.errors
 """
 RANK = {name: -i for i, line in enumerate(LAYERS.split("\n")) for name in line.split()}
-MEMBERS = {"objectives", "representations", "rdm.generators", "rdm.datasets"}
+MEMBERS = {"objectives", "representations", "rdm.generators", "rdm.datasets", "rdm.metrics"}
 
 
 def modules(*folders: str) -> list[Path]:

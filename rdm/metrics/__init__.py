@@ -1,0 +1,1 @@
+"""Metrics of generated features against real ones, one file a family; each registers itself."""

@@ -1,0 +1,179 @@
+"""Precision, recall, density and coverage by nearest neighbours, streamed in blocks of rows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rdm.errors import InputError
+from rdm.metric import Measure, Metric, Real, between, generated, of_share, thin
+from rdm.randomness import stream
+from rdm.registry import metrics
+
+ROWS = 10_000  # a side, at most: the cost is quadratic
+BLOCK = 512
+HALVES = 48  # random halves of the generated rows that give the variance of recall and coverage
+KEPT = 48  # neighbours kept a row, of which a half holds k with all but certainty
+
+
+@dataclass(frozen=True)
+class _Neighbours(Measure):
+    k: int = 5
+    rows: int = ROWS
+    best: ClassVar[float] = 1.0
+    user: ClassVar[str]
+
+    def sides(self, x: Tensor, real: Real, seed: int) -> tuple[Tensor, Tensor]:
+        """Both sides about the reference's mean, thinned, with enough rows for k neighbours."""
+        if self.k < 1:
+            raise InputError(f"{self.user} needs k >= 1 neighbours; got {self.k}")
+        x = thin(generated(x, least=2 * self.k + 2, user=self.user), self.rows, seed, "generated")
+        y = thin(real.required_rows(self.user), self.rows, seed, "reference").to(x.device)
+        if len(y) < self.k + 1:
+            raise InputError(f"{self.user} needs at least {self.k + 1} reference rows; got {len(y)}")
+        centre = y.double().mean(0)
+        return (x.double() - centre).to(x.dtype), (y.double() - centre).to(y.dtype)
+
+
+@metrics.register("precision")
+@dataclass(frozen=True)
+class Precision(_Neighbours):
+    """Share of generated rows within the k-th neighbour's distance of some reference row.
+
+    Source: Kynkäänniemi et al. (2019), eq. 2; at most 10,000 rows a side. Interval: of the mean over new generated
+    rows given the reference's, whose hits are independent (Wilson's).
+
+    Shapes: features n d. Units: share. Cost: m (m + n) d.
+    """
+
+    user: ClassVar[str] = "precision"
+
+    def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
+        x, y = self.sides(x, real, seed)
+        inside = (_hits(x, y, _radii(y, self.k)) > 0).double()
+        return of_share(float(inside.mean()), float(inside.var()) / len(x), len(x), seed)
+
+
+@metrics.register("density")
+@dataclass(frozen=True)
+class Density(_Neighbours):
+    """Mean number of reference rows whose k-th neighbour is farther than the generated row, over k.
+
+    Source: Naeem et al. (2020), eq. 3; at most 10,000 rows a side; may exceed 1. Interval: as of `precision`.
+
+    Shapes: features n d. Units: none. Cost: m (m + n) d.
+    """
+
+    user: ClassVar[str] = "density"
+
+    def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
+        x, y = self.sides(x, real, seed)
+        hits = _hits(x, y, _radii(y, self.k)).double() / self.k
+        return between(float(hits.mean()), float(hits.var()) / len(x), len(x), seed)
+
+
+@metrics.register("recall")
+@dataclass(frozen=True)
+class Recall(_Neighbours):
+    """Share of reference rows within the k-th neighbour's distance of some generated row.
+
+    Source: Kynkäänniemi et al. (2019), eq. 2; at most 10,000 rows a side. Interval: of the mean over new generated
+    sets of this size given the reference's rows, by the spread over random halves of the generated rows (whose
+    variance without replacement is that of the whole).
+
+    Shapes: features n d. Units: share. Cost: n (m + n) d + 48 n m comparisons.
+    """
+
+    user: ClassVar[str] = "recall"
+
+    def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
+        x, y = self.sides(x, real, seed)
+        near, far = _nearest(x, min(KEPT, len(x) - 1)), _masks(len(x), seed).to(x.device)
+        radii = torch.stack([near.distances[:, self.k - 1], *(_radii_within(near, half, self.k) for half in far)])
+        return _over_halves(_covered(y, x, radii), seed, len(x))
+
+
+@metrics.register("coverage")
+@dataclass(frozen=True)
+class Coverage(_Neighbours):
+    """Share of reference rows with a generated row within the distance of their k-th neighbour.
+
+    Source: Naeem et al. (2020), eq. 4; at most 10,000 rows a side. Interval: as of `recall`.
+
+    Shapes: features n d. Units: share. Cost: m (m + n) d + 48 n m comparisons.
+    """
+
+    user: ClassVar[str] = "coverage"
+
+    def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
+        x, y = self.sides(x, real, seed)
+        reach, masks = _radii(y, self.k), _masks(len(x), seed).to(x.device)
+        share = torch.zeros(1 + len(masks), dtype=torch.float64, device=x.device)
+        for i, squared in _blocks(y, x):
+            within = squared <= reach[i, None]
+            share[0] += within.any(1).sum()
+            share[1:] += (within.to(x.dtype) @ masks.T.to(x.dtype) > 0).sum(0)
+        return _over_halves(share / len(y), seed, len(x))
+
+
+@dataclass(frozen=True)
+class _Near:
+    distances: Tensor  # n kept, squared, ascending, the row itself left out
+    rows: Tensor  # n kept
+
+
+def _nearest(x: Tensor, kept: int) -> _Near:
+    found = []
+    for i, squared in _blocks(x, x):
+        squared.diagonal(i.start).fill_(torch.inf)
+        found.append(squared.topk(kept, largest=False))
+    return _Near(torch.cat([f.values for f in found]), torch.cat([f.indices for f in found]))
+
+
+def _radii(y: Tensor, k: int) -> Tensor:
+    """Squared distance to the k-th nearest other row."""
+    return _nearest(y, k).distances[:, -1]
+
+
+def _radii_within(near: _Near, half: Tensor, k: int) -> Tensor:
+    """The same within a half of the rows; -1 for rows that are not in it."""
+    inside = half[near.rows]
+    kth = (inside.cumsum(1) == k) & inside
+    radii = torch.where(kth.any(1), near.distances.gather(1, kth.to(torch.uint8).argmax(1, keepdim=True))[:, 0], -1.0)
+    return torch.where(half, radii, -1.0)
+
+
+def _hits(x: Tensor, y: Tensor, reach: Tensor) -> Tensor:
+    """For each x the number of rows y whose squared reach it lies in."""
+    return torch.cat([(squared <= reach).sum(1) for _, squared in _blocks(x, y)])
+
+
+def _covered(y: Tensor, x: Tensor, radii: Tensor) -> Tensor:
+    """For each row of radii the share of y within the reach of some x."""
+    share = torch.zeros(len(radii), dtype=torch.float64, device=y.device)
+    for _, squared in _blocks(y, x):
+        for r, reach in enumerate(radii):
+            share[r] += (squared <= reach).any(1).sum()
+    return share / len(y)
+
+
+def _blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Squared distances of a block of x to all y, by one matrix product; both sides are centred."""
+    norms = y.square().sum(1)
+    for start in range(0, len(x), BLOCK):
+        i = slice(start, min(start + BLOCK, len(x)))
+        yield i, torch.addmm(x[i].square().sum(1)[:, None] + norms, x[i], y.T, alpha=-2).clamp_min_(0)
+
+
+def _masks(n: int, seed: int) -> Tensor:
+    """Random halves of n rows."""
+    source, masks = stream(seed, "halves"), torch.zeros(HALVES, n, dtype=torch.bool)
+    for row in masks:
+        row[torch.randperm(n, generator=source)[: n // 2]] = True
+    return masks
+
+
+def _over_halves(shares: Tensor, seed: int, n: int) -> Metric:
+    return of_share(float(shares[0]), float(shares[1:].var()), n, seed)
