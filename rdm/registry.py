@@ -141,6 +141,7 @@ datasets = Registry("dataset", "rdm.datasets")
 evaluations = Registry("evaluation", "rdm.datasets")
 memories = Registry("memory", "rdm.memory")
 metrics = Registry("metric", "rdm.metrics")
+sources = Registry("source", "rdm.sources")
 
 registries = {
     "objectives": objectives,
@@ -152,4 +153,5 @@ registries = {
     "evaluations": evaluations,
     "memories": memories,
     "metrics": metrics,
+    "sources": sources,
 }

@@ -29,13 +29,13 @@ rdm.metric
 rdm.objective
 rdm.reference
 rdm.representation
-rdm.generator rdm.checkpoint rdm.augmentation rdm.data rdm.randomness rdm.schedule rdm.pictures rdm.progress
+rdm.source rdm.generator rdm.checkpoint rdm.augmentation rdm.data rdm.randomness rdm.schedule rdm.pictures rdm.progress
 rdm.statistic rdm.store rdm.inputs
 rdm.registry
 rdm.errors
 """
 RANK = {name: -i for i, line in enumerate(LAYERS.split("\n")) for name in line.split()}
-MEMBERS = {"objectives", "representations", "rdm.generators", "rdm.datasets", "rdm.metrics"}
+MEMBERS = {"objectives", "representations", "rdm.generators", "rdm.datasets", "rdm.metrics", "rdm.sources"}
 
 
 def modules(*folders: str) -> list[Path]:

@@ -1,0 +1,253 @@
+"""Sources: what `rdm reference` and `rdm evaluate` read items from, one form of data a file in `rdm.sources`.
+
+Every form gives arrays; one place turns them into equal tensors:
+
+- grey becomes one channel, or three equal ones where the first item (or `channels`) has three; colour in a grey
+  source is refused;
+- 8-bit values are divided by 255, 16-bit ones by 65,535; floats must lie in [0, 1];
+- transparency is composed over white, palettes and CMYK become RGB;
+- pictures of other sizes than the first are refused unless `size` says what to resize and crop to (`centre_crop`);
+- sound is mono in [-1, 1]; recordings of other lengths than the first are refused unless `size` says how many samples
+  to cut or pad with silence to.
+"""
+
+import hashlib
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rdm.errors import InputError
+from rdm.registry import sources
+
+
+class BrokenItem(InputError):
+    """One item cannot be read; the text names it."""
+
+
+class Source(ABC):
+    """Items by number, in an order that is that of their names; frozen and cheap to send to a worker."""
+
+    kind: ClassVar[str] = "images"  # or "audio" or "features"
+    path: Path
+    rate: int | None = None  # samples a second, of sound where the form says
+
+    @classmethod
+    @abstractmethod
+    def detects(cls, path: Path) -> bool:
+        """Whether the path has this form, by its name and first bytes alone."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of items."""
+
+    @abstractmethod
+    def name(self, i: int) -> str:
+        """What the item is called, in errors and in its identity; the same wherever the data lies."""
+
+    @abstractmethod
+    def read(self, i: int) -> np.ndarray:
+        """The item: picture "h w c", sound "t", features "d"; anything that fails to decode raises."""
+
+    def label(self, i: int) -> int:
+        """Class of the item, -1 where there is none."""
+        return -1
+
+
+class Item(NamedTuple):
+    """An item as a tensor, with its class and what identifies it."""
+
+    value: Tensor
+    label: int
+    name: str
+    content: int  # 63-bit hash of the values as read
+    depth: str  # "8-bit", "16-bit" or "float"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What every item is turned into. `size`: side in pixels, or samples of sound; None for that of the first item."""
+
+    size: int | None = None
+    channels: int | None = None
+
+    def item(self, source: Source, i: int, like: "Item | None" = None) -> Item:
+        """Read one item; `like` is the first one, whose shape it must have.
+
+        Raises:
+            BrokenItem: it cannot be decoded.
+            InputError: its size or channels are others than the first item's.
+        """
+        try:
+            array = source.read(i)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a decoder raises
+            raise BrokenItem(f"{source.path}: {source.name(i)} cannot be read ({error})") from error
+        content = hashed(str(array.dtype), array.shape, np.ascontiguousarray(array))
+        value = self._picture(array, source, i, like) if source.kind == "images" else self._row(array)
+        if like is not None and value.shape != like.value.shape:
+            raise InputError(
+                f"{source.path}: {like.name} is {_sizes(like.value)} and {source.name(i)} is {_sizes(value)}; "
+                "give --size to make them equal"
+            )
+        return Item(value, source.label(i), source.name(i), content, _depth(array))
+
+    def _picture(self, array: np.ndarray, source: Source, i: int, like: "Item | None") -> Tensor:
+        array = array[:, :, None] if array.ndim == 2 else array
+        channels = self.channels or (3 if like is None and array.shape[2] > 1 else 0)
+        channels = channels or (1 if like is None else len(like.value))
+        if self.size is not None:
+            array = centre_crop(array, self.size)
+        if array.shape[2] > channels:
+            raise InputError(
+                f"{source.path}: {source.name(i)} has {array.shape[2]} channels, items before it {channels}; "
+                "give --channels 3"
+            )
+        value = torch.from_numpy(unit(array, f"{source.path}: {source.name(i)}")).permute(2, 0, 1)
+        return (value.expand(channels, -1, -1) if len(value) < channels else value).contiguous()
+
+    def _row(self, array: np.ndarray) -> Tensor:
+        value = torch.from_numpy(np.ascontiguousarray(array))
+        if array.dtype == np.int16:
+            value = value.float() / 32768
+        if self.size is not None:
+            value = torch.nn.functional.pad(value[: self.size], (0, max(0, self.size - len(value))))
+        return value
+
+
+def open_source(path: Path) -> Source:
+    """The source at a path, its form detected.
+
+    Raises:
+        InputError: nothing there, of no known form, or empty.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"expected data at {path}; there is none")
+    for entry in sources.values():
+        form: Any = entry.build
+        if form.detects(path):
+            source: Source = form(path)
+            if len(source) == 0:
+                raise InputError(f"{path} holds no items; expected at least one")
+            return source
+    forms = "; ".join(entry.summary.rstrip(".") for entry in sources.values())
+    raise InputError(f"{path} has no known form; known: {forms}")
+
+
+@dataclass(frozen=True)
+class Given(Source):
+    """Items in memory: a tensor "n ..." in [0, 1], or features "n d"."""
+
+    values: Tensor
+    labels: Tensor | None = None
+    path: Path = Path("tensor")
+    kind: str = "images"  # type: ignore[misc]
+
+    @classmethod
+    def detects(cls, path: Path) -> bool:  # noqa: D102
+        return False
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def name(self, i: int) -> str:  # noqa: D102
+        return str(i)
+
+    def read(self, i: int) -> np.ndarray:  # noqa: D102
+        value = self.values[i].detach().cpu()
+        return (value.permute(1, 2, 0) if value.ndim == 3 else value).numpy()
+
+    def label(self, i: int) -> int:  # noqa: D102
+        return -1 if self.labels is None else int(self.labels[i])
+
+
+def decode(data: bytes | Path) -> np.ndarray:
+    """A picture file as "h w c": transparency over white, palettes and CMYK as RGB, 16-bit grey kept."""
+    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as picture:
+        picture.load()
+        if picture.mode.startswith("I;16"):
+            return np.array(picture).astype(np.uint16)
+        if picture.mode == "I":  # 16-bit grey as Pillow once gave it
+            return np.array(picture).clip(0, 65535).astype(np.uint16)
+        if picture.mode == "F":
+            return np.array(picture)
+        if "A" in picture.mode or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            white = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(white, picture)
+        return np.array(picture if picture.mode in ("L", "RGB") else picture.convert(_plain(picture.mode)))
+
+
+def _plain(mode: str) -> str:
+    return "L" if mode in ("1", "LA") else "RGB"
+
+
+def unit(array: np.ndarray, who: str) -> np.ndarray:
+    """Values in [0, 1] as float32: 8-bit over 255, 16-bit over 65,535, floats checked."""
+    if array.dtype in (np.uint8, np.uint16):
+        return array.astype(np.float32) / np.iinfo(array.dtype).max
+    if array.dtype == np.bool_:
+        return array.astype(np.float32)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"{who}: pictures must be 8-bit, 16-bit or float in [0, 1]; got {array.dtype}")
+    if not np.isfinite(array).all():
+        raise InputError(f"{who}: NaN or infinity in {int((~np.isfinite(array)).sum())} values; expected [0, 1]")
+    if array.min(initial=0) < 0 or array.max(initial=0) > 1:
+        raise InputError(f"{who}: floats must lie in [0, 1]; got {array.min():.3g} to {array.max():.3g}; scale them")
+    return array.astype(np.float32)
+
+
+def centre_crop(array: np.ndarray, size: int) -> np.ndarray:
+    """ADM's crop: halve by BOX while the shorter side is at least twice `size`, BICUBIC to `size`, cut the centre.
+
+    Source: Dhariwal and Nichol (2021), guided-diffusion's `center_crop_arr`; 8-bit as theirs, other depths a channel
+    at a time in float. Pictures of that size already are left as they are.
+    """
+    if array.shape[:2] == (size, size):
+        return array
+    if array.dtype == np.uint8 and array.shape[2] in (1, 3):
+        whole = _shrink(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array), size)
+        return whole[:, :, None] if whole.ndim == 2 else whole
+    scale = np.iinfo(array.dtype).max if np.issubdtype(array.dtype, np.integer) else 1
+    planes = [_shrink(Image.fromarray(array[:, :, c].astype(np.float32) / scale), size) for c in range(array.shape[2])]
+    return np.stack(planes, 2).clip(0, 1)
+
+
+def _shrink(picture: Image.Image, size: int) -> np.ndarray:
+    while min(picture.size) >= 2 * size:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
+    array = np.array(picture)
+    top, left = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
+    return array[top : top + size, left : left + size]
+
+
+def hashed(*parts: object) -> int:
+    """A 63-bit number from values and arrays, the same on every machine."""
+    sha = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        sha.update(part.data if isinstance(part, np.ndarray) else f"{part}/".encode())
+    return int.from_bytes(sha.digest(), "little") >> 1
+
+
+def labelled(labels: Sequence[int] | np.ndarray | None, i: int) -> int:
+    """The i-th label, or -1."""
+    return -1 if labels is None else int(labels[i])
+
+
+def _sizes(value: Tensor) -> str:
+    return f"{value.shape[2]}x{value.shape[1]}" if value.ndim == 3 else f"{len(value)} long"
+
+
+def _depth(array: np.ndarray) -> str:
+    return {"uint8": "8-bit", "uint16": "16-bit", "int16": "16-bit", "bool": "8-bit"}.get(str(array.dtype), "float")
