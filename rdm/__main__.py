@@ -4,10 +4,12 @@ Exit status 0, 2 for a usage or configuration error, 1 for a failure while runni
 """
 
 import argparse
+import ast
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,10 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--restricted", action="store_true", help="refuse imports, foreign includes, unregistered names")
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("evaluate", help="measure a run folder as its configuration says")
-    evaluate.add_argument("samples", type=Path, metavar="RUN")
-    evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics here")
-    evaluate.set_defaults(run=_evaluate)
+    _reference_parser(commands)
+    _evaluate_parser(commands)
 
     sweep = commands.add_parser("sweep", help="train every point of a grid of bindings; finished ones are kept")
     sweep.add_argument("config", type=Path, metavar="SWEEP.gin")
@@ -79,9 +79,55 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("kind", nargs="?")
     listing.set_defaults(run=_list)
 
-    for command in (train, evaluate, sweep, report, listing):
+    for command in commands.choices.values():
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
+
+
+def _reference_parser(commands: Any) -> None:
+    reference = commands.add_parser("reference", help="measure a data set once, to judge and train against")
+    reference.add_argument(
+        "data", type=Path, nargs="+", metavar="DATA", help="a folder or file; or references to merge"
+    )
+    reference.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors, or .npz of mu, sigma")
+    reference.add_argument("--battery", metavar="NAME", help="encoders (`rdm list batteries`); none for features")
+    reference.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="argument of the battery")
+    reference.add_argument("--fresh", type=Path, metavar="DATA", help="a real split apart, for floors and ratios")
+    reference.add_argument("--split", type=float, default=0.2, metavar="SHARE", help="else: share held apart (0.2)")
+    reference.add_argument("--sample", type=int, default=16_384, metavar="K", help="rows kept a side (16384)")
+    reference.add_argument(
+        "--size", type=int, metavar="S", help="crop pictures to S x S, cut or pad sound to S samples"
+    )
+    reference.add_argument("--channels", type=int, choices=(1, 3), help="colour of all pictures (default: the first's)")
+    reference.add_argument("--per-class", action="store_true", help="moments of every class too")
+    reference.add_argument("--landmarks", type=int, default=0, metavar="M", help="k-means centres for Nystrom kernels")
+    reference.add_argument("--member", metavar="NAME", help="which encoder's moments an .npz gets")
+    reference.add_argument("--save-every", type=float, default=20.0, metavar="SECONDS", help="state kept beside (20)")
+    _reading_options(reference)
+    reference.set_defaults(run=_reference)
+
+
+def _evaluate_parser(commands: Any) -> None:
+    evaluate = commands.add_parser("evaluate", help="judge samples against a reference, or a run by its configuration")
+    evaluate.add_argument("samples", type=Path, metavar="SAMPLES", help="folder, file of pictures or features, or run")
+    evaluate.add_argument("--reference", type=Path, metavar="FILE", help="what `rdm reference` made, or FD-loss' .npz")
+    evaluate.add_argument("--metrics", metavar="A,B,C", help="default: all that can be measured (`rdm list metrics`)")
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics here")
+    evaluate.add_argument("--chart", type=Path, metavar="FILE.svg", help="draw ratios by encoder, with intervals")
+    evaluate.add_argument(
+        "--count", type=int, metavar="N", help="items to draw from a run (default: the fresh split's)"
+    )
+    _reading_options(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _reading_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--seed", type=int, default=0, help="of samples, subsets and noise (0)")
+    command.add_argument("--batch", type=int, default=64, metavar="N", help="items a forward pass (64)")
+    command.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that read items (0: none apart)"
+    )
+    command.add_argument("--skip-broken", action="store_true", help="leave out items that cannot be read")
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -90,10 +136,62 @@ def _train(options: argparse.Namespace) -> None:
     train_run(options.config, options.bind, options.out, resume=options.resume, restricted=options.restricted)
 
 
-def _evaluate(options: argparse.Namespace) -> None:
-    from rdm.commands import evaluate_run
+def _reference(options: argparse.Namespace) -> None:
+    from rdm.judge_commands import make_reference
 
-    evaluate_run(options.samples, options.json)
+    make_reference(
+        options.data,
+        options.out,
+        battery=options.battery,
+        arguments=dict(map(_setting, options.set)),
+        fresh=options.fresh,
+        split=options.split,
+        size=options.size,
+        channels=options.channels,
+        sample=options.sample,
+        per_class=options.per_class,
+        landmarks=options.landmarks,
+        member=options.member,
+        save_every=options.save_every,
+        **_reading(options),
+    )
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value a Python literal or else text."""
+    from rdm.errors import InputError
+
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise InputError(f"--set takes KEY=VALUE; got {text!r}")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def _reading(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("seed", "batch", "workers", "skip_broken")}
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    if options.reference is None:
+        from rdm.commands import evaluate_run
+
+        evaluate_run(options.samples, options.json)
+        return
+    from rdm.judge_commands import evaluate_samples
+
+    names = None if options.metrics is None else [name.strip() for name in options.metrics.split(",")]
+    evaluate_samples(
+        options.samples,
+        options.reference,
+        names=names,
+        json=options.json,
+        chart=options.chart,
+        count=options.count,
+        **_reading(options),
+    )
 
 
 def _sweep(options: argparse.Namespace) -> None:

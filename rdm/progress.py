@@ -14,6 +14,7 @@ class Reporter:
 
     def __init__(self, bar: Progress | None, total: int, done: int):
         self._bar, self._total, self._last = bar, total, time.monotonic()
+        self._began, self._before = self._last, done
         self._task = None if bar is None else bar.add_task("", total=total, completed=done)
 
     def update(self, done: int, values: Mapping[str, float]) -> None:
@@ -24,7 +25,14 @@ class Reporter:
             self._bar.update(self._task, completed=done, description=text)
         elif time.monotonic() - self._last > 5 or done == self._total:
             self._last = time.monotonic()
-            self.say(f"{done}/{self._total}  {text}")
+            self.say(f"{done}/{self._total}  {text}{self._left(done)}".rstrip())
+
+    def _left(self, done: int) -> str:
+        """Time left at the rate so far; nothing at either end."""
+        if not self._before < done < self._total:
+            return ""
+        seconds = (time.monotonic() - self._began) / (done - self._before) * (self._total - done)
+        return f"  {seconds / 60:.0f} min left" if seconds >= 90 else f"  {seconds:.0f} s left"
 
     def say(self, line: str) -> None:
         """Print one line."""

@@ -68,7 +68,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mappin
     """Write tensors and a JSON description to one safetensors file, with the hash of both inside."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"description": json.dumps(description, sort_keys=True), "sha256": digest(tensors, description)}
-    write_bytes(path, save(tensors, metadata))
+    write_bytes(path, _ordered(save(tensors, metadata)))
+
+
+def _ordered(data: bytes) -> bytes:
+    """The same safetensors file with its metadata in one order; the library's changes from call to call."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -89,6 +99,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if digest(tensors, description) != metadata.get("sha256"):
         raise CorruptFileError(f"{path}: content does not match its SHA-256; it was altered; make it again")
     return tensors, description
+
+
+def described(path: Path) -> dict[str, Any]:
+    """The description in a file of `write_tensors`, without reading the tensors; empty for any other file."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        try:
+            found = json.loads(json.loads(file.read(min(size, 2**26)))["__metadata__"]["description"])
+        except (ValueError, KeyError, TypeError):
+            return {}
+    return found if isinstance(found, dict) else {}
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:

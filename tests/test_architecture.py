@@ -16,19 +16,23 @@ ROOT = Path(__file__).parent.parent
 # A module may import those in its own line and below only.
 LAYERS = """
 rdm.__main__
-rdm.commands rdm.sweep
+rdm.commands rdm.sweep rdm.judge_commands
 rdm.config rdm.sweep_report
 rdm.gallery
 rdm.report
-rdm.train rdm.evaluate
+rdm.judge
+rdm.train rdm.evaluate rdm.measure
 rdm.run
 rdm.losses
 rdm.population
 rdm.memory rdm.balance rdm.distributed
+rdm.reference_file
+rdm.accumulate
 rdm.metric
 rdm.objective
 rdm.reference
 rdm.representation
+rdm.items
 rdm.source rdm.generator rdm.checkpoint rdm.augmentation rdm.data rdm.randomness rdm.schedule rdm.pictures rdm.progress
 rdm.statistic rdm.store rdm.inputs
 rdm.registry

@@ -1,0 +1,202 @@
+"""Judging samples against a reference file: features once a member, every metric, the alarm against gaming."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rdm.distributed import rank
+from rdm.errors import InputError, MismatchError
+from rdm.items import Items
+from rdm.measure import Encoders
+from rdm.metric import Measure, Metric
+from rdm.progress import progress
+from rdm.reference_file import ReferenceFile
+from rdm.registry import batteries, metrics
+from rdm.representation import Battery, Representation
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found: metrics by "metric/member", means over encoders, what to know about them in words."""
+
+    metrics: Mapping[str, Metric]
+    notes: Sequence[str] = ()  # depth of the samples, metrics left out and why
+    alarms: Sequence[str] = ()
+    held_out: Sequence[str] = ()  # members that no training saw
+    members: Sequence[str] = field(default_factory=tuple)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Features of the judged items by member, and how the items were stored."""
+
+    features: Mapping[str, Tensor]
+    depths: set[str]
+    broken: Sequence[str] = ()
+
+
+def encode(items: Items, encoders: Encoders, *, workers: int = 0, skip_broken: bool = False) -> Rows:
+    """Every item through every member, once.
+
+    Raises:
+        InputError: an item is broken and `skip_broken` is off, or is unlike the first one.
+    """
+    parts: dict[str, list[Tensor]] = {}
+    broken, depths = list[str](), set[str]()
+    with progress(len(items), quiet=rank() > 0) as report:
+        for k, batch in enumerate(items.read(range(len(items)), workers=workers)):
+            if batch.error:
+                raise InputError(batch.error)
+            broken += batch.broken
+            if broken and not skip_broken:
+                raise InputError(f"{broken[0]}; mend or remove it, or give --skip-broken")
+            depths |= batch.depths
+            for name, rows in (encoders.features(batch.values) if len(batch.values) else {}).items():
+                parts.setdefault(name, []).append(rows)
+            report.update(k + 1, {})
+    if not parts:
+        raise InputError(f"{items.sources[0][0].path}: none of its {items.total} items can be read")
+    return Rows({name: torch.cat(rows) for name, rows in parts.items()}, depths, broken)
+
+
+def judge(rows: Rows, file: ReferenceFile, names: Sequence[str] | None = None, *, seed: int = 0) -> Verdict:
+    """Every metric under every member that both sides have.
+
+    Without `names`, what a metric cannot measure here (too few rows, no logits, moments only) becomes a note; a metric
+    that was asked for and cannot be measured is an error.
+    """
+    shared = [name for name in file.members if name in rows.features]
+    if not shared:
+        raise MismatchError(f"samples have features {list(rows.features)}; the reference has {list(file.members)}")
+    held_out = [name for name in file.description.get("held_out", ()) if name in shared]
+    found: dict[str, Metric] = {}
+    notes = _about(rows, file)
+    for name in names or list(metrics):
+        measure: Measure = metrics.build(name)
+        try:
+            found |= _measured(name, measure, rows, file, shared, held_out, seed)
+        except InputError as problem:
+            if names:
+                raise
+            notes.append(f"{name} not measured: {problem}")
+    return Verdict(found, notes, alarms(found, shared, held_out), held_out, shared)
+
+
+def _measured(
+    name: str,
+    measure: Measure,
+    rows: Rows,
+    file: ReferenceFile,
+    members: Sequence[str],
+    held_out: Sequence[str],
+    seed: int,
+) -> dict[str, Metric]:
+    from rdm.metrics.ratios import Ratio, mean_ratio
+
+    if measure.logits:
+        members = [m for m in members if file.members[m].description["settings"].get("output") == "logits"]
+        if not members:
+            raise InputError(f"{name} takes class logits; no member of the battery gives them")
+    found: dict[str, Metric] = {}
+    ratios = {}
+    for member in members:
+        x = rows.features[member]
+        real = file.members[member].real(x.device)
+        if isinstance(measure, Ratio):
+            ratios[member] = measure.estimate(x, real, seed=seed)
+            found[f"{name}/{member}"] = mean_ratio([ratios[member]], seed)
+        else:
+            found[f"{name}/{member}"] = measure(x, real, seed=seed)
+    if len(ratios) > 1:
+        found[f"{name}/mean of {len(ratios)}"] = mean_ratio(list(ratios.values()), seed)
+        unseen = [ratios[member] for member in held_out if member in ratios]
+        if unseen:
+            found[f"{name}/mean of {len(unseen)} held out"] = mean_ratio(unseen, seed)
+    return found
+
+
+def alarms(found: Mapping[str, Metric], members: Sequence[str], held_out: Sequence[str]) -> list[str]:
+    """A line for each ratio under 1 on a training encoder and above 1 beyond its interval on a held-out one."""
+    lines = []
+    for name in dict.fromkeys(key.split("/")[0] for key in found):
+        if not metrics.build(name).aggregate:
+            continue
+        ratios = {m: found[f"{name}/{m}"] for m in members if f"{name}/{m}" in found}
+        pleased = {m: r for m, r in ratios.items() if m not in held_out and r.value < 1}
+        unseen = {m: r for m, r in ratios.items() if m in held_out and r.low > 1}
+        if pleased and unseen:
+            trained, best = min(pleased.items(), key=lambda pair: pair[1].value)
+            judge_name, worst = max(unseen.items(), key=lambda pair: pair[1].value)
+            lines.append(
+                f"gaming alarm: {name} is {best.value:.3g} on {trained}, an encoder of training, below what real data "
+                f"scores, but {worst.value:.3g} [{worst.low:.3g}, {worst.high:.3g}] on {judge_name}, which was held "
+                "out: the generator pleases the encoders it was trained on more than it resembles the data"
+            )
+    return lines
+
+
+def _about(rows: Rows, file: ReferenceFile) -> list[str]:
+    """How the items were stored, on either side, and what was left out."""
+    notes = []
+    theirs = file.description.get("depths", [])
+    if theirs:
+        mine = " and ".join(sorted(rows.depths)) or "features"
+        there = " and ".join(theirs) or "unknown"
+        same = "" if mine == there else "; quantise both sides alike, or the difference is measured too"
+        notes.append(f"samples are {mine}, the reference was made of {there}{same}")
+    if rows.broken:
+        notes.append(f"{len(rows.broken)} broken items were skipped: {rows.broken[0]}")
+    return notes
+
+
+def battery_of(file: ReferenceFile, shape: Sequence[int], path: Path, device: torch.device) -> Battery:
+    """The battery that a reference file names, checked against the fingerprints that it holds.
+
+    Raises:
+        MismatchError: an encoder has other weights, settings or preprocessing than when the file was made.
+    """
+    described = file.description["battery"]
+    battery = batteries.build(described["name"], **described["arguments"])
+    members = [_restored(member, file, shape) for member in battery.members]
+    held_out = [_restored(member, file, shape) for member in battery.held_out]
+    for member in (*members, *held_out):
+        if member.name not in file.members:
+            raise MismatchError(f"battery {described['name']!r} has {member.name!r} now; {path} was made without it")
+        text = {"settings": dict(member.settings), "fingerprint": member.fingerprint, "dtype": "float32"}
+        file.expect(member.name, **text, path=path)
+    return Battery(members, held_out).to(device)
+
+
+def _restored(member: Representation, file: ReferenceFile, shape: Sequence[int]) -> Representation:
+    """An encoder that was fitted on the data, with the weights that it got then."""
+    if member.module is not None or member.fit is None or member.name not in file.members:
+        return member
+    noise = torch.rand(512, *shape, generator=torch.Generator().manual_seed(0))
+    fitted = member.fitted(noise)  # any data, for the module's form; its weights come from the file
+    assert fitted.module is not None
+    fitted.module.load_state_dict(dict(file.members[member.name].module))
+    return fitted
+
+
+def as_json(verdict: Verdict, description: Mapping[str, Any]) -> dict[str, Any]:
+    """The verdict as JSON: metrics as in result.json, notes and alarms beside."""
+    return {
+        "metrics": {name: metric._asdict() for name, metric in verdict.metrics.items()},
+        "notes": list(verdict.notes),
+        "alarms": list(verdict.alarms),
+        "held_out": list(verdict.held_out),
+        **description,
+    }
+
+
+def rows_of_table(verdict: Verdict) -> Iterable[tuple[str, str, str, str, str, str]]:
+    """Metric, encoder, value, interval, N and seed as text, a row a metric and encoder."""
+    for key, metric in verdict.metrics.items():
+        name, member = key.split("/", 1)
+        mark = " (held out)" if member in verdict.held_out else ""
+        interval = f"[{metric.low:.4g}, {metric.high:.4g}]"
+        yield name, member + mark, f"{metric.value:.4g}", interval, str(metric.n), str(metric.seed)

@@ -1,0 +1,280 @@
+"""What `rdm reference` and `rdm evaluate --reference` do, as functions."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
+
+from rdm.distributed import rank, started
+from rdm.errors import InputError
+from rdm.items import Items, first_item
+from rdm.judge import Verdict, as_json, battery_of, encode, judge, rows_of_table
+from rdm.measure import Encoders, Survey
+from rdm.randomness import seeded, stream
+from rdm.reference_file import ReferenceFile
+from rdm.registry import batteries
+from rdm.representation import Battery
+from rdm.source import Form, Given, Source, open_source
+from rdm.store import write_bytes, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BATCH = 64
+DRAWN = 16_384  # items drawn from a run's generator, at most
+
+
+def make_reference(
+    data: Sequence[Path],
+    out: Path,
+    *,
+    battery: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    fresh: Path | None = None,
+    split: float = 0.2,
+    size: int | None = None,
+    channels: int | None = None,
+    sample: int = 16_384,
+    seed: int = 0,
+    workers: int = 0,
+    batch: int = BATCH,
+    per_class: bool = False,
+    landmarks: int = 0,
+    skip_broken: bool = False,
+    member: str | None = None,
+    save_every: float | None = None,
+) -> None:
+    """Measure data into a reference file; or merge references, or write one member's moments as .npz.
+
+    Raises:
+        InputError: data that cannot be read, an unknown battery, a share outside [0, 1), references that do not merge.
+    """
+    if all(_is_reference(path) for path in data):
+        _save(_merged(data), out, member)
+        return
+    if len(data) > 1:
+        raise InputError("give one data set, or several references to merge; of two data sets make two references")
+    if not 0 <= split < 1:
+        raise InputError(f"--split is the share of fresh items, at least 0 and below 1; got {split}")
+    if sample < 4 or batch < 1:
+        raise InputError(f"expected --sample >= 4 and --batch >= 1; got {sample} and {batch}")
+    with started(), seeded(seed):
+        source, form = open_source(data[0]), Form(size, channels)
+        first = first_item(source, form)
+        sides: list[tuple[Source, bool | None]] = [(source, None if fresh is None else False)]
+        if fresh is not None:
+            sides.append((open_source(fresh), True))
+        items = Items(sides, form, first, 0.0 if fresh else split, seed, batch)
+        encoders, held_out = _encoders(source, items, battery, arguments or {})
+        description = {
+            "data": source.path.name + (f", fresh {fresh.name}" if fresh else ""),
+            "battery": {"name": battery, "arguments": dict(arguments or {})},
+            "held_out": held_out,
+            "form": {"size": size, "channels": channels, "shape": list(first.value.shape), "kind": source.kind},
+        }
+        survey = Survey(
+            items,
+            encoders,
+            out,
+            description,
+            sample=sample,
+            per_class=per_class,
+            landmarks=landmarks,
+            skip_broken=skip_broken,
+            workers=workers,
+            **({} if save_every is None else {"save_every": save_every}),
+        )
+        found = survey.run()
+        if found is not None:
+            _say_reference(found, out)
+
+
+def evaluate_samples(
+    samples: Path,
+    reference: Path,
+    *,
+    names: Sequence[str] | None = None,
+    json: Path | None = None,
+    chart: Path | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    batch: int = BATCH,
+    count: int | None = None,
+    skip_broken: bool = False,
+) -> Verdict:
+    """Judge a folder, a file or a run folder against a reference file; print, write JSON and a chart."""
+    file = ReferenceFile.load(reference)
+    source = _drawn(samples, file, count, seed) if (samples / "config.gin").is_file() else open_source(samples)
+    verdict = judge_source(
+        source, file, reference, names=names, seed=seed, workers=workers, batch=batch, skip_broken=skip_broken
+    )
+    _print(verdict, file)
+    if json is not None:
+        write_json(json, as_json(verdict, {"samples": str(samples), "reference": str(reference)}))
+    if chart is not None:
+        write_bytes(chart, bars(verdict))
+    return verdict
+
+
+def judge_source(
+    source: Source,
+    file: ReferenceFile,
+    path: Path,
+    *,
+    names: Sequence[str] | None = None,
+    seed: int = 0,
+    workers: int = 0,
+    batch: int = BATCH,
+    skip_broken: bool = False,
+) -> Verdict:
+    """Judge a source's items: features once a member, then every metric."""
+    held = file.description.get("form", {})
+    form = Form(held.get("size"), held.get("channels"))
+    first = first_item(source, form)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if source.kind == "features":
+        encoders = Encoders(None, _columns(source))
+    elif file.description.get("battery", {}).get("name") is None:
+        raise InputError(
+            f"{path} holds features without their encoder; samples must be features too; got {source.kind}"
+        )
+    else:
+        if list(first.value.shape) != held["shape"]:
+            raise InputError(
+                f"{source.path}: items of shape {list(first.value.shape)}; {path} was made of {held['shape']}; "
+                "make both with the same --size and --channels"
+            )
+        encoders = Encoders(battery_of(file, held["shape"], path, device), device=device)
+    items = Items([(source, False)], form, first, size=batch)
+    rows = encode(items, encoders, workers=workers, skip_broken=skip_broken)
+    return judge(rows, file, names, seed=seed)
+
+
+def bars(verdict: Verdict) -> bytes:
+    """An SVG of every ratio by encoder, with intervals; held-out encoders hatched, a line at 1.
+
+    Raises:
+        InputError: matplotlib is not installed, or there are no ratios.
+    """
+    from rdm.report import blank_figure, svg
+
+    ratios = {k: m for k, m in verdict.metrics.items() if k.split("/")[0] in _ratio_names(verdict)}
+    if not ratios:
+        raise InputError("a chart shows ratios to a fresh real split; none were measured")
+    names = list(dict.fromkeys(key.split("/")[0] for key in ratios))
+    figure: Figure = blank_figure(1.5 + 2.8 * len(names), 0.8 + 0.32 * len(verdict.members))
+    axes = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+    for axis, name in zip(axes, names, strict=True):
+        shown = [(m, ratios[f"{name}/{m}"]) for m in verdict.members if f"{name}/{m}" in ratios]
+        spans = [[r.value - r.low for _, r in shown], [r.high - r.value for _, r in shown]]
+        drawn = axis.barh([m for m, _ in shown], [r.value for _, r in shown], xerr=spans, capsize=3, color="#7aa6d8")
+        for bar, (member, _) in zip(drawn, shown, strict=True):
+            bar.set_hatch("//" if member in verdict.held_out else "")
+        axis.axvline(1, color="#1b1b1f", linewidth=1)
+        axis.set_title(f"{name} (hatched: held out)", fontsize=9)
+        axis.invert_yaxis()
+    return svg(figure).encode()
+
+
+def _ratio_names(verdict: Verdict) -> set[str]:
+    from rdm.registry import metrics
+
+    found = {key.split("/")[0] for key in verdict.metrics}
+    return {name for name in found if metrics.build(name).aggregate}
+
+
+def _encoders(
+    source: Source, items: Items, battery: str | None, arguments: Mapping[str, Any]
+) -> tuple[Encoders, list[str]]:
+    if source.kind == "features":
+        if battery is not None:
+            raise InputError(f"{source.path} holds features already; leave --battery out")
+        return Encoders(None, _columns(source)), []
+    if battery is None:
+        raise InputError(f"expected --battery, one of {', '.join(batteries)}; got none")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen: Battery = batteries.build(battery, **arguments)
+    if any(m.module is None for m in (*chosen.members, *chosen.held_out)):
+        chosen = chosen.fitted(items.pick(512))
+    return Encoders(chosen.to(device), device=device), [m.name for m in chosen.held_out]
+
+
+def _columns(source: Any) -> dict[str, int]:
+    return {name: rows.shape[1] for name, rows in source.members.items()}
+
+
+def _is_reference(path: Path) -> bool:
+    from rdm.reference_file import KIND
+    from rdm.store import described
+
+    return path.suffix == ".safetensors" and path.is_file() and described(path).get("kind") == KIND
+
+
+def _merged(paths: Sequence[Path]) -> ReferenceFile:
+    whole = ReferenceFile.load(paths[0])
+    for path in paths[1:]:
+        whole = whole.merge(ReferenceFile.load(path))
+    return whole
+
+
+def _save(file: ReferenceFile, out: Path, member: str | None) -> None:
+    if out.suffix == ".npz":
+        file.export(out, member)
+    else:
+        file.save(out)
+    _say_reference(file, out)
+
+
+def _drawn(folder: Path, file: ReferenceFile, count: int | None, seed: int) -> Source:
+    """Items of a run's generator: as many as the fresh split has, or `count`."""
+    from rdm import config
+    from rdm.checkpoint import load_weights
+    from rdm.generator import Generator
+
+    config.load(folder / "config.gin")
+    with seeded(seed):
+        model = config.plan()["model"]
+        if not isinstance(model, Generator):
+            raise InputError(f"{folder} trained a {type(model).__name__}; expected a generator")
+        load_weights(model, str(folder))
+        n = count or min(DRAWN, file.description.get("n_fresh") or file.description.get("n") or DRAWN)
+        noise, condition = model.draw(n, stream(seed, "evaluation"))
+        pieces = []
+        with torch.no_grad():
+            for part in torch.arange(n).split(500):
+                pieces.append(model.eval()(noise[part], None if condition is None else condition[part]).clamp(0, 1))
+    return Given(torch.cat(pieces), condition, path=folder)
+
+
+def _say_reference(file: ReferenceFile, out: Path) -> None:
+    if rank() > 0:
+        return
+    counted = f"{file.description['n']} items, {file.description['n_fresh']} fresh ones apart"
+    skipped = file.description.get("skipped", [])
+    print(f"{out}: {counted}, members {', '.join(file.members)}", file=sys.stderr)
+    if skipped:
+        print(f"skipped {len(skipped)} broken items: {skipped[0]}", file=sys.stderr)
+
+
+def _print(verdict: Verdict, file: ReferenceFile) -> None:
+    table = Table(
+        Column("metric", no_wrap=True),
+        "encoder",
+        Column("value", justify="right"),
+        Column("95 %", justify="right"),
+        Column("N", justify="right"),
+        Column("seed", justify="right"),
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        caption=f"reference {file.description.get('data')}; ratios: 1 is what a fresh real split scores",
+    )
+    for row in rows_of_table(verdict):
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    for line in (*verdict.notes, *verdict.alarms):
+        print(line)

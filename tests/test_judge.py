@@ -1,0 +1,172 @@
+"""`rdm evaluate SAMPLES --reference FILE`: samples of every form, notes, alarms, refusals, 8-bit against float."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import rdm
+from rdm.__main__ import main
+from rdm.errors import InputError
+from rdm.judge import Verdict, alarms, judge
+from rdm.judge_commands import bars, judge_source, make_reference
+from rdm.metric import Metric
+from rdm.reference_file import ReferenceFile
+from rdm.source import Given
+
+RNG = np.random.default_rng(0)
+
+
+def pictures(n: int, *, seed: int, noise: float = 0.0) -> np.ndarray:
+    """Smooth grey 6x6 pictures, 8-bit."""
+    g = np.random.default_rng(seed)
+    waves = np.sin(np.arange(6) * g.uniform(0.3, 1.5, (n, 1)) + g.uniform(0, 6, (n, 1)))
+    values = 0.5 + 0.3 * waves[:, :, None] * waves[:, None, :] + noise * g.normal(size=(n, 6, 6))
+    return (values.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("judge")
+    np.save(folder / "train.npy", pictures(500, seed=1))
+    make_reference([folder / "train.npy"], folder / "r.safetensors", battery="untrained", split=0.4)
+    (folder / "folder").mkdir()
+    for k, picture in enumerate(pictures(150, seed=2)):
+        Image.fromarray(picture).save(folder / "folder" / f"{k:03}.png")
+    np.save(folder / "noisy.npy", pictures(150, seed=2, noise=0.1))
+    return folder
+
+
+def test_a_folder_is_judged_with_every_metric(made, capsys):
+    command = ["evaluate", str(made / "folder"), "--reference", str(made / "r.safetensors")]
+    assert main([*command, "--json", str(made / "v.json"), "--chart", str(made / "v.svg"), "--workers", "2"]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((made / "v.json").read_text())
+    assert {k.split("/")[0] for k in found["metrics"]} >= {"fd", "sw", "mmd", "energy", "cmmd", "precision", "coverage"}
+    ratio = found["metrics"]["sw_r/pca"]
+    assert set(ratio) == {"value", "low", "high", "n", "seed"} and ratio["low"] <= 1 <= ratio["high"]
+    assert "sw_r/mean of 4" in found["metrics"] and "fdr/mean of 1 held out" in found["metrics"]
+    assert (
+        "held_out_convolutions (held out)" in printed
+        and "samples are 8-bit, the reference was made of 8-bit" in printed
+    )
+    assert any("inception_score not measured" in note for note in found["notes"])
+    assert any("kid needs at least 1000 generated rows" in note for note in found["notes"])
+    assert (made / "v.svg").read_text().startswith("<svg")
+    again = made / "again.json"
+    assert main([*command, "--json", str(again), "--batch", "7"]) == 0
+    for name, metric in json.loads(again.read_text())["metrics"].items():
+        assert metric["value"] == pytest.approx(found["metrics"][name]["value"], rel=1e-5, abs=1e-7), name
+
+
+def test_damage_is_seen_and_chosen_metrics_alone_are_measured(made):
+    file = ReferenceFile.load(made / "r.safetensors")
+    clean, noisy = (
+        judge_source(Given(torch.from_numpy(v)[:, None] / 255), file, made / "r.safetensors", names=["fdr", "sw_r"])
+        for v in (pictures(150, seed=2), pictures(150, seed=2, noise=0.1))
+    )
+    assert {k.split("/")[0] for k in clean.metrics} == {"fdr", "sw_r"}
+    for name in ("fdr/pixels", "sw_r/pixels", "fdr/mean of 4"):
+        assert noisy.metrics[name].low > max(1, clean.metrics[name].value), name
+
+
+def test_features_are_judged_without_encoder(tmp_path, capsys):
+    for name, seed in (("real", 0), ("made", 1)):
+        rows = np.random.default_rng(seed).normal(size=(400, 5)).astype(np.float32)
+        np.savez(tmp_path / f"{name}.npz", clip=rows, mae=rows[:, :3])
+    assert main(["reference", str(tmp_path / "real.npz"), "--out", str(tmp_path / "r.safetensors")]) == 0
+    command = ["evaluate", str(tmp_path / "made.npz"), "--reference"]
+    assert main([*command, str(tmp_path / "r.safetensors"), "--metrics", "fdr,fd_infinity"]) == 0
+    assert "fdr" in capsys.readouterr().out
+    rows = torch.from_numpy(np.load(tmp_path / "real.npz")["clip"]).double()
+    np.savez(tmp_path / "stats.npz", mu=rows.mean(0), sigma=torch.cov(rows.T))
+    np.save(tmp_path / "made.npy", np.load(tmp_path / "made.npz")["clip"])
+    command = ["evaluate", str(tmp_path / "made.npy"), "--reference", str(tmp_path / "stats.npz")]
+    assert main([*command, "--metrics", "fd", "--json", str(tmp_path / "v.json")]) == 0
+    found = json.loads((tmp_path / "v.json").read_text())["metrics"]["fd/features"]["value"]
+    made = torch.from_numpy(np.load(tmp_path / "made.npy"))
+    assert found == pytest.approx(float(rdm.distance("frechet", made.double(), rows)), rel=1e-9)
+    assert main([*command, "--metrics", "mmd"]) == 2
+    assert "needs rows of the reference; this one holds moments only" in capsys.readouterr().err
+
+
+def test_float_images_differ_from_eight_bit_ones_and_it_is_said(made):
+    """The same pictures before and after rounding to 8 bits: a small difference, not none."""
+    file = ReferenceFile.load(made / "r.safetensors")
+    floats = torch.from_numpy(pictures(150, seed=2) / 255.0).float()[:, None]
+    floats = (floats + torch.rand(floats.shape, generator=torch.Generator().manual_seed(0)) / 255 - 0.5 / 255).clamp(
+        0, 1
+    )
+    eight = Given((floats * 255).round().byte())
+    found = [judge_source(s, file, made / "r.safetensors", names=["fd", "sw"]) for s in (Given(floats), eight)]
+    assert "samples are float, the reference was made of 8-bit; quantise both sides alike" in found[0].notes[0]
+    assert "samples are 8-bit, the reference was made of 8-bit" in found[1].notes[0]
+    values = [v.metrics["fd/pixels"].value for v in found]
+    assert 0 < abs(values[0] - values[1]) < 0.02 * values[1]
+
+
+def test_gaming_is_said_in_words():
+    def ratio(value, half):
+        return Metric(value, value - half, value + half, 100, 0)
+
+    honest = {"sw_r/clip": ratio(1.1, 0.2), "sw_r/dino": ratio(1.3, 0.1)}
+    assert alarms(honest, ["clip", "dino"], ["dino"]) == []
+    gamed = {"sw_r/clip": ratio(0.67, 0.1), "sw_r/mae": ratio(0.9, 0.1), "sw_r/dino": ratio(1.5, 0.1)}
+    (line,) = alarms(gamed, ["clip", "mae", "dino"], ["dino"])
+    assert line.startswith("gaming alarm: sw_r is 0.67 on clip, an encoder of training")
+    assert "1.5 [1.4, 1.6] on dino, which was held out" in line
+    unsure = {"sw_r/clip": ratio(0.67, 0.1), "sw_r/dino": ratio(1.05, 0.1)}
+    assert alarms(unsure, ["clip", "dino"], ["dino"]) == []
+    assert alarms({"fd/clip": ratio(0.5, 0.1), "fd/dino": ratio(2, 0.1)}, ["clip", "dino"], ["dino"]) == []
+
+
+def test_refusals_are_one_line(made, tmp_path, capsys, monkeypatch):
+    reference = str(made / "r.safetensors")
+    np.save(tmp_path / "wide.npy", np.zeros((9, 7, 7), np.uint8))
+    np.save(tmp_path / "rows.npy", np.zeros((9, 7), np.float32))
+    (tmp_path / "a.png").write_bytes(b"no")
+    for arguments, message in (
+        ([str(tmp_path / "wide.npy"), "--reference", reference], "items of shape [1, 7, 7]"),
+        ([str(tmp_path / "rows.npy"), "--reference", reference], "samples have features ['features']"),
+        ([str(made / "noisy.npy"), "--reference", reference, "--metrics", "fid"], "unknown metric 'fid'"),
+        ([str(made / "noisy.npy"), "--reference", reference, "--metrics", "kid"], "kid needs at least 1000"),
+        ([str(made / "noisy.npy"), "--reference", str(made / "no.safetensors")], "expected a file at"),
+        ([str(tmp_path / "none"), "--reference", reference], "expected data at"),
+        ([str(made / "noisy.npy"), "--reference", str(made / "v.npz")], "expected a reference at"),
+    ):
+        assert main(["evaluate", *arguments]) == 2
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.startswith("rdm: ") and message in line, line
+    file = ReferenceFile.load(made / "r.safetensors")
+    settings = dict(file.members["random_convolutions"].description["settings"])
+    file.members["random_convolutions"].description["fingerprint"] = "0" * 64
+    file.save(tmp_path / "other.safetensors")
+    assert main(["evaluate", str(made / "noisy.npy"), "--reference", str(tmp_path / "other.safetensors")]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "of fingerprint '0000" in line and "now it has" in line and settings
+
+
+def test_a_run_folder_is_drawn_from(made, tmp_path, monkeypatch, capsys):
+    from tests.test_main import GENERATOR
+
+    monkeypatch.chdir(tmp_path)
+    lines = [line for line in GENERATOR.splitlines() if "evaluation" not in line and "many" not in line]
+    (tmp_path / "g.gin").write_text("\n".join(line for line in lines if "fresh" not in line))
+    assert main(["train", "g.gin", "--out", "run"]) == 0
+    digits = rdm.dataset("digits", split="all").images
+    np.save(tmp_path / "digits.npy", (digits[:, 0].numpy() * 255).round().astype(np.uint8))
+    assert main(["reference", "digits.npy", "--battery", "untrained", "--out", "r.safetensors"]) == 0
+    assert main(["evaluate", "run", "--reference", "r.safetensors", "--metrics", "sw_r", "--json", "v.json"]) == 0
+    found = json.loads((tmp_path / "v.json").read_text())["metrics"]
+    assert found["sw_r/pixels"]["low"] > 1 and found["sw_r/pixels"]["n"] > 250
+    assert "samples are float" in capsys.readouterr().out
+
+
+def test_what_nothing_can_draw_or_judge():
+    with pytest.raises(InputError, match="none were measured"):
+        bars(Verdict({}))
+    with pytest.raises(InputError, match="samples have features"):
+        judge(rdm.judge.Rows({}, set()), ReferenceFile({}, {}))
