@@ -23,6 +23,7 @@ from rdm.population import Population
 from rdm.reference import Reference
 from rdm.registry import batteries, datasets, generators, memories, metrics, objectives, registries, representations
 from rdm.representation import Battery, Representation
+from rdm.streaming import Streaming
 
 try:
     __version__ = version("rdm-torch")
@@ -41,6 +42,7 @@ __all__ = [
     "Reference",
     "Representation",
     "SelfNormalized",
+    "Streaming",
     "Uniform",
     "battery",
     "dataset",

@@ -87,6 +87,11 @@ def gather(tensor: Tensor) -> list[Tensor]:
     return [piece.to(tensor.device) for piece in pieces]
 
 
+def concatenated(tensor: Tensor) -> Tensor:
+    """Every rank's rows end to end, which may be unequally many; equal on every rank."""
+    return _AllGather.apply(tensor.to(_device())).to(tensor.device) if active() else tensor
+
+
 def barrier() -> None:
     """Wait for every rank."""
     if active():

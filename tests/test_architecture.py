@@ -20,7 +20,7 @@ rdm.commands rdm.sweep rdm.judge_commands
 rdm.config rdm.sweep_report
 rdm.gallery
 rdm.report
-rdm.judge
+rdm.judge rdm.streaming
 rdm.train rdm.evaluate rdm.measure
 rdm.run
 rdm.losses
