@@ -15,10 +15,15 @@ import torch
 from hypothesis import settings
 
 os.environ["RDM_CACHE"] = tempfile.mkdtemp(prefix="rdm-test-cache-")
-settings.register_profile("rdm", deadline=None, max_examples=15, derandomize=True)
-settings.load_profile("rdm")
+settings.register_profile("core", deadline=None, max_examples=6, derandomize=True)
+settings.register_profile("whole", deadline=None, max_examples=25, derandomize=True)
 torch.set_num_threads(1)  # small problems: threads only wait for each other
 torch.set_warn_always(True)  # a warning that torch gives once would fail one test or another, by their order
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Few drawn examples in the core suite; more where slow tests run too, as in CI."""
+    settings.load_profile("core" if "not slow" in config.getoption("markexpr") else "whole")
 
 
 @pytest.fixture

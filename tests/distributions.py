@@ -17,10 +17,10 @@ class Pair(NamedTuple):
 
 
 @st.composite
-def pairs(draw: st.DrawFn, *, least: int = 3) -> Pair:
+def pairs(draw: st.DrawFn, *, least: int = 3, most: int = 20) -> Pair:
     """Two weighted Gaussian sets in float64, of unequal sizes, scales and means; more rows than dimensions."""
     d = draw(st.integers(1, 4))
-    n, m = draw(st.integers(d + least, 20)), draw(st.integers(d + least, 20))
+    n, m = draw(st.integers(d + least, most)), draw(st.integers(d + least, most))
     g = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     scale = draw(st.sampled_from([0.3, 1.0, 5.0]))
     x = torch.randn(n, d, generator=g, dtype=torch.float64) * scale + draw(st.floats(-2, 2))

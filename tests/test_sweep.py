@@ -142,6 +142,7 @@ def test_wrong_arguments(at, capsys):
 # Running
 
 
+@pytest.mark.slow  # five processes
 def test_points_run_once_and_a_longer_grid_keeps_them(at):
     (at / "s.gin").write_text("include 'base.gin'\n" + SEEDS)
     process = begun(at, "--workers", "2")

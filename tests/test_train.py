@@ -158,7 +158,7 @@ generators.mlp_flow.width = 8
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_saves_and_says_where(tmp_path, number):
     (tmp_path / "x.gin").write_text(CONFIG)
     process = subprocess.Popen(
