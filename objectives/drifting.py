@@ -86,7 +86,7 @@ class Drifting(Objective):
         """Mean squared difference of the rows from their frozen goals."""
         x, a = _present(summary.value, summary.weight)
         with torch.no_grad():
-            field, unit = _field(x.double(), a, target.rows.double(), target.weights, self.temperatures)
+            field, unit = _field(x.double(), a, target.rows, target.weights, self.temperatures)
         moved = (x - x.detach()).double() / unit  # zero, with the gradient of x
         return (a / a.sum()) @ (moved - field).square().mean(1)
 
@@ -112,7 +112,7 @@ def _tiles(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Iterator[_Tile]:
     size = max(16, TILE // len(x))
     for own, points, weights in ((True, x, a), (False, y, b)):
         for start in range(0, len(points), size):
-            some = points[start : start + size]
+            some = points[start : start + size].double()
             squared = squared_distances(x, some, exact_small=True)
             if own:
                 squared[start : start + size].fill_diagonal_(0.0)
