@@ -1,5 +1,6 @@
 """Fréchet distance of features (FID where they are Inception's), and its limit for infinitely many rows."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from objectives._linalg import above_rounding, graded_factor
 from objectives.frechet import Frechet, GaussianTarget
 from rdm.errors import InputError
-from rdm.metric import Distance, Estimate, Gaussian, Measure, Metric, Real, between, generated
+from rdm.metric import Distance, Estimate, Gaussian, Measure, Metric, Real, Z, between, generated
 from rdm.randomness import stream
 from rdm.registry import metrics, objectives
 from rdm.statistic import Moments, Sum
@@ -101,7 +102,7 @@ class FrechetAtInfinity(Measure):
             variance += there.first * share
             cross = 2 * (spread.second * there.second) ** 0.5 * share
             second += there.second * share**2 + cross
-        return between(value, max(variance - second, second) + noise, len(x), seed)
+        return _about_root(value, spread.value, max(variance - second, second) + noise, len(x), seed)
 
     def _intercept(self, x: Tensor, target: GaussianTarget, seed: int) -> tuple[float, float]:
         """Mean intercept over partitions, and the variance of that mean from the choice of partitions."""
@@ -117,6 +118,17 @@ class FrechetAtInfinity(Measure):
         intercepts = torch.tensor(found, dtype=torch.float64)
         spread = float(intercepts.var()) / len(found) if len(found) > 1 else 0.0
         return float(intercepts.mean()), spread
+
+
+def _about_root(value: float, biased: float, variance: float, n: int, seed: int) -> Metric:
+    """The interval of the biased distance, symmetric about its root as that of `fd`, moved by the bias."""
+    if biased <= 0:
+        return between(value, variance, n, seed)
+    root = math.sqrt(biased)
+    half = Z * math.sqrt(variance) / (2 * root)
+    low, high = max(root - half, 0.0) ** 2, (root + half) ** 2
+    low = min(low, biased - Z * math.sqrt(variance)) if half > root else low  # nothing is known near 0
+    return Metric(value, value - biased + low, value - biased + high, n, seed)
 
 
 def _line(levels: Tensor, values: Tensor) -> float:
@@ -139,12 +151,15 @@ def _distance(x: Tensor, target: GaussianTarget) -> float:
 
 
 def _estimate(x: Tensor, target: GaussianTarget, seed: int) -> Estimate:
-    """Value; influences as the gradient in the rows' weights; second order by the Hessian."""
-    weights = torch.ones(len(x), dtype=torch.float64, device=x.device, requires_grad=True)
-    moments = Moments(target.mean).measure(x, weights)
-    value = _objective().distance(Sum(moments.value, moments.weight.detach()), _about_own_mean(target))
-    (slope,) = torch.autograd.grad(value, weights)  # up to a constant, which centring takes off
-    return Estimate(float(value.detach()), len(x) * (slope - slope.mean()), _second_order(x, target, seed))
+    """Value; influences by the gradient in the moments, of which each row's are a part; second order by the Hessian."""
+    ones = torch.ones(len(x), dtype=torch.float64, device=x.device)
+    moments = Moments(target.mean).measure(x, ones)
+    held = moments.value.detach().requires_grad_()
+    value = _objective().distance(Sum(held, moments.weight), _about_own_mean(target))
+    (slope,) = torch.autograd.grad(value, held)
+    y = x.double() - target.mean
+    influence = len(x) * (y @ slope[0] + ((y @ slope[1:]) * y).sum(1))  # up to a constant, which centring takes off
+    return Estimate(float(value.detach()), influence - influence.mean(), _second_order(x, target, seed))
 
 
 def _second_order(x: Tensor, target: GaussianTarget, seed: int) -> float:

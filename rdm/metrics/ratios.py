@@ -13,6 +13,7 @@ from rdm.metric import Distance, Estimate, Measure, Metric, Real, Z, generated, 
 from rdm.registry import metrics
 
 ROWS = 16_384
+ZERO = 1e-9  # of a distance: rounding
 
 
 class RatioEstimate(NamedTuple):
@@ -52,9 +53,10 @@ class Ratio(Measure):
         n = min(len(x), len(real.fresh), ROWS)
         fresh = thin(generated(real.fresh.to(x.device), least=4, user=self.name), n, seed, "fresh")
         below = self.distance.estimate(fresh, real, seed=seed)
-        if below.value <= 0:
+        above = self.distance.estimate(thin(x, n, seed, "generated"), real, seed=seed)
+        if below.value <= ZERO * above.value:
             raise InputError(f"{self.name}: the fresh real split is at distance 0 from the reference; is it disjoint?")
-        return RatioEstimate(self.distance.estimate(thin(x, n, seed, "generated"), real, seed=seed), below)
+        return RatioEstimate(above, below)
 
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
         return mean_ratio([self.estimate(x, real, seed=seed)], seed)
@@ -73,7 +75,7 @@ def mean_ratio(members: Sequence[RatioEstimate], seed: int) -> Metric:
         together = torch.stack([share.influence.cpu() for share in shares]).sum(0)
         first = Estimate(value, together, 0.0).first
         variance += first * sum(s.variance for s in shares) / max(sum(s.first for s in shares), 1e-300)
-    spread = Z * math.sqrt(variance) / value if value > 0 else 0.0
+    spread = min(Z * math.sqrt(variance) / value, 700.0) if value > 0 else 0.0  # the exponential overflows at 709
     n = len(members[0].above.influence)
     return Metric(value, value * math.exp(-spread), value * math.exp(spread), n, seed)
 
