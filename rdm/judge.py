@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rdm.distributed import rank
 from rdm.errors import InputError, MismatchError
-from rdm.items import Items
+from rdm.items import Batch, Items
 from rdm.measure import Encoders
 from rdm.metric import Measure, Metric
 from rdm.progress import progress
@@ -55,12 +55,16 @@ def encode(items: Items, encoders: Encoders, *, workers: int = 0, skip_broken: b
             if broken and not skip_broken:
                 raise InputError(f"{broken[0]}; mend or remove it, or give --skip-broken")
             depths |= batch.depths
-            for name, rows in (encoders.features(batch.values) if len(batch.values) else {}).items():
+            for name, rows in _features(encoders, batch).items():
                 parts.setdefault(name, []).append(rows)
             report.update(k + 1, {})
     if not parts:
         raise InputError(f"{items.sources[0][0].path}: none of its {items.total} items can be read")
     return Rows({name: torch.cat(rows) for name, rows in parts.items()}, depths, broken)
+
+
+def _features(encoders: Encoders, batch: Batch) -> dict[str, Tensor]:
+    return encoders.features(batch.values, batch.labels) if len(batch.values) else {}
 
 
 def judge(rows: Rows, file: ReferenceFile, names: Sequence[str] | None = None, *, seed: int = 0) -> Verdict:
@@ -166,7 +170,7 @@ def battery_of(file: ReferenceFile, shape: Sequence[int], path: Path, device: to
     for member in (*members, *held_out):
         if member.name not in file.members:
             raise MismatchError(f"battery {described['name']!r} has {member.name!r} now; {path} was made without it")
-        text = {"settings": dict(member.settings), "fingerprint": member.fingerprint, "dtype": "float32"}
+        text = {"settings": dict(member.settings), "fingerprint": member.fingerprint, "dtype": member.precision}
         file.expect(member.name, **text, path=path)
     return Battery(members, held_out).to(device)
 

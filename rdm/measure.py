@@ -31,10 +31,8 @@ PILOT, FIT = 128, 512  # items that set shifts and units; items that encoders ar
 
 
 def check_items(representation: Representation, items: Tensor) -> None:
-    """Refuse items that a representation cannot take."""
-    bad = int((~torch.isfinite(items)).flatten(1).any(1).sum())
-    if bad:
-        raise InputError(f"{representation.name}: NaN or infinity in {bad} of {len(items)} items")
+    """Refuse items that a representation cannot judge."""
+    representation.check(items)
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ class Encoders:
         """Representations to measure, held-out ones included."""
         return [] if self.battery is None else [*self.battery.members, *self.battery.held_out]
 
-    def features(self, values: Tensor) -> dict[str, Tensor]:
-        """Checked features "n d" by member."""
+    def features(self, values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Checked features "n d" by member; members joined with a condition see the labels."""
         if self.battery is None:
             parts = values.split(list(self.columns.values()), 1)
             return {name: checked(part, side=repr(name))[0] for name, part in zip(self.columns, parts, strict=True)}
@@ -59,7 +57,8 @@ class Encoders:
         with torch.no_grad():
             for member in self.members:
                 check_items(member, values)
-                found[member.name] = checked(member(values), side=f"features of {member.name!r}")[0]
+                condition = labels.to(self.device) if member.conditional and labels is not None else None
+                found[member.name] = checked(member(values, condition), side=f"features of {member.name!r}")[0]
         return found
 
     def describe(self) -> dict[str, dict[str, Any]]:
@@ -68,7 +67,7 @@ class Encoders:
             given = {"settings": {}, "fingerprint": "given", "dtype": "float32"}
             return {name: {**given, "dimension": width} for name, width in self.columns.items()}
         return {
-            m.name: {"settings": dict(m.settings), "fingerprint": m.fingerprint, "dtype": "float32"}
+            m.name: {"settings": dict(m.settings), "fingerprint": m.fingerprint, "dtype": m.precision}
             for m in self.members
         }
 
@@ -183,7 +182,7 @@ class Survey:
             for k, batch in enumerate(self.items.read(numbers, workers=self.workers)):
                 read += len(batch.values) + len(batch.broken)
                 self._refuse(batch, len(state.broken) + len(batch.broken), read)
-                state.add(batch, self.encoders.features(batch.values) if len(batch.values) else {})
+                state.add(batch, self.encoders.features(batch.values, batch.labels) if len(batch.values) else {})
                 report.update(min(before + (k + 1) * world_size(), len(self.items)), {})
                 if time.monotonic() - saved > self.save_every:
                     state.save(path, plan)
