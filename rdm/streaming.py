@@ -105,6 +105,7 @@ class Streaming:
         low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):
             raise InputError(f"{side} float images must lie in [0, 1]; got {low:.3g} to {high:.3g}; scale them")
+        self.representation.check(images)
         with torch.no_grad():
             return checked(self.representation(images), side=f"{side} features")[0].cpu()
 
