@@ -11,8 +11,11 @@ from rdm.representation import Battery, Precision, assemble
 
 
 @batteries.register("untrained")
-def untrained(channels: int = 1) -> Battery:
-    """Pixels, 16 principal components and random convolutions: no weights; other random kernels held out."""
+def untrained(channels: int | None = None) -> Battery:
+    """Pixels, 16 principal components and random convolutions of as many channels as the reference has; no weights.
+
+    Other random kernels are held out.
+    """
     members = (
         representations.build("pixels"),
         representations.build("pca", components=16),

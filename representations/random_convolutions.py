@@ -3,24 +3,32 @@
 import torch
 from torch import Tensor, nn
 
-from rdm.inputs import images
+from rdm.inputs import Inputs, images
 from rdm.registry import representations
 from rdm.representation import Representation
 
 
-@representations.register("random_convolutions", examples=({"width": 4, "channels": 3},))
+@representations.register("random_convolutions", examples=({"width": 4, "channels": 3}, {"width": 4, "channels": None}))
 def random_convolutions(
-    channels: int = 1, width: int = 32, layers: int = 2, seed: int = 0, name: str = "random_convolutions"
+    channels: int | None = 1, width: int = 32, layers: int = 2, seed: int = 0, name: str = "random_convolutions"
 ) -> Representation:
     """Spatial means and standard deviations after each layer of a convolutional network with random weights.
 
     Weights are He-normal (He et al. 2015) from `seed`, drawn on the CPU; 3x3 kernels, leaky ReLU, stride 2 after the
-    first layer. Random features are a weak but unbiased judge that nothing was trained to please.
+    first layer. Random features are a weak but unbiased judge that nothing was trained to please. `channels=None` takes
+    as many as the reference has (`Representation.fitted`).
 
     Shapes: n c h w -> n (2 width layers). Cost: one small forward pass.
     """
     settings = {"channels": channels, "width": width, "layers": layers, "seed": seed}
-    return Representation(name, _RandomConvolutions(**settings), settings, inputs=images(channels))
+
+    def build(channels: int) -> nn.Module:
+        return _RandomConvolutions(channels, width, layers, seed)
+
+    if channels is None:
+        inputs = Inputs("images", ("c", "h", "w"), 0.0, 1.0, remedy="divide 8-bit values by 255")
+        return Representation(name, None, settings, fit=lambda items: build(items.shape[1]), inputs=inputs)
+    return Representation(name, build(channels), settings, inputs=images(channels))
 
 
 class _RandomConvolutions(nn.Module):

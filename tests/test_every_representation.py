@@ -22,7 +22,7 @@ from rdm.representation import Representation
 from rdm.train import train
 
 # Two sizes for every dimension that an encoder leaves open; items of any shape are small images.
-SIZES = {"h": (8, 21), "w": (8, 14), "samples": (300, 801), "length": (5, 9)}
+SIZES = {"c": (3, 3), "h": (8, 21), "w": (8, 14), "samples": (300, 801), "length": (5, 9)}
 ANY_SHAPE: tuple[str | int, ...] = (1, 8, 8)
 N = 6
 STEP = 1e-8  # of finite differences
