@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from PIL import Image
+
 from rdm.report import blank_figure
 
 INCHES, PIXELS = 1.7, 100  # of a panel; an inch
@@ -25,7 +27,7 @@ def newest_picture(point: Path) -> Path | None:
 
 
 def gallery(panels: Sequence[Panel]) -> bytes:
-    """One PNG file of all panels; the first one of those with the same row and column.
+    """One PNG file of all panels, in 256 colours; the first one of those with the same row and column.
 
     Raises:
         InputError: matplotlib is not installed.
@@ -45,5 +47,7 @@ def gallery(panels: Sequence[Panel]) -> bytes:
     for axis, name in zip(grid[:, 0], rows, strict=True):
         axis.set_ylabel(name, fontsize=8)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PIXELS, pil_kwargs={"optimize": True})
-    return buffer.getvalue()
+    figure.savefig(buffer, format="png", dpi=PIXELS)
+    small = io.BytesIO()
+    Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()
