@@ -47,7 +47,7 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
         if path.suffix == ".safetensors":
             return load_file(path)
         if path.suffix == ".npy":
-            return {"arr_0": np.load(path, allow_pickle=False)}
+            return {"arr_0": np.load(path, allow_pickle=False, mmap_mode="r")}
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except Exception as error:  # zipfile, numpy and safetensors each have their own
