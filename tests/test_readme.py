@@ -1,5 +1,7 @@
 """The README's examples run as printed."""
 
+import inspect
+import itertools
 import re
 import subprocess
 import sys
@@ -30,31 +32,40 @@ def test_the_readers_own_generator_in_twelve_lines():
 
 
 def test_an_objective_is_added_by_one_file(tmp_path):
-    (tmp_path / "mean_shift.py").write_text(OBJECTIVE)
+    (tmp_path / "marginal_energy.py").write_text(OBJECTIVE)
     code = (
         f"import objectives; objectives.__path__.append({str(tmp_path)!r})\n"
         "import doctest, rdm, torch\n"
-        "assert 'mean_shift' in rdm.names('objectives')\n"
-        "import objectives.mean_shift\n"
-        "failed, tried = doctest.testmod(objectives.mean_shift)\n"
+        "assert 'marginal_energy' in rdm.names('objectives')\n"
+        "import objectives.marginal_energy\n"
+        "failed, tried = doctest.testmod(objectives.marginal_energy)\n"
         "assert tried == 2 and not failed\n"
-        "print(float(rdm.distance('mean_shift', torch.ones(3, 2), torch.zeros(4, 2))))"
+        "print(float(rdm.distance('marginal_energy', torch.ones(3, 2), torch.zeros(4, 2))))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert shown.stdout.strip() == "2.0", shown.stderr
+    assert shown.stdout.strip() == "4.0", shown.stderr
 
 
 def test_the_added_objective_passes_the_tests_of_every_objective():
     with rdm.registry.objectives.temporarily():
-        exec(OBJECTIVE, {"__name__": "mean_shift"})
-        for test in (every.test_sign_and_identity, every.test_a_doubled_weight_is_a_duplicated_row,
-                     every.test_gradient_against_finite_differences):  # fmt: skip
-            test("mean_shift", {})
-        every.test_wrong_input_is_refused_in_words("mean_shift", {})
-        every.test_is_a_frozen_dataclass_with_a_complete_docstring("mean_shift")
+        exec(OBJECTIVE, {"__name__": "marginal_energy"})
+        tests = {name: test for name, test in vars(every).items() if name.startswith("test_")}
+        assert len(tests) >= 14
+        for test in tests.values():
+            for arguments in _arguments(test):
+                test(**arguments)
         for memory in (NoMemory(), EMA(0.9), Queue(130)):
-            problem = Problem(rdm.objective("mean_shift"), memory)
+            problem = Problem(rdm.objective("marginal_energy"), memory)
             assert relative_error(problem.gradient(7), problem.oracle(7)) <= 1e-11
+
+
+def _arguments(test) -> list[dict]:
+    """What pytest would call a test of every objective with, for the README's alone."""
+    own = {"name": "marginal_energy", "example": {}}
+    called = {key: own[key] for key in inspect.signature(test).parameters if key in own}
+    others = {mark.args[0]: mark.args[1] for mark in test.pytestmark if mark.args[0] not in ("name", "name, example")}
+    others = {key: values for key, values in others.items() if key in inspect.signature(test).parameters}
+    return [called | dict(zip(others, values, strict=True)) for values in itertools.product(*others.values())]
 
 
 def test_files_and_commands_that_the_readme_names_exist():
