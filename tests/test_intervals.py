@@ -1,6 +1,6 @@
 """Honest intervals: over 200 draws from a known law, the 95 % interval covers the truth 90 to 99 % of the time.
 
-The truth is the mean over new generated sets of the same size (of 1,000 draws, or in closed form), given the real
+The truth is the mean over new generated sets of the same size (of 500 draws, or in closed form), given the real
 side; ratios draw both sides of the line anew.
 """
 
@@ -10,11 +10,12 @@ import torch
 import rdm
 from rdm.metric import Measure, Metric, Real
 
-N, D, DRAWS, MORE = 200, 16, 200, 800
+N, D, DRAWS, MORE = 200, 16, 200, 300
 SMALL = {
     "kid": {"size": 100, "subsets": 20},
     "kid_spread": {"size": 100, "subsets": 20},
     "sw": {"projections": 64},
+    "sw_r": {"projections": 64},
 }
 SAME, SHIFTED, WIDER = {}, {"shift": 0.2}, {"shift": 0.05, "scale": 1.1}
 CLOSED = {"fd_infinity", "kid_spread"}

@@ -39,11 +39,12 @@ class Ratio(Measure):
     best: ClassVar[float] = 1.0
     name: ClassVar[str]
     of: ClassVar[str]  # the distance's name
+    shared: ClassVar[tuple[str, ...]] = ()  # hyperparameters that are the distance's
 
     @property
     def distance(self) -> Distance:
         """What is divided."""
-        return metrics.build(self.of)
+        return metrics.build(self.of, **{key: getattr(self, key) for key in self.shared})
 
     def estimate(self, x: Tensor, real: Real, *, seed: int = 0) -> RatioEstimate:
         """Both distances, of min(n, fresh, 16,384) rows."""
@@ -108,6 +109,9 @@ class SlicedRatio(Ratio):
 
     name: ClassVar[str] = "sw_r"
     of: ClassVar[str] = "sw"
+    shared: ClassVar[tuple[str, ...]] = ("projections",)
+
+    projections: int = 1024
 
 
 @metrics.register("mmd_r")
