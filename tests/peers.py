@@ -1,33 +1,20 @@
-"""Peer packages that import torchvision, whose import fails beside another build of torch until two operators exist."""
+"""Peer packages, some of which import torchvision: it is mended first (see `representations._optional`)."""
 
-import importlib
-import sys
 import warnings
 from types import ModuleType
 
 import pytest
-import torch
+
+from rdm.errors import InputError
+from representations._optional import require
 
 
 def peer(name: str) -> ModuleType:
-    """Import a peer, or skip the test; a torchvision of another build than torch's is given its missing operators."""
+    """Import a peer, or skip the test."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _repair_torchvision()
+        try:
+            require("torchvision", extra="vision", owner=name)
+        except InputError as error:
+            pytest.skip(str(error))
         return pytest.importorskip(name, exc_type=ImportError)
-
-
-def _repair_torchvision() -> None:
-    try:
-        importlib.import_module("torchvision")
-    except ModuleNotFoundError:
-        return
-    except RuntimeError:
-        for loaded in [m for m in sys.modules if m.split(".")[0] == "torchvision"]:
-            del sys.modules[loaded]
-        for operator in ("nms", "qnms"):
-            if not hasattr(torch.ops.torchvision, operator):
-                torch.library.define(
-                    f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-                )
-        importlib.import_module("torchvision")

@@ -16,6 +16,7 @@ from representations._optional import require
 from representations._weights import local_file, read, sha256
 from representations.encoders import ROWS
 from representations.inception import InceptionV3
+from tests.peers import peer
 from tests.shared_data import folder, pictures
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -54,8 +55,7 @@ def test_real_encoders_know_real_pictures():
 
 
 def test_inception_agrees_with_torch_fidelity_layer_by_layer(tmp_path):
-    pytest.importorskip("torch_fidelity")
-    library("torchvision")
+    peer("torch_fidelity")
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     torch.manual_seed(0)
@@ -104,8 +104,7 @@ def test_inception_agrees_with_torch_fidelity_layer_by_layer(tmp_path):
 
 
 def test_tensorflows_resize_is_that_of_torch_fidelity():
-    pytest.importorskip("torch_fidelity")
-    library("torchvision")
+    peer("torch_fidelity")
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
     for size in ((32, 32), (299, 299), (500, 333)):
