@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-import objectives._kernels as kernels
+from rdm import distances
 
 
 def squared_distances(x: Tensor, y: Tensor, *, exact_small: bool) -> Tensor:
@@ -11,7 +11,7 @@ def squared_distances(x: Tensor, y: Tensor, *, exact_small: bool) -> Tensor:
 
     Roots need that: at equal rows the product leaves about eps |x|^2, whose root is 1e-8 in float64, 3e-4 in float32.
     """
-    squared = kernels.squared_distances(x, y)
+    squared = distances.squared_distances(x, y)
     if not exact_small:
         return squared
     doubtful = 1e4 * torch.finfo(x.dtype).eps

@@ -16,6 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from rdm.distances import squared_distances
+
 TILE = 1024, 2048  # rows of either side in a tile: 8 MiB in float32, whatever n and m
 
 
@@ -187,20 +189,6 @@ class Polynomial(Kernel):
 
     def pull(self, gradient: Tensor, weights: Tensor, x: Tensor, y: Tensor) -> None:  # noqa: D102
         gradient.addmm_(weights, y)
-
-
-def squared_distances(x: Tensor, y: Tensor, *, coinciding: bool = False) -> Tensor:
-    """|x_i - y_j|^2 by one matrix product; centre both sides first, or float32 cancels.
-
-    With `coinciding`, what is within rounding of 0 is exactly 0, as a kernel with a cusp there needs: rounding is at
-    most 4 epsilon (|x|^2 + |y|^2) measured in float32, and 13 at d = 768, 45 at d = 8192 in float64.
-    """
-    norms = x.square().sum(1)[:, None] + y.square().sum(1)
-    squared = torch.addmm(norms, x, y.T, alpha=-2)
-    if not coinciding:
-        return squared.clamp_min_(0)
-    rounding = (16 + x.shape[1] / 64) * torch.finfo(x.dtype).eps
-    return squared.masked_fill_(squared <= norms.mul_(rounding), 0.0)
 
 
 def cross_sum(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Tensor:

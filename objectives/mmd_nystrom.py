@@ -6,11 +6,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from objectives._bandwidth import RADIAL, Bandwidth, bandwidths, check_bandwidth, present, radial
+from objectives._bandwidth import RADIAL, Bandwidth, bandwidths, check_bandwidth, radial
 from objectives._discrepancy import above_zero
-from objectives._kernels import Radial, cross_sum, self_sum, squared_distances
-from objectives._landmarks import landmarks
+from objectives._kernels import Radial, cross_sum, self_sum
+from rdm.distances import present, squared_distances
 from rdm.errors import InputError
+from rdm.landmarks import landmarks
 from rdm.objective import Objective, Traits
 from rdm.reference import Reference
 from rdm.registry import objectives

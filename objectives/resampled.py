@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from objectives._bandwidth import present
+from rdm.distances import present
 from rdm.errors import InputError
 from rdm.objective import Objective, Traits
 from rdm.reference import Reference

@@ -14,6 +14,7 @@ from rdm.items import Batch, Items
 from rdm.measure import Encoders
 from rdm.metric import Measure, Metric
 from rdm.progress import progress
+from rdm.ratio import Ratio, mean_ratio
 from rdm.reference_file import ReferenceFile
 from rdm.registry import batteries, metrics
 from rdm.representation import Battery, Representation
@@ -99,8 +100,6 @@ def _measured(
     held_out: Sequence[str],
     seed: int,
 ) -> dict[str, Metric]:
-    from rdm.metrics.ratios import Ratio, mean_ratio
-
     if measure.logits:
         members = [m for m in members if file.members[m].description["settings"].get("output") == "logits"]
         if not members:
@@ -127,7 +126,7 @@ def alarms(found: Mapping[str, Metric], members: Sequence[str], held_out: Sequen
     """A line for each ratio under 1 on a training encoder and above 1 beyond its interval on a held-out one."""
     lines = []
     for name in dict.fromkeys(key.split("/")[0] for key in found):
-        if not metrics.build(name).aggregate:
+        if not isinstance(metrics.build(name), Ratio):
             continue
         ratios = {m: found[f"{name}/{m}"] for m in members if f"{name}/{m}" in found}
         pleased = {m: r for m, r in ratios.items() if m not in held_out and r.value < 1}

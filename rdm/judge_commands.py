@@ -14,13 +14,14 @@ from rdm.distributed import rank, started
 from rdm.errors import InputError
 from rdm.items import Items, first_item
 from rdm.judge import Verdict, as_json, battery_of, encode, judge, rows_of_table
-from rdm.measure import Encoders, Survey
+from rdm.measure import FIT, Encoders, Survey
 from rdm.randomness import seeded, stream
-from rdm.reference_file import ReferenceFile
-from rdm.registry import batteries
+from rdm.ratio import Ratio
+from rdm.reference_file import KIND, ReferenceFile
+from rdm.registry import batteries, metrics
 from rdm.representation import Battery
 from rdm.source import Form, Given, Source, open_source
-from rdm.store import write_bytes, write_json
+from rdm.store import described, write_bytes, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -182,10 +183,8 @@ def bars(verdict: Verdict) -> bytes:
 
 
 def _ratio_names(verdict: Verdict) -> set[str]:
-    from rdm.registry import metrics
-
     found = {key.split("/")[0] for key in verdict.metrics}
-    return {name for name in found if metrics.build(name).aggregate}
+    return {name for name in found if isinstance(metrics.build(name), Ratio)}
 
 
 def _encoders(
@@ -200,7 +199,7 @@ def _encoders(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen: Battery = batteries.build(battery, **arguments)
     if any(m.module is None for m in (*chosen.members, *chosen.held_out)):
-        chosen = chosen.fitted(items.pick(512))
+        chosen = chosen.fitted(items.pick(FIT))
     return Encoders(chosen.to(device), device=device), [m.name for m in chosen.held_out]
 
 
@@ -209,9 +208,6 @@ def _columns(source: Any) -> dict[str, int]:
 
 
 def _is_reference(path: Path) -> bool:
-    from rdm.reference_file import KIND
-    from rdm.store import described
-
     return path.suffix == ".safetensors" and path.is_file() and described(path).get("kind") == KIND
 
 

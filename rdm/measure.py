@@ -30,11 +30,6 @@ from rdm.store import digest, read_tensors, remove_folder, write_tensors
 PILOT, FIT = 128, 512  # items that set shifts and units; items that encoders are fitted on
 
 
-def check_items(representation: Representation, items: Tensor) -> None:
-    """Refuse items that a representation cannot judge."""
-    representation.check(items)
-
-
 @dataclass(frozen=True)
 class Encoders:
     """What turns a batch into every member's features: a battery, or the columns of features already computed."""
@@ -56,7 +51,7 @@ class Encoders:
         values, found = values.to(self.device), {}
         with torch.no_grad():
             for member in self.members:
-                check_items(member, values)
+                member.check(values)
                 condition = labels.to(self.device) if member.conditional and labels is not None else None
                 found[member.name] = checked(member(values, condition), side=f"features of {member.name!r}")[0]
         return found

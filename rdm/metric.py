@@ -137,7 +137,6 @@ class Measure(ABC):
     """A metric: a frozen dataclass of hyperparameters, called on features. Registered in `metrics`."""
 
     logits: ClassVar[bool] = False  # it is about class logits, not features
-    aggregate: ClassVar[bool] = False  # its mean over the members of a battery is reported too
     best: ClassVar[float] = 0.0  # what real data strives for: 0 or 1, infinity for the most
 
     @abstractmethod

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 from rdm.accumulate import Reservoir, merged
+from rdm.distances import median_distance
 from rdm.errors import CorruptFileError, InputError, MismatchError
+from rdm.landmarks import landmarks as k_means
 from rdm.metric import Distance, Gaussian, Real
+from rdm.reference import Reference
 from rdm.registry import metrics
 from rdm.store import read_tensors, write_bytes, write_tensors
 
@@ -173,15 +176,27 @@ class ReferenceFile:
 
 def finished(file: ReferenceFile, *, landmarks: int) -> ReferenceFile:
     """The file with what follows from its samples: bandwidths, landmarks and floors."""
-    from rdm.metrics._derived import landmarks_of, median_of
-
     members = {}
     for name, member in file.members.items():
         if member.rows is not None and len(member.rows) > 1:
-            chosen = landmarks_of(member.rows, landmarks) if landmarks else None
-            member = replace(member, bandwidth=median_of(member.rows), landmarks=chosen)
+            chosen = _centres(member.rows, landmarks) if landmarks else None
+            member = replace(member, bandwidth=_median(member.rows), landmarks=chosen)
         members[name] = replace(member, description={**member.description, "floors": member.floors()})
     return replace(file, members=members)
+
+
+def _median(rows: Tensor) -> float | None:
+    """Median distance between the rows; None where more than half of the pairs coincide."""
+    try:
+        return median_distance(Reference.from_features(rows))
+    except InputError:
+        return None
+
+
+def _centres(rows: Tensor, count: int) -> Tensor:
+    """K-means centres of the rows, float64."""
+    ones = torch.ones(len(rows), dtype=torch.float64)
+    return k_means(rows.double(), ones, count, method="k-means", seed=0)
 
 
 def _union(a: ReferenceFile, b: ReferenceFile, prefix: str) -> dict[str, Tensor]:

@@ -35,9 +35,7 @@ class Streaming:
     9.0
     """
 
-    def __init__(
-        self, representation: Representation | None, names: Sequence[str] = ("fd",), *, rows: int = 4096, seed: int = 0
-    ):
+    def __init__(self, representation: Representation | None, names: Sequence[str], *, rows: int = 4096, seed: int = 0):
         self.representation, self.names, self.rows, self.seed = representation, tuple(names), rows, seed
         self._measures: dict[str, Measure] = {name: metrics.build(name) for name in self.names}
         self.fits: dict[str, Gaussian | None] = {}

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from objectives._bandwidth import median_distance
+from rdm.distances import median_distance
 from rdm.errors import InputError
 from rdm.reference import Reference
 from rdm.registry import representations

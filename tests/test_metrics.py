@@ -11,7 +11,7 @@ import rdm
 from rdm.errors import InputError
 from rdm.metric import Estimate, Gaussian, Measure, Metric, Real, of_share, student
 from rdm.metrics.kernels import kid_subsets
-from rdm.metrics.ratios import mean_ratio
+from rdm.ratio import mean_ratio
 from tests.peers import peer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own

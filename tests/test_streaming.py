@@ -54,7 +54,7 @@ def test_merging_pickling_and_resetting():
 
 
 def test_eight_bit_images_are_scaled_and_wrong_ones_refused():
-    metric = Streaming(PIXELS)
+    metric = Streaming(PIXELS, ["fd"])
     metric.update((Y * 255).round().byte(), real=True)
     metric.update((Y * 255).round() / 255, real=False)
     assert metric.compute()["fd"].value == pytest.approx(0, abs=1e-9)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from objectives._kernels import squared_distances
+from rdm.distances import squared_distances
 from rdm.randomness import stream
 
 BLOCK = 2048  # rows assigned at a time
