@@ -39,6 +39,8 @@ class Preprocess(nn.Module):
         images = images.to(self.mean.dtype)
         if self.size is not None and images.shape[2:] != (self.size, self.size):
             images = resized(images, self.size, self.resize)
+        if images.device.type == "cpu":  # depthwise and wide convolutions run up to three times as fast there
+            images = images.contiguous(memory_format=torch.channels_last)
         return ((images.flip(1) if self.bgr else images) - self.mean) / self.std
 
     def extra_repr(self) -> str:
