@@ -161,7 +161,7 @@ def test_wrong_input_is_one_line():
     for name, x, real, message in (
         ("fd", X[:1], Real(Y), "fd needs at least 2 generated rows; got 1"),
         ("fd_infinity", X[:60], Real(Y), "needs at least 64 generated rows; got 60"),
-        ("kid", X, Real(Y), "needs at least 1000 generated rows; got 300"),
+        ("kid_spread", X, Real(Y), "needs at least 1000 generated rows; got 300"),
         ("precision", X[:5], Real(Y), "needs at least 12 generated rows; got 5"),
         ("inception_score", X[:5], Real(Y), "needs at least 10 generated rows; got 5"),
         ("sw", X, Real(None, Gaussian.of(Y)), "sw needs rows of the reference; this one holds moments only"),

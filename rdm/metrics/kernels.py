@@ -15,6 +15,7 @@ from rdm.registry import metrics, objectives
 
 ROWS = 16_384  # a side, at most: the cost is quadratic
 TILE = 1024
+PUBLISHED = 1000  # rows of a subset of KID
 
 
 class _KernelDistance(Distance):
@@ -151,17 +152,19 @@ def kid_subsets(x: Tensor, y: Tensor, *, subsets: int, size: int, seed: int) -> 
 
 @dataclass(frozen=True)
 class _OfSubsets(Measure):
-    subsets: int = 100
-    size: int = 1000
+    user: ClassVar[str]
 
-    def values(self, x: Tensor, real: Real, seed: int) -> Tensor:
+    subsets: int = 100
+    size: int | None = None
+
+    def values(self, x: Tensor, real: Real, seed: int, *, size: int) -> Tensor:
         """One squared MMD a subset."""
         if self.subsets < 2:
-            raise InputError(f"kid needs at least 2 subsets; got {self.subsets}")
-        x, y = generated(x, least=self.size, user="kid"), real.required_rows("kid").to(x.device)
-        if len(y) < self.size:
-            raise InputError(f"kid needs at least {self.size} reference rows, one subset; got {len(y)}; give a size")
-        return kid_subsets(x, y, subsets=self.subsets, size=self.size, seed=seed)
+            raise InputError(f"{self.user} needs at least 2 subsets; got {self.subsets}")
+        x, y = generated(x, least=size, user=self.user), real.required_rows(self.user).to(x.device)
+        if len(y) < size:
+            raise InputError(f"{self.user} needs at least {size} reference rows, a subset; got {len(y)}; give a size")
+        return kid_subsets(x, y, subsets=self.subsets, size=size, seed=seed)
 
 
 @metrics.register("kid")
@@ -169,20 +172,25 @@ class _OfSubsets(Measure):
 class KernelInceptionDistance(_OfSubsets):
     """Kernel distance (KID on Inception features): mean over random subsets of the unbiased cubic-kernel squared MMD.
 
-    Source: Binkowski et al. (2018), section 4, with its 100 subsets of 1000 rows; not times 1000. Unbiased: below 0
-    for half of the samples of one law. Interval: of the population's value given the reference's rows, from the
-    variance of the estimator on all rows (16,384 a side at most) and of the choice of subsets; the published spread
-    over subsets, `kid_spread`, is no interval.
+    Source: Binkowski et al. (2018), section 4, with its 100 subsets of 1000 rows; not times 1000. Where either side
+    has fewer rows and no `size` is given, a subset is as large as the smaller side: the estimate is unbiased at any
+    size, so the same number is estimated. Below 0 for half of the samples of one law. Interval: of the population's
+    value given the reference's rows, from the variance of the estimator on all rows (16,384 a side at most) and of the
+    choice of subsets; the published spread over subsets, `kid_spread`, is no interval.
 
     Shapes: features n d. Units: sixth power of features. Cost: subsets size^2 d + n (n + m) d in float64.
 
     Raises:
-        InputError: fewer rows than a subset has, on either side.
+        InputError: fewer rows on either side than the `size` that was asked for.
     """
 
+    user: ClassVar[str] = "kid"
+
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
-        values = self.values(x, real, seed)
-        chosen = float(values.var()) / self.subsets if self.size < max(len(x), len(real.required_rows("kid"))) else 0.0
+        rows = len(x), len(real.required_rows("kid"))
+        size = self.size or min(PUBLISHED, *rows)
+        values = self.values(x, real, seed, size=size)
+        chosen = float(values.var()) / self.subsets if size < max(rows) else 0.0
         return between(float(values.mean()), _Cubic().estimate(x, real, seed=seed).variance + chosen, len(x), seed)
 
 
@@ -191,16 +199,20 @@ class KernelInceptionDistance(_OfSubsets):
 class KernelInceptionSpread(_OfSubsets):
     """Standard deviation of KID over its random subsets, as published beside the mean.
 
-    Source: Binkowski et al. (2018). A property of the subsets' size, not the error of the mean. Interval: of the
-    spread over all subsets of these rows (normal law of the subsets' values).
+    Source: Binkowski et al. (2018). A property of the subsets' size (1000 rows unless `size` is given), not the error
+    of the mean. Interval: of the spread over all subsets of these rows (normal law of the subsets' values).
 
     Shapes: features n d. Units: as `kid`. Cost: subsets size^2 d in float64.
+
+    Raises:
+        InputError: fewer rows than a subset has, on either side.
     """
 
+    user: ClassVar[str] = "kid_spread"
     best: ClassVar[float] = float("nan")
 
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
-        spread = float(self.values(x, real, seed).std(correction=0))
+        spread = float(self.values(x, real, seed, size=self.size or PUBLISHED).std(correction=0))
         return between(spread, spread**2 / (2 * self.subsets), len(x), seed)
 
 
