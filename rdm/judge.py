@@ -100,10 +100,10 @@ def _measured(
     held_out: Sequence[str],
     seed: int,
 ) -> dict[str, Metric]:
-    if measure.logits:
-        members = [m for m in members if file.members[m].description["settings"].get("output") == "logits"]
-        if not members:
-            raise InputError(f"{name} takes class logits; no member of the battery gives them")
+    logits = [m for m in members if file.members[m].description.get("settings", {}).get("output") == "logits"]
+    if measure.logits and not logits:
+        raise InputError(f"{name} takes class logits; no member of the battery gives them")
+    members = logits if measure.logits else [m for m in members if m not in logits] or logits
     found: dict[str, Metric] = {}
     ratios = {}
     for member in members:

@@ -145,6 +145,7 @@ def _mobile_folder() -> Path | None:
 )
 def mobile(
     folder: str | None = None,
+    logits: bool = False,
     micro_batch: int | Mapping[str, int] | None = None,
     precision: Precision | Mapping[str, Precision] = "float32",
     clamp: bool = False,
@@ -153,8 +154,8 @@ def mobile(
     """Six small ImageNet encoders from local files: MobileNet v1 in four widths, v2, SqueezeNet.
 
     MobileNet v1 (1.0, 0.5, 0.25) and v2 are to train on; v1 0.75 and SqueezeNet, another family with other
-    preprocessing, are held out. `folder` holds the files, RDM_DATA/imagenet_encoders by default; the options are those
-    of `rdm.representation.assemble`.
+    preprocessing, are held out. `folder` holds the files, RDM_DATA/imagenet_encoders by default. `logits` adds v2's
+    class logits, held out, for the Inception score. The other options are those of `rdm.representation.assemble`.
     """
     place = Path(folder) if folder is not None else _mobile_folder()
     if place is None:
@@ -165,15 +166,11 @@ def mobile(
         options = {"weights": str(place / f"{name}.safetensors"), "width": width, "size": size, "name": name}
         return representations.build("mobilenet", **options)
 
-    second = representations.build(
-        "timm",
-        model="mobilenetv2_100",
-        arguments={"pad_type": "same"},
-        weights=str(place / "mobilenetv2_100.safetensors"),
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-        name="mobilenetv2_100",
-    )
+    def second(name: str, **options: Any) -> Any:
+        file = {"weights": str(place / "mobilenetv2_100.safetensors"), "name": name}
+        scale = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+        return representations.build("timm", model="mobilenetv2_100", **file, **scale, **options)
+
     squeeze = representations.build(
         "torchvision",
         model="squeezenet1_0",
@@ -186,5 +183,13 @@ def mobile(
         bgr=True,
         name="squeezenet",
     )
-    members = (first(1.0, 224), second, first(0.5, 160), first(0.25, 128))
-    return assemble(members, (first(0.75, 192), squeeze), None, micro_batch, precision, clamp, compile)
+    padding = {"pad_type": "same"}
+    members = (
+        first(1.0, 224),
+        second("mobilenetv2_100", arguments=padding),
+        first(0.5, 160),
+        first(0.25, 128),
+    )
+    classes = [second("mobilenetv2_logits", pool="logits", arguments=padding)]
+    held_out = (first(0.75, 192), squeeze, *(classes if logits else ()))
+    return assemble(members, held_out, None, micro_batch, precision, clamp, compile)

@@ -87,7 +87,14 @@ def timm(
     how = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
     prepare = Preprocess(side, mean or config["mean"], std or config["std"], how)
     module = TimmEncoder(prepare, network, pool, layer, owner=owner)
-    settings = {"model": model, "pool": pool, "layer": layer, "size": side, **origin(path)}
+    settings = {
+        "output": LOGITS if pool == LOGITS else "features",
+        "model": model,
+        "pool": pool,
+        "layer": layer,
+        "size": side,
+        **origin(path),
+    }
     return Representation(name or model.partition(".")[0], module, settings, inputs=images())
 
 

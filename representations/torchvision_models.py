@@ -78,7 +78,14 @@ def torchvision(
     if path is not None:
         load_strictly(network, read(path, owner), source=path, owner=owner)
     module = TorchvisionEncoder(Preprocess(size, mean, std, resize, bgr=bgr), network, pool, layer, owner=owner)
-    settings = {"model": model, "pool": pool, "layer": layer, "size": size, **origin(path)}
+    settings = {
+        "output": LOGITS if pool == LOGITS else "features",
+        "model": model,
+        "pool": pool,
+        "layer": layer,
+        "size": size,
+        **origin(path),
+    }
     return Representation(name or model, module, settings, inputs=images())
 
 

@@ -311,3 +311,14 @@ def test_weights_files_are_never_unpickled(tmp_path):
         read(tmp_path / "short.safetensors", "x")
     torch.save({"state_dict": {"weight": torch.ones(2)}}, tmp_path / "good.pth")
     assert torch.equal(read(tmp_path / "good.pth", "x")["weight"], torch.ones(2))
+
+
+def test_the_logits_of_the_mobile_battery_know_the_classes_of_imagenette():
+    folder("imagenet_encoders")
+    battery = rdm.battery("mobile", logits=True)
+    logits = next(m for m in battery.held_out if m.settings.get("output") == "logits")
+    images, labels = pictures("imagenette224", "val_jpeg.npz", slice(0, 2000, 50))
+    classes = torch.tensor([0, 217, 482, 491, 497, 566, 569, 571, 574, 701])  # of ImageNet, in Imagenette's order
+    with torch.no_grad():
+        found = logits(images).argmax(1)
+    assert (found == classes[labels]).double().mean() > 0.8

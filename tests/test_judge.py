@@ -11,10 +11,10 @@ from PIL import Image
 import rdm
 from rdm.__main__ import main
 from rdm.errors import InputError
-from rdm.judge import Verdict, alarms, judge
+from rdm.judge import Rows, Verdict, alarms, judge
 from rdm.judge_commands import bars, judge_source, make_reference
-from rdm.metric import Metric
-from rdm.reference_file import ReferenceFile
+from rdm.metric import Gaussian, Metric
+from rdm.reference_file import MemberReference, ReferenceFile
 from rdm.source import Given
 
 RNG = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def test_a_folder_is_judged_with_every_metric(made, capsys):
         and "samples are 8-bit, the reference was made of 8-bit" in printed
     )
     assert any("inception_score not measured" in note for note in found["notes"])
-    assert any("kid needs at least 1000 generated rows" in note for note in found["notes"])
+    assert any("kid_spread needs at least 1000 generated rows" in note for note in found["notes"])
     assert (made / "v.svg").read_text().startswith("<svg")
     again = made / "again.json"
     assert main([*command, "--json", str(again), "--batch", "7"]) == 0
@@ -132,7 +132,10 @@ def test_refusals_are_one_line(made, tmp_path, capsys, monkeypatch):
         ([str(tmp_path / "wide.npy"), "--reference", reference], "items of shape [1, 7, 7]"),
         ([str(tmp_path / "rows.npy"), "--reference", reference], "samples have features ['features']"),
         ([str(made / "noisy.npy"), "--reference", reference, "--metrics", "fid"], "unknown metric 'fid'"),
-        ([str(made / "noisy.npy"), "--reference", reference, "--metrics", "kid"], "kid needs at least 1000"),
+        (
+            [str(made / "noisy.npy"), "--reference", reference, "--metrics", "kid_spread"],
+            "kid_spread needs at least 1000",
+        ),
         ([str(made / "noisy.npy"), "--reference", str(made / "no.safetensors")], "expected a file at"),
         ([str(tmp_path / "none"), "--reference", reference], "expected data at"),
         ([str(made / "noisy.npy"), "--reference", str(made / "v.npz")], "expected a reference at"),
@@ -170,3 +173,18 @@ def test_what_nothing_can_draw_or_judge():
         bars(Verdict({}))
     with pytest.raises(InputError, match="samples have features"):
         judge(rdm.judge.Rows({}, set()), ReferenceFile({}, {}))
+
+
+def test_feature_metrics_leave_logits_out_and_the_inception_score_takes_them():
+    x = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)).double()
+    members = {}
+    for name, output in (("features", "features"), ("classes", "logits")):
+        description = {"settings": {"output": output}}
+        gaussian = Gaussian.of(x)
+        members[name] = MemberReference(name, gaussian, x[:30], x[30:], description=description)
+    found = judge(Rows({"features": x, "classes": 5 * x}, set()), ReferenceFile(members, {}), seed=0)
+    names = {key.partition("/")[::2] for key in found.metrics}
+    assert ("inception_score", "classes") in names and ("inception_score", "features") not in names
+    assert {member for name, member in names if name != "inception_score"} == {"features"}
+    only = ReferenceFile({"classes": members["classes"]}, {})
+    assert "fd/classes" in judge(Rows({"classes": 5 * x}, set()), only).metrics
