@@ -5,6 +5,7 @@ Exit status 0, 2 for a usage or configuration error, 1 for a failure while runni
 
 import argparse
 import ast
+import ctypes
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from typing import Any
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors are one line on standard error, `--debug` adds the traceback."""
     options = _parser().parse_args(arguments)
+    keep_freed_memory()
     from rdm.errors import InputError
     from rdm.run import Interrupted
 
@@ -29,6 +31,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error) or "interrupted", 1, options.debug)
     except Exception as error:  # whatever failed while running, in one line
         return _fail(error, 1, options.debug)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the blocks that are freed for the next ones, as a long computation wants it.
+
+    By default it returns large ones to the system, which clears them anew each time: half the time of encoding
+    pictures on a CPU. Elsewhere nothing happens.
+    """
+    largest_trimmed, mapped_blocks = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(mapped_blocks, 0)
+    mallopt(largest_trimmed, 2**31 - 1)
 
 
 def _warn(message: Warning | str, category: type[Warning], *place: object, **options: object) -> None:
@@ -123,7 +140,7 @@ def _evaluate_parser(commands: Any) -> None:
 
 def _reading_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0, help="of samples, subsets and noise (0)")
-    command.add_argument("--batch", type=int, default=64, metavar="N", help="items a forward pass (64)")
+    command.add_argument("--batch", type=int, default=32, metavar="N", help="items a forward pass (32)")
     command.add_argument(
         "--workers", type=int, default=0, metavar="N", help="processes that read items (0: none apart)"
     )
@@ -143,7 +160,7 @@ def _reference(options: argparse.Namespace) -> None:
         options.data,
         options.out,
         battery=options.battery,
-        arguments=dict(map(_setting, options.set)),
+        arguments=dict(map(setting, options.set)),
         fresh=options.fresh,
         split=options.split,
         size=options.size,
@@ -157,7 +174,7 @@ def _reference(options: argparse.Namespace) -> None:
     )
 
 
-def _setting(text: str) -> tuple[str, Any]:
+def setting(text: str) -> tuple[str, Any]:
     """KEY=VALUE, the value a Python literal or else text."""
     from rdm.errors import InputError
 

@@ -15,6 +15,7 @@ from rdm.errors import InputError
 from rdm.items import Items, first_item
 from rdm.judge import Verdict, as_json, battery_of, encode, judge, rows_of_table
 from rdm.measure import FIT, Encoders, Survey
+from rdm.metric import Metric
 from rdm.randomness import seeded, stream
 from rdm.ratio import Ratio
 from rdm.reference_file import KIND, ReferenceFile
@@ -24,19 +25,39 @@ from rdm.source import Form, Given, Source, open_source
 from rdm.store import described, write_bytes, write_json
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BATCH = 64
+BATCH = 32
 DRAWN = 16_384  # items drawn from a run's generator, at most
 
 
 def make_reference(
-    data: Sequence[Path],
+    data: Sequence[Path], out: Path, *, fresh: Path | None = None, member: str | None = None, **options: Any
+) -> None:
+    """Measure data into a reference file (see `measure_source`); or merge references, or write moments as .npz.
+
+    Raises:
+        InputError: data that cannot be read, or references that do not merge.
+    """
+    if all(_is_reference(path) for path in data):
+        _save(_merged(data), out, member)
+        return
+    if len(data) > 1:
+        raise InputError("give one data set, or several references to merge; of two data sets make two references")
+    apart = None if fresh is None else open_source(fresh)
+    found = measure_source(open_source(data[0]), out, fresh=apart, **options)
+    if found is not None:
+        _say_reference(found, out)
+
+
+def measure_source(
+    source: Source,
     out: Path,
     *,
     battery: str | None = None,
     arguments: Mapping[str, Any] | None = None,
-    fresh: Path | None = None,
+    fresh: Source | None = None,
     split: float = 0.2,
     size: int | None = None,
     channels: int | None = None,
@@ -47,52 +68,31 @@ def make_reference(
     per_class: bool = False,
     landmarks: int = 0,
     skip_broken: bool = False,
-    member: str | None = None,
-    save_every: float | None = None,
-) -> None:
-    """Measure data into a reference file; or merge references, or write one member's moments as .npz.
+    save_every: float = 20.0,
+) -> ReferenceFile | None:
+    """Measure a source's items under every member of a battery into a file; returned on rank 0.
 
     Raises:
-        InputError: data that cannot be read, an unknown battery, a share outside [0, 1), references that do not merge.
+        InputError: items that cannot be read, an unknown battery, a share outside [0, 1).
     """
-    if all(_is_reference(path) for path in data):
-        _save(_merged(data), out, member)
-        return
-    if len(data) > 1:
-        raise InputError("give one data set, or several references to merge; of two data sets make two references")
     if not 0 <= split < 1:
         raise InputError(f"--split is the share of fresh items, at least 0 and below 1; got {split}")
     if sample < 4 or batch < 1:
         raise InputError(f"expected --sample >= 4 and --batch >= 1; got {sample} and {batch}")
     with started(), seeded(seed):
-        source, form = open_source(data[0]), Form(size, channels)
+        form = Form(size, channels)
         first = first_item(source, form)
-        sides: list[tuple[Source, bool | None]] = [(source, None if fresh is None else False)]
-        if fresh is not None:
-            sides.append((open_source(fresh), True))
+        sides = [(source, None)] if fresh is None else [(source, False), (fresh, True)]
         items = Items(sides, form, first, 0.0 if fresh else split, seed, batch)
         encoders, held_out = _encoders(source, items, battery, arguments or {})
         description = {
-            "data": source.path.name + (f", fresh {fresh.name}" if fresh else ""),
+            "data": source.path.name + (f", fresh {fresh.path.name}" if fresh else ""),
             "battery": {"name": battery, "arguments": dict(arguments or {})},
             "held_out": held_out,
             "form": {"size": size, "channels": channels, "shape": list(first.value.shape), "kind": source.kind},
         }
-        survey = Survey(
-            items,
-            encoders,
-            out,
-            description,
-            sample=sample,
-            per_class=per_class,
-            landmarks=landmarks,
-            skip_broken=skip_broken,
-            workers=workers,
-            **({} if save_every is None else {"save_every": save_every}),
-        )
-        found = survey.run()
-        if found is not None:
-            _say_reference(found, out)
+        options = {"sample": sample, "per_class": per_class, "landmarks": landmarks, "skip_broken": skip_broken}
+        return Survey(items, encoders, out, description, workers=workers, save_every=save_every, **options).run()
 
 
 def evaluate_samples(
@@ -157,7 +157,7 @@ def judge_source(
 
 
 def bars(verdict: Verdict) -> bytes:
-    """An SVG of every ratio by encoder, with intervals; held-out encoders hatched, a line at 1.
+    """An SVG of every ratio by encoder, with intervals, on logarithmic axes from 1; held-out encoders hatched.
 
     Raises:
         InputError: matplotlib is not installed, or there are no ratios.
@@ -171,15 +171,27 @@ def bars(verdict: Verdict) -> bytes:
     figure: Figure = blank_figure(1.5 + 2.8 * len(names), 0.8 + 0.32 * len(verdict.members))
     axes = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
     for axis, name in zip(axes, names, strict=True):
-        shown = [(m, ratios[f"{name}/{m}"]) for m in verdict.members if f"{name}/{m}" in ratios]
-        spans = [[r.value - r.low for _, r in shown], [r.high - r.value for _, r in shown]]
-        drawn = axis.barh([m for m, _ in shown], [r.value for _, r in shown], xerr=spans, capsize=3, color="#7aa6d8")
-        for bar, (member, _) in zip(drawn, shown, strict=True):
-            bar.set_hatch("//" if member in verdict.held_out else "")
-        axis.axvline(1, color="#1b1b1f", linewidth=1)
-        axis.set_title(f"{name} (hatched: held out)", fontsize=9)
-        axis.invert_yaxis()
+        found = {m: ratios[f"{name}/{m}"] for m in verdict.members if f"{name}/{m}" in ratios}
+        _draw_ratios(axis, found, verdict.held_out)
+        axis.set_title(f"{name} (hatched: held out)" if verdict.held_out else name, fontsize=9)
+    axes[0].invert_yaxis()  # shared by all
     return svg(figure).encode()
+
+
+def _draw_ratios(axis: "Axes", found: Mapping[str, Metric], held_out: Sequence[str]) -> None:
+    """Bars from 1, which real data scores, on a logarithmic axis: the intervals are log-normal."""
+    axis.set_xscale("log", subs=())
+    axis.xaxis.set_major_formatter("{x:g}")
+    spans = [[r.value - r.low for r in found.values()], [r.high - r.value for r in found.values()]]
+    lengths = [r.value - 1 for r in found.values()]
+    drawn = axis.barh(list(found), lengths, left=1, xerr=spans, capsize=3, color="#7aa6d8")
+    for bar, member in zip(drawn, found, strict=True):
+        bar.set_hatch("//" if member in held_out else "")
+    low, high = axis.get_xlim()
+    steps = (1, 1.4, 2, 3, 5, 7) if high / low < 5 else (1, 2, 5) if high / low < 200 else (1,)
+    ticks = [step * 10.0**power for power in range(-9, 10) for step in steps]
+    axis.set_xticks([tick for tick in ticks if low <= tick <= high])
+    axis.axvline(1, color="#1b1b1f", linewidth=1)
 
 
 def _ratio_names(verdict: Verdict) -> set[str]:
