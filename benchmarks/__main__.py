@@ -6,11 +6,13 @@ import platform
 
 import torch
 
-from benchmarks import battery, objectives, population
+from benchmarks import battery, evaluation, objectives, population
 
 parser = argparse.ArgumentParser(description="Times beside peers in one process, accuracy and peak memory.")
 parser.add_argument("--device", default="cpu")
-parser.add_argument("--only", help="one benchmark: mmd, energy, frechet, sliced, sinkhorn, references or population")
+parser.add_argument(
+    "--only", help="one benchmark: mmd, energy, frechet, sliced, sinkhorn, references, population, battery, evaluation"
+)
 options = parser.parse_args()
 torch.set_num_threads(1)
 where = torch.cuda.get_device_name() if options.device == "cuda" else f"{os.cpu_count()} cores, one thread used"
@@ -20,3 +22,5 @@ if options.only in (None, "population"):
     population.run(options.device)
 if options.only in (None, "battery"):
     battery.run(options.device)
+if options.only in (None, "evaluation"):
+    evaluation.run(options.device)

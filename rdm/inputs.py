@@ -1,5 +1,6 @@
 """What an encoder takes, and the checks of what it is given."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -71,12 +72,12 @@ class Inputs:
         if self.soft is not None and items.is_floating_point():
             return self.soft.check_values(items, owner)
         flat = items.detach().flatten(1)
-        bad = int((~torch.isfinite(flat)).any(1).sum())
-        if bad:
+        low, high = (float(v) for v in torch.aminmax(flat))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            bad = int((~torch.isfinite(flat)).any(1).sum())
             raise NonFiniteError(f"{owner}: NaN or infinity in {bad} of {len(items)} {self.kind}")
         if self.low is None or self.high is None:
             return
-        low, high = (float(v) for v in torch.aminmax(flat))
         if low < self.low - SLACK or high > self.high + SLACK:
             outside = int(((flat < self.low - SLACK) | (flat > self.high + SLACK)).any(1).sum())
             raise InputError(

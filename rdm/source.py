@@ -112,7 +112,7 @@ class Form:
                 "give --channels 3"
             )
         value = torch.from_numpy(unit(array, f"{source.path}: {source.name(i)}")).permute(2, 0, 1)
-        return (value.expand(channels, -1, -1) if len(value) < channels else value).contiguous()
+        return value.expand(channels, -1, -1) if len(value) < channels else value
 
     def _row(self, array: np.ndarray) -> Tensor:
         value = torch.from_numpy(np.ascontiguousarray(array))
