@@ -118,6 +118,10 @@ def test_the_spoken_digits_are_the_recordings():
     assert not test.images[7, n:].any()
     one = rdm.dataset("spoken_digits", split="all", speakers=("theo",), length=4000)
     assert one.images.shape == (500, 4000) and one.name == "spoken_digits/all/theo"
+    some = rdm.dataset("spoken_digits", takes=(0, 5))
+    assert torch.equal(some.images, test.images) and some.name == "spoken_digits/takes 0 to 4"
+    with pytest.raises(InputError, match=r"from 0 to 50; got \(25, 51\)"):
+        rdm.dataset("spoken_digits", takes=(25, 51))
     with pytest.raises(InputError, match="no speaker .* 'teo'; did you mean 'theo'"):
         rdm.dataset("spoken_digits", speakers=("teo",))
 

@@ -17,7 +17,10 @@ FILE = Path("fsdd", "fsdd_8khz_int16.npz")
 
 @datasets.register("spoken_digits", needs="fsdd/fsdd_8khz_int16.npz in the folder that RDM_DATA names")
 def spoken_digits(
-    split: Literal["train", "test", "all"] = "train", speakers: Sequence[str] | None = None, length: int = 8000
+    split: Literal["train", "test", "all"] = "train",
+    speakers: Sequence[str] | None = None,
+    takes: tuple[int, int] | None = None,
+    length: int = 8000,
 ) -> Dataset:
     """Spoken digits (Jackson 2016), waveforms "n length" at 8,000 samples a second in [-1, 1], 10 classes.
 
@@ -27,17 +30,22 @@ def spoken_digits(
     Args:
         split: which recordings.
         speakers: only these speakers' recordings; None for all six.
+        takes: only recordings from the first of these numbers up to the second, left out, of the 50 that there are of
+            each digit and speaker; in the place of `split`.
         length: samples of an item; 8,000 are one second, which 99.3 % of the recordings fit in.
     """
     if split not in ("train", "test", "all") or length < 1:
         raise InputError(f'expected split "train", "test" or "all" and length >= 1; got {split!r} and {length}')
+    if takes is not None and not 0 <= takes[0] < takes[1] <= 50:
+        raise InputError(f"takes are a first and a last number, left out, from 0 to 50; got {tuple(takes)}")
     with np.load(_archive(), allow_pickle=False) as stored:
         audio, offsets, index = stored["audio"], stored["offsets"], stored["index"]
         labels, speaker, names = stored["labels"], stored["speaker"], stored["speaker_names"].tolist()
     for name in speakers or ():
         if name not in names:
             raise InputError(f"no speaker of the spoken digits is called {name!r}{nearest(name, names)}")
-    chosen = {"train": index >= 5, "test": index < 5, "all": index >= 0}[split]
+    first, last = takes or {"train": (5, 50), "test": (0, 5), "all": (0, 50)}[split]
+    chosen = (index >= first) & (index < last)
     if speakers is not None:
         chosen = chosen & np.isin(speaker, [names.index(name) for name in speakers])
     rows = np.flatnonzero(chosen)
@@ -46,8 +54,9 @@ def spoken_digits(
         recording = audio[offsets[row] : offsets[row + 1]][:length]
         waveform[: len(recording)] = recording / 32768
     said = "" if speakers is None else f"/{','.join(speakers)}"
+    part = split if takes is None else f"takes {first} to {last - 1}"
     items, classes = torch.from_numpy(waveforms), torch.from_numpy(labels[rows]).long()
-    return Dataset(f"spoken_digits/{split}{said}", items, classes, classes=10)
+    return Dataset(f"spoken_digits/{part}{said}", items, classes, classes=10)
 
 
 def _archive() -> Path:
