@@ -69,6 +69,9 @@ def test_kid_is_torch_fidelitys_with_its_seed():
     whole = torchmetrics.poly_mmd(X[:250], Y)
     assert float(kid_subsets(X[:250], Y, subsets=1, size=250, seed=0)[0]) == pytest.approx(float(whole), rel=1e-9)
     assert len(values) == 2
+    at_once = kid_subsets(X, Y[:90], subsets=40, size=60, seed=0)
+    one_by_one = kid_subsets(X, Y[:90], subsets=2, size=60, seed=0)
+    torch.testing.assert_close(at_once[:2], one_by_one, rtol=1e-12, atol=1e-14)
 
 
 def test_inception_score_is_torch_fidelitys():

@@ -139,15 +139,36 @@ class Subsets(NamedTuple):
 def kid_subsets(x: Tensor, y: Tensor, *, subsets: int, size: int, seed: int) -> Tensor:
     """Unbiased squared MMD of the cubic kernel on random subsets of both sides, torch-fidelity's draws for a seed."""
     source = np.random.RandomState(seed)
+    drawn = [[source.choice(len(side), size, replace=False) for side in (x, y)] for _ in range(subsets)]
+    a, b = (torch.from_numpy(np.stack(rows)) for rows in zip(*drawn, strict=True))
     x, y = x.double(), y.double()
-    found = []
-    for _ in range(subsets):
-        a = x[torch.from_numpy(source.choice(len(x), size, replace=False)).to(x.device)]
-        b = y[torch.from_numpy(source.choice(len(y), size, replace=False)).to(x.device)]
-        aa, bb, ab = (((p @ q.T) / x.shape[1] + 1) ** 3 for p, q in ((a, a), (b, b), (a, b)))
-        within = (aa.sum() - aa.trace() + bb.sum() - bb.trace()) / (size * (size - 1))
-        found.append(within - 2 * ab.mean())
-    return torch.stack(found).cpu()
+    whole = len(x) ** 2 + len(x) * len(y) + len(y) ** 2
+    if whole <= 3 * subsets * size**2:  # every pair once is cheaper than every subset's pairs
+        sums = _subset_sums(x, y, a, b)
+    else:
+        every = torch.arange(size)[None]
+        pairs = zip(a.to(x.device), b.to(x.device), strict=True)
+        sums = torch.cat([_subset_sums(x[i], y[j], every, every) for i, j in pairs], 1)
+    within, across = sums[0] + sums[1], sums[2]
+    return (within / (size * (size - 1)) - 2 * across / size**2).cpu()
+
+
+def _subset_sums(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Sums of the cubic kernel over the pairs i != j within x[a], within y[b], and across, a column a subset."""
+    masks = [
+        torch.zeros(len(rows), len(side), dtype=x.dtype).scatter_(1, rows, 1.0).to(x.device)
+        for side, rows in ((x, a), (y, b))
+    ]
+    sums = torch.zeros(3, len(a), dtype=x.dtype, device=x.device)
+    for k, (left, right) in enumerate(((0, 0), (1, 1), (0, 1))):
+        p, q = ((x, y)[side] for side in (left, right))
+        for start in range(0, len(p), TILE):
+            rows = slice(start, start + TILE)
+            kernel = (p[rows] @ q.T / x.shape[1] + 1) ** 3
+            if k < 2:
+                kernel[:, rows].fill_diagonal_(0)
+            sums[k] += ((masks[left][:, rows] @ kernel) * masks[right]).sum(1)
+    return sums
 
 
 @dataclass(frozen=True)
