@@ -6,13 +6,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Resize = Literal["bicubic", "bilinear", "tensorflow"]
+Resize = Literal["bicubic", "bilinear", "clean", "tensorflow"]
 
 
 class Preprocess(nn.Module):
     """Images "n c h w" in [0, 1] -> (x - mean) / std at a square size, resized only where the size differs.
 
-    resize: "bicubic" and "bilinear" with antialias (as Pillow); "tensorflow" is TensorFlow 1's bilinear, without
+    resize: "bicubic" and "bilinear" with antialias (as Pillow); "clean" is bicubic without the values that overshoot
+    [0, 1], as clean-fid resizes; "tensorflow" is TensorFlow 1's bilinear, without
     antialias and without half-pixel centres, which FID's Inception was defined with.
     """
 
@@ -53,6 +54,8 @@ def resized(images: Tensor, size: int, how: Resize) -> Tensor:
     if how == "tensorflow":
         vertical, horizontal = (_tensorflow_weights(side, size).to(images) for side in images.shape[2:])
         return vertical @ images @ horizontal.T
+    if how == "clean":
+        return resized(images, size, "bicubic").clamp(0, 1)
     return nn.functional.interpolate(images, (size, size), mode=how, align_corners=False, antialias=True)
 
 

@@ -35,6 +35,7 @@ URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights
 def inception(
     output: Literal["pool3", "logits"] = "pool3",
     scaling: Literal["fid", "symmetric"] = "fid",
+    resize: Literal["tensorflow", "clean"] = "tensorflow",
     size: int = 299,
     weights: str = PRETRAINED,
     allow_download: bool = False,
@@ -44,23 +45,23 @@ def inception(
     """Features of FID's Inception-v3 (Szegedy et al. 2016; Heusel et al. 2017): the pooled map before the classifier.
 
     The network of TensorFlow's graph of 2015-12-05, with its own average pooling (borders not counted), a maximum in
-    the last block and 1,008 classes. Images are resized to `size`, 299 in FID, by TensorFlow 1's bilinear (no
-    antialias). scaling:
-    "fid" is the original (255 x - 128) / 128, of float images too; "symmetric" is 2 x - 1, as FD-loss and iRDM train
-    and judge. output: "pool3", or "logits" without the bias, as the Inception score takes them. weights: "pretrained"
-    is the file that torch-fidelity publishes, in torch.hub's folder (fetched there with `allow_download`, checked by
-    the hash in its name), "random" is untrained, else such a file.
+    the last block and 1,008 classes. Images are resized to `size`, 299 in FID. resize: "tensorflow" is TensorFlow 1's
+    bilinear, without antialias, as FID is published; "clean" is Pillow's bicubic in float, as clean-fid (Parmar et al.
+    2022). scaling: "fid" is the original (255 x - 128) / 128, of float images too; "symmetric" is 2 x - 1, as FD-loss
+    and iRDM train and judge. output: "pool3", or "logits" without the bias, as the Inception score takes them.
+    weights: "pretrained" is the file that torch-fidelity publishes, in torch.hub's folder (fetched there with
+    `allow_download`, checked by the hash in its name), "random" is untrained, else such a file.
 
     Shapes: n 3 h w -> n 2048, or n 1008. Cost: 5.7 GFLOP an image.
 
     Raises:
-        InputError: no weights there; another output or scaling.
+        InputError: no weights there; another output, scaling or resize.
         MismatchError: weights of another architecture, with the first ten tensors; a file of another hash.
     """
-    if output not in ("pool3", "logits") or scaling not in ("fid", "symmetric"):
-        raise InputError(
-            f'expected output "pool3" or "logits" and scaling "fid" or "symmetric"; got {output!r} and {scaling!r}'
-        )
+    known = {"output": ("pool3", "logits"), "scaling": ("fid", "symmetric"), "resize": ("tensorflow", "clean")}
+    for option, value in {"output": output, "scaling": scaling, "resize": resize}.items():
+        if value not in known[option]:
+            raise InputError(f"inception takes {option} {' or '.join(map(repr, known[option]))}; got {value!r}")
     path = None
     if weights == PRETRAINED:
         path = local_file(str(url_file(URL, allow_download=allow_download, owner=name)), sha256, name)
@@ -70,8 +71,8 @@ def inception(
     if path is not None:
         load_strictly(network, read(path, name), source=path, owner=name)
     middle, width = (128 / 255, 128 / 255) if scaling == "fid" else (0.5, 0.5)
-    module = InceptionEncoder(Preprocess(size, (middle,), (width,), "tensorflow"), network, output)
-    settings = {"output": output, "scaling": scaling, "size": size, **origin(path)}
+    module = InceptionEncoder(Preprocess(size, (middle,), (width,), resize), network, output)
+    settings = {"output": output, "scaling": scaling, "resize": resize, "size": size, **origin(path)}
     return Representation(name, module, settings, inputs=images())
 
 

@@ -295,6 +295,20 @@ def test_weights_of_another_architecture_and_another_hash_are_refused(tmp_path):
         local_file(str(path), "00000000", "x")
 
 
+@pytest.mark.parametrize("shape", [(32, 32), (375, 500), (299, 299), (640, 410)])
+def test_the_clean_resize_is_clean_fids(shape):
+    theirs = peer("cleanfid.resize").make_resizer("PIL", False, "bicubic", (299, 299))
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    image = torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
+    expected = torch.from_numpy(theirs(picture)).permute(2, 0, 1)[None] / 255
+    assert float((resized(image.double(), 299, "clean") - expected).abs().max()) < 1e-6
+    assert float((resized(image, 299, "clean") - expected).abs().max()) < 5e-5  # torch's float32 weights
+    encoder = rdm.representation("inception", weights="random", resize="clean", size=75)
+    assert encoder.settings["resize"] == "clean" and encoder(image).shape == (1, 2048)
+    with pytest.raises(InputError, match="inception takes resize 'tensorflow' or 'clean'; got 'lanczos'"):
+        rdm.representation("inception", weights="random", resize="lanczos")
+
+
 def test_weights_files_are_never_unpickled(tmp_path):
     ran = tmp_path / "ran"
 
