@@ -1,6 +1,7 @@
 """A metric fed batch by batch, as torchmetrics' users expect: update, compute, reset, merges over ranks."""
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -79,19 +80,20 @@ class Streaming:
         return {name: m.streamed(*made, side, seed=self.seed) for name, m in self._measures.items()}
 
     def _whole(self, side: str) -> tuple[Gaussian, Tensor]:
-        """Fit and sample of one side over all ranks."""
+        """Fit and sample of one side over all ranks, of which some may have seen nothing."""
         fit = self.fits[side]
-        if fit is None or fit.n < 2:
-            raise InputError(f"compute needs at least 2 {side} items; got {0 if fit is None else fit.n}; update first")
-        parts = zip(gather(fit.mean), gather(fit.covariance), gather(torch.tensor(fit.n)), strict=True)
-        whole: Gaussian | None = None
-        for mean, covariance, n in parts:
-            part = Gaussian(mean, covariance, int(n))
-            whole = part if whole is None else merged(whole, part)
-        assert whole is not None
-        state = self.samples[side].state()
+        shapes = gather(torch.tensor([0, 0] if fit is None else [fit.n, len(fit.mean)]))
+        n, d = sum(int(shape[0]) for shape in shapes), max(int(shape[1]) for shape in shapes)
+        if n < 2:
+            raise InputError(f"compute needs at least 2 {side} items; got {n}; update first")
+        if fit is None:
+            fit = Gaussian(torch.zeros(d, dtype=torch.float64), torch.zeros(d, d, dtype=torch.float64), 0)
+        parts = zip(gather(fit.mean), gather(fit.covariance), shapes, strict=True)
+        fits = [Gaussian(mean, covariance, int(shape[0])) for mean, covariance, shape in parts if shape[0] > 0]
+        none = {"keys": torch.zeros(0, dtype=torch.int64), "rows": torch.zeros(0, d)}
+        state = self.samples[side].state() or none
         keys, rows = concatenated(state["keys"]), concatenated(state["rows"])
-        return whole, rows[keys.argsort()[: self.rows]]
+        return reduce(merged, fits), rows[keys.argsort()[: self.rows]]
 
     def _features(self, images: Tensor, side: str) -> Tensor:
         if self.representation is None:

@@ -4,13 +4,15 @@ import pickle
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import rdm
 from rdm.errors import InputError
 from rdm.metric import Real
 from rdm.streaming import Streaming
 
-X, Y = torch.rand(90, 1, 3, 3), torch.rand(80, 1, 3, 3) * 0.8
+G = torch.Generator().manual_seed(0)
+X, Y = torch.rand(90, 1, 3, 3, generator=G), torch.rand(80, 1, 3, 3, generator=G) * 0.8
 PIXELS = rdm.representation("pixels")
 
 
@@ -65,3 +67,29 @@ def test_eight_bit_images_are_scaled_and_wrong_ones_refused():
     ):
         with pytest.raises(InputError, match=message):
             metric.update(images, real=False)
+
+
+def ranks(rank: int, folder: str) -> None:
+    """On one of two gloo processes: the second sees no real item; what each computes goes to a file."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    try:
+        metric = Streaming(PIXELS, ["fd", "mmd", "energy"])
+        for part in X[rank::2].split(20):
+            metric.update(part, real=False)
+        if rank == 0:
+            metric.update(Y, real=True)
+        torch.save({name: tuple(found) for name, found in metric.compute().items()}, f"{folder}/{rank}.pt")
+        metric.reset(real=True)
+        with pytest.raises(InputError, match="at least 2 generated items; got 0|at least 2 real items; got 0"):
+            metric.compute()  # on every rank; none waits for another
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_ranks_are_one(tmp_path):
+    torch.multiprocessing.spawn(ranks, (str(tmp_path),), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert found[0] == found[1]
+    for name, (value, *_, n, _seed) in found[0].items():
+        expected = rdm.metric(name)(X.flatten(1), Real(Y.flatten(1))).value
+        assert value == pytest.approx(expected, rel=1e-6) and n == 90, name
