@@ -96,19 +96,19 @@ class Items(TorchDataset):
         options: dict[str, Any] = {"num_workers": workers, "prefetch_factor": 2} if workers else {}
         yield from DataLoader(self, batch_size=None, sampler=list(numbers), **options)
 
-    def pick(self, count: int) -> Tensor:
-        """A uniform draw of whole items, the same at every call; broken ones are left out."""
+    def pick(self, count: int) -> tuple[Tensor, Tensor]:
+        """A uniform draw of items with their labels, the same at every call; broken ones are left out."""
         order = torch.randperm(self.total, generator=torch.Generator().manual_seed(0))[:count]
         found = []
         for k in sorted(order.tolist()):
             source, i, _ = self.place(k)
             try:
-                found.append(self.form.item(source, i, self.first).value)
+                found.append(self.form.item(source, i, self.first))
             except BrokenItem:
                 continue
         if not found:
             raise InputError(f"{self.sources[0][0].path}: none of {len(order)} items could be read")
-        return torch.stack(found)
+        return torch.stack([item.value for item in found]), torch.tensor([item.label for item in found])
 
 
 def first_item(source: Source, form: Form) -> Item:

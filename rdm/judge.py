@@ -178,8 +178,9 @@ def _restored(member: Representation, file: ReferenceFile, shape: Sequence[int])
     """An encoder that was fitted on the data, with the weights that it got then."""
     if member.module is not None or member.fit is None or member.name not in file.members:
         return member
-    noise = torch.rand(512, *shape, generator=torch.Generator().manual_seed(0))
-    fitted = member.fitted(noise)  # any data, for the module's form; its weights come from the file
+    labels = torch.zeros(512).long() if file.labels is None else file.labels[:512]
+    noise = torch.rand(len(labels), *shape, generator=torch.Generator().manual_seed(0))
+    fitted = member.fitted(noise, labels)  # any items, for the module's form; its weights come from the file
     assert fitted.module is not None
     fitted.module.load_state_dict(dict(file.members[member.name].module))
     return fitted

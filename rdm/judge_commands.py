@@ -211,7 +211,7 @@ def _encoders(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen: Battery = batteries.build(battery, **arguments)
     if any(m.module is None for m in (*chosen.members, *chosen.held_out)):
-        chosen = chosen.fitted(items.pick(FIT))
+        chosen = chosen.fitted(*items.pick(FIT))
     return Encoders(chosen.to(device), device=device), [m.name for m in chosen.held_out]
 
 

@@ -213,8 +213,8 @@ class Survey:
         return state
 
     def _pilot(self) -> dict[str, MomentSums]:
-        items = self.items.pick(max(16, min(PILOT, self.items.total // 32)))
-        return {name: MomentSums.like(rows.cpu()) for name, rows in self.encoders.features(items).items()}
+        items, labels = self.items.pick(max(16, min(PILOT, self.items.total // 32)))
+        return {name: MomentSums.like(rows.cpu()) for name, rows in self.encoders.features(items, labels).items()}
 
     def _blank(self, moments: Mapping[str, MomentSums]) -> State:
         place = self.encoders.device

@@ -111,9 +111,12 @@ def balanced(
 
 
 class _Joint(nn.Module):
+    beta: Tensor
+
     def __init__(self, phi: nn.Module, tau: nn.Module, beta: float):
         super().__init__()
-        self.phi, self.tau, self.beta = phi, tau, beta
+        self.phi, self.tau = phi, tau
+        self.register_buffer("beta", torch.tensor(beta, dtype=torch.float64))  # a reference file keeps it
 
     def forward(self, items: Tensor, condition: Tensor | None) -> Tensor:
         features = self.phi(items)
@@ -121,10 +124,7 @@ class _Joint(nn.Module):
             embedded = self.tau(_present(condition)).to(features.device)
         if len(embedded) != len(features):
             raise InputError(f"expected a condition for each of {len(features)} items; got {len(embedded)}")
-        return torch.cat([features, self.beta * embedded], 1)
-
-    def extra_repr(self) -> str:
-        return f"beta={self.beta!r}"
+        return torch.cat([features, self.beta.to(embedded) * embedded], 1)
 
 
 class _Table(nn.Module):

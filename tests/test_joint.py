@@ -54,7 +54,7 @@ def test_balanced_makes_both_sides_equally_wide():
         _pca(4)(items, labels)
     encode = _pca(4).fitted(items, labels)
     features = encode(items, labels)
-    beta = encode.module.beta
+    beta = float(encode.module.beta)
     assert beta == pytest.approx(balanced(rdm.representation("pca", components=4).fitted(items), items, 10, labels))
     spread = lambda x: torch.pdist(x).square().median().sqrt()  # noqa: E731
     torch.testing.assert_close(spread(features[:, 4:]), spread(features[:, :4]), rtol=1e-6, atol=0)
@@ -71,7 +71,7 @@ def test_a_representation_of_the_condition():
     items = torch.rand(12, 1, 4, 4)
     encode = rdm.representation("joint", representation="pixels", condition=text, beta=2.0)
     torch.testing.assert_close(encode(items, prompts), torch.cat([items.flatten(1), 2 * text(prompts)], 1))
-    assert set(encode.module.state_dict()) == {f"tau.module.{k}" for k in text.module.state_dict()}
+    assert set(encode.module.state_dict()) == {"beta", *(f"tau.module.{k}" for k in text.module.state_dict())}
 
 
 def test_wrong_conditions_and_settings():

@@ -15,7 +15,9 @@ from rdm.judge import Rows, Verdict, alarms, judge
 from rdm.judge_commands import bars, judge_source, make_reference
 from rdm.metric import Gaussian, Metric
 from rdm.reference_file import MemberReference, ReferenceFile
-from rdm.source import Given
+from rdm.registry import batteries
+from rdm.representation import Battery
+from rdm.source import Given, open_source
 
 RNG = np.random.default_rng(0)
 
@@ -188,3 +190,25 @@ def test_feature_metrics_leave_logits_out_and_the_inception_score_takes_them():
     assert {member for name, member in names if name != "inception_score"} == {"features"}
     only = ReferenceFile({"classes": members["classes"]}, {})
     assert "fd/classes" in judge(Rows({"classes": 5 * x}, set()), only).metrics
+
+
+def test_encoders_joined_with_the_class_are_fitted_and_judged_with_labels(tmp_path):
+    labels = np.arange(400) % 8
+    values = pictures(400, seed=3)
+    values[:, 0] = (30 * labels)[:, None]  # the class shows
+    np.savez(tmp_path / "real.npz", images=values, labels=labels)
+    right, wrong = tmp_path / "right.npz", tmp_path / "wrong.npz"
+    other = pictures(400, seed=4)
+    other[:, 0] = (30 * labels)[:, None]
+    np.savez(right, images=other, labels=labels)
+    np.savez(wrong, images=other, labels=np.random.default_rng(0).permutation(labels))
+    with batteries.temporarily():
+        members = rdm.representation("pixels"), rdm.representation("joint", representation="pixels", condition=8)
+        batteries.register("labelled")(lambda: Battery(members))
+        make_reference([tmp_path / "real.npz"], tmp_path / "r.safetensors", battery="labelled", split=0.4)
+        file = ReferenceFile.load(tmp_path / "r.safetensors")
+        names = {"names": ["sw_r"]}
+        found = [judge_source(open_source(p), file, tmp_path / "r.safetensors", **names) for p in (right, wrong)]
+    matched, mixed = (verdict.metrics["sw_r/joint_pixels"] for verdict in found)
+    assert matched.low <= 1 <= matched.high and mixed.low > matched.value
+    assert found[0].metrics["sw_r/pixels"] == found[1].metrics["sw_r/pixels"], "which does not see the class"
