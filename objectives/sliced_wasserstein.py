@@ -27,9 +27,30 @@ class SlicedTarget(NamedTuple):
     ]  # their means over so many equal cells, all that p = 2 needs; of the last number kept
 
 
+@dataclass(frozen=True)
+class _Sliced(Objective):
+    """What both distances share: directions, cost and the sorted reference."""
+
+    projections: int = 128
+    p: float = 2
+    root: bool = False
+
+    def __post_init__(self) -> None:
+        if self.projections < 1 or self.p < 1:
+            raise InputError(f"expected projections >= 1 and p >= 1; got {self.projections} and {self.p}")
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(randomized=True)
+
+    def bind(self, reference: Reference) -> tuple[Samples, SlicedTarget]:
+        """Rows about the reference's mean, sorted along the fixed directions once these are used."""
+        return _bind(reference, self.projections)
+
+
 @objectives.register("sliced_wasserstein", examples=({"projections": 16}, {"projections": 16, "p": 1, "root": True}))
 @dataclass(frozen=True)
-class SlicedWasserstein(Objective):
+class SlicedWasserstein(_Sliced):
     r"""Mean over directions of the one-dimensional Wasserstein cost between both sides' projections.
 
     .. math:: \frac{1}{P} \sum_{\theta} \int_0^1 |F_\theta^{-1}(u) - G_\theta^{-1}(u)|^p \, du
@@ -56,21 +77,6 @@ class SlicedWasserstein(Objective):
     4.0
     """
 
-    projections: int = 128
-    p: float = 2
-    root: bool = False
-
-    def __post_init__(self) -> None:  # noqa: D105
-        _check(self.projections, self.p)
-
-    @property
-    def traits(self) -> Traits:  # noqa: D102
-        return Traits(randomized=True)
-
-    def bind(self, reference: Reference) -> tuple[Samples, SlicedTarget]:
-        """Rows about the reference's mean, sorted along the fixed directions once these are used."""
-        return _bind(reference, self.projections)
-
     def distance(self, summary: Any, target: SlicedTarget, *, generator: torch.Generator | None = None) -> Tensor:
         """The mean over directions, a block at a time; directions redrawn where there is a generator."""
         x, weights = summary.value, summary.weight / summary.mass
@@ -81,7 +87,7 @@ class SlicedWasserstein(Objective):
 
 @objectives.register("max_sliced_wasserstein", examples=({"projections": 16}, {"projections": 16, "p": 1}))
 @dataclass(frozen=True)
-class MaxSlicedWasserstein(Objective):
+class MaxSlicedWasserstein(_Sliced):
     r"""Largest one-dimensional Wasserstein cost between both sides' projections, over the drawn directions.
 
     .. math:: \max_{\theta} \int_0^1 |F_\theta^{-1}(u) - G_\theta^{-1}(u)|^p \, du
@@ -108,21 +114,6 @@ class MaxSlicedWasserstein(Objective):
     4.0
     """
 
-    projections: int = 128
-    p: float = 2
-    root: bool = False
-
-    def __post_init__(self) -> None:  # noqa: D105
-        _check(self.projections, self.p)
-
-    @property
-    def traits(self) -> Traits:  # noqa: D102
-        return Traits(randomized=True)
-
-    def bind(self, reference: Reference) -> tuple[Samples, SlicedTarget]:
-        """Rows about the reference's mean, sorted along the fixed directions once these are used."""
-        return _bind(reference, self.projections)
-
     def distance(self, summary: Any, target: SlicedTarget, *, generator: torch.Generator | None = None) -> Tensor:
         """The cost of the direction where it is largest; directions redrawn where there is a generator."""
         x, weights = summary.value, summary.weight / summary.mass
@@ -131,11 +122,6 @@ class MaxSlicedWasserstein(Objective):
         k = int(costs(x, weights, vectors, reference, self.p, rows).argmax())
         largest = mean_cost(x, weights, vectors[k : k + 1], lambda _: reference(slice(k, k + 1)), self.p, rows)
         return root(largest, self.p) if self.root else largest
-
-
-def _check(projections: int, p: float) -> None:
-    if projections < 1 or p < 1:
-        raise InputError(f"expected projections >= 1 and p >= 1; got {projections} and {p}")
 
 
 def _bind(reference: Reference, projections: int) -> tuple[Samples, SlicedTarget]:

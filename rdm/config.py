@@ -77,7 +77,7 @@ def plan() -> dict[str, Any]:
         try:
             arguments["optimizer"]([torch.zeros(1, requires_grad=True)])
         except (TypeError, ValueError) as error:
-            raise InputError(f"rdm.train.optimizer: {first_line(error)}") from error
+            raise InputError(f"rdm.train.optimizer: {own_text(error)}") from error
     return arguments
 
 
@@ -104,7 +104,7 @@ def operative() -> str:
     return gin.operative_config_str()
 
 
-def first_line(error: BaseException) -> str:
+def own_text(error: BaseException) -> str:
     """An error's own text without the call chain that gin appends, on one line."""
     return " ".join(str(error).split("\n  In call to configurable")[0].split())
 
@@ -169,7 +169,7 @@ def _refuse_imports(text: str, source: str) -> None:
                 line = text.splitlines()[statement.location.line_num - 1].strip()
                 raise InputError(f"{source}: restricted mode refuses {line!r}; only registered names may be used")
     except SyntaxError as error:
-        raise InputError(f"{source}: {first_line(error)}") from error
+        raise InputError(f"{source}: {own_text(error)}") from error
     except ValueError as error:
         if isinstance(error, InputError):
             raise
@@ -178,7 +178,7 @@ def _refuse_imports(text: str, source: str) -> None:
 
 def _explained(error: Exception, source: str, known: dict[str, Callable[..., Any]]) -> InputError:
     """A one-line error from gin's, with the nearest valid name where a name is unknown."""
-    text = first_line(error)
+    text = own_text(error)
     if match := re.search(r"No configurable matching (?:reference )?'@?([^'()]+)", text):
         return UnknownNameError(f"{source}: unknown name {match[1]!r}{_nearest_configurable(match[1], known)}")
     if match := re.search(r"(?:'|\")(\S+?)(?:'|\") doesn't have a parameter named (?:'|\")(\S+?)(?:'|\")", text):

@@ -19,3 +19,8 @@ class MismatchError(InputError):
 
 class CorruptFileError(InputError):
     """A file on disk is truncated or altered."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its type."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

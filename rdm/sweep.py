@@ -147,7 +147,7 @@ def plan(path: Path, out: Path, *, restricted: bool = False) -> list[Point]:
             with seeded(config.seed()):
                 evaluation = config.plan().get("evaluation")
         except Exception as error:
-            raise InputError(f"{path}, point {_named(labels)!r}: {config.first_line(error)}") from error
+            raise InputError(f"{path}, point {_named(labels)!r}: {config.own_text(error)}") from error
         goals |= {} if evaluation is None else {name: str(goal) for name, goal in evaluation.goals.items()}
         points.append(Point(labels, bindings, out / "points" / digest({}, config.operative())[:16]))
     listed = [{"labels": p.labels, "bindings": p.bindings, "folder": f"points/{p.folder.name}"} for p in points]

@@ -13,14 +13,14 @@ OPERATORS = "nms", "qnms"
 SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
-def require(package: str, *, extra: str, owner: str) -> ModuleType:
-    """Import a package, or say in one line which extra brings it."""
+def require(package: str, *, owner: str, extra: str = "", install: str = "") -> ModuleType:
+    """Import a package, or say in one line which extra of ours, or what to `install`, brings it."""
     if package in ("torchvision", "timm", "open_clip", "transformers", "diffusers"):
         _mend_torchvision()
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise InputError(f'{owner} needs {error.name}; pip install "rdm-torch[{extra}]"') from error
+        raise InputError(f'{owner} needs {error.name}; pip install "{install or f"rdm-torch[{extra}]"}"') from error
 
 
 def _mend_torchvision() -> None:

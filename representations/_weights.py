@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rdm.errors import CorruptFileError, InputError, MismatchError
+from rdm.errors import CorruptFileError, InputError, MismatchError, first_line
 from rdm.randomness import seeded
 from representations._optional import require
 
@@ -41,6 +41,18 @@ def local_file(weights: str, expected: str | None, owner: str) -> Path:
     return path
 
 
+def weights_file(weights: str, expected: str | None, owner: str, pretrained: Callable[[], Path]) -> Path | None:
+    """What `weights` names: the file of "pretrained", looked for only then, none for "random", else a file.
+
+    Raises:
+        InputError: no file there.
+        MismatchError: another hash than expected.
+    """
+    if weights == RANDOM:
+        return None
+    return local_file(str(pretrained()) if weights == PRETRAINED else weights, expected, owner)
+
+
 def hub_file(repository: str, names: Sequence[str], *, allow_download: bool, owner: str) -> Path:
     """The first of the files `names` that the HuggingFace cache holds; with `allow_download`, fetched into it.
 
@@ -66,7 +78,7 @@ def hub_file(repository: str, names: Sequence[str], *, allow_download: bool, own
             continue
         except Exception as error:
             raise InputError(
-                f"{owner}: cannot fetch {name} of {repository!r} into {cache} ({_first_line(error)}); "
+                f"{owner}: cannot fetch {name} of {repository!r} into {cache} ({first_line(error)}); "
                 "give weights=FILE with a copy"
             ) from error
     raise InputError(f"{owner}: {repository!r} has none of {', '.join(names)}; give weights=FILE")
@@ -109,7 +121,7 @@ def url_file(url: str, *, allow_download: bool, owner: str) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), progress=False)
         except Exception as error:
-            raise InputError(f"{owner}: cannot fetch {url} ({_first_line(error)}); give weights=FILE") from error
+            raise InputError(f"{owner}: cannot fetch {url} ({first_line(error)}); give weights=FILE") from error
     digits = name.rpartition(".")[0].rpartition("-")[2]
     return local_file(str(path), digits if len(digits) == 8 else None, owner)
 
@@ -121,10 +133,10 @@ def read(path: Path, owner: str) -> dict[str, Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise CorruptFileError(f"{owner}: {path} is not a readable weights file ({_first_line(error)})") from error
+        raise CorruptFileError(f"{owner}: {path} is not a readable weights file ({first_line(error)})") from error
     except Exception as error:  # the unpickler's own type, which this file may not name
         raise CorruptFileError(
-            f"{owner}: {path} holds more than tensors, which is never loaded ({_first_line(error)}); "
+            f"{owner}: {path} holds more than tensors, which is never loaded ({first_line(error)}); "
             "save its state_dict as safetensors"
         ) from error
     for key in ("state_dict", "model"):
@@ -174,7 +186,3 @@ def untrained(build: Callable[[], Network], seed: int = 0) -> Network:
 def origin(path: Path | None) -> dict[str, Any]:
     """What settings record of the weights: the file's hash, or that they are untrained."""
     return {"weights": RANDOM} if path is None else {"weights_sha256": sha256(path)}
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

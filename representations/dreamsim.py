@@ -40,7 +40,7 @@ def dreamsim(weights: str = PRETRAINED, allow_download: bool = False, name: str 
         raise InputError(
             f"{name}: no weights (*.pth) in {folder}; give weights=FOLDER, or allow_download=True to fetch them there"
         )
-    library = require("dreamsim", extra="vision", owner=name)
+    library = require("dreamsim", install="dreamsim", owner=name)
     network, _ = library.dreamsim(pretrained=True, device="cpu", cache_dir=str(folder), normalize_embeds=True)
     settings = {"weights_sha256": {path.name: sha256(path) for path in sorted(folder.glob("*.pth"))}}
     return Representation(name, Embedding(network), settings, inputs=images())

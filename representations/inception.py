@@ -16,11 +16,11 @@ from representations._weights import (
     RANDOM,
     in_torch_hub,
     load_strictly,
-    local_file,
     origin,
     read,
     untrained,
     url_file,
+    weights_file,
 )
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
@@ -62,11 +62,7 @@ def inception(
     for option, value in {"output": output, "scaling": scaling, "resize": resize}.items():
         if value not in known[option]:
             raise InputError(f"inception takes {option} {' or '.join(map(repr, known[option]))}; got {value!r}")
-    path = None
-    if weights == PRETRAINED:
-        path = local_file(str(url_file(URL, allow_download=allow_download, owner=name)), sha256, name)
-    elif weights != RANDOM:
-        path = local_file(weights, sha256, name)
+    path = weights_file(weights, sha256, name, lambda: url_file(URL, allow_download=allow_download, owner=name))
     network = untrained(InceptionV3)
     if path is not None:
         load_strictly(network, read(path, name), source=path, owner=name)

@@ -20,12 +20,12 @@ from representations._weights import (
     RANDOM,
     hub_file,
     load_strictly,
-    local_file,
     mismatches,
     origin,
     read,
     untrained,
     url_file,
+    weights_file,
 )
 
 FILES = "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
@@ -128,7 +128,7 @@ def _network(
     if (tag is not None or weights == PRETRAINED) and tag not in tags:
         raise UnknownNameError(f"{owner} has no tag {tag!r}{nearest(tag or '', tags) if tags else '; it has none'}")
     config = library.get_pretrained_cfg(model, tag) if tag else {}
-    path = None if weights == RANDOM else _file(config, weights, allow_download, sha256, owner)
+    path = weights_file(weights, sha256, owner, lambda: _pretrained(config, allow_download, owner))
 
     def build() -> Any:
         with _quiet():
@@ -145,14 +145,10 @@ def _known(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: config[key] for key in ("mean", "std") if config.get(key) is not None}
 
 
-def _file(config: Mapping[str, Any], weights: str, allow_download: bool, sha256: str | None, owner: str) -> Path:
-    if weights != PRETRAINED:
-        return local_file(weights, sha256, owner)
+def _pretrained(config: Mapping[str, Any], allow_download: bool, owner: str) -> Path:
     if config.get("hf_hub"):
-        path = hub_file(config["hf_hub"].strip("/"), FILES, allow_download=allow_download, owner=owner)
-    else:
-        path = url_file(config["url"], allow_download=allow_download, owner=owner)
-    return local_file(str(path), sha256, owner)
+        return hub_file(config["hf_hub"].strip("/"), FILES, allow_download=allow_download, owner=owner)
+    return url_file(config["url"], allow_download=allow_download, owner=owner)
 
 
 def _load(library: ModuleType, network: Any, path: Path, owner: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rdm.errors import InputError, MismatchError
+from rdm.errors import InputError, MismatchError, first_line
 from rdm.inputs import Inputs, tokens
 from rdm.randomness import seeded
 from rdm.registry import representations
@@ -219,7 +219,7 @@ def _folder(model: str, allow_download: bool, owner: str) -> Path:
     except Exception as error:
         if allow_download:
             raise InputError(
-                f"{owner}: cannot fetch it into {cache} ({_first_line(error)}); give a folder with "
+                f"{owner}: cannot fetch it into {cache} ({first_line(error)}); give a folder with "
                 "config.json and model.safetensors"
             ) from error
         raise InputError(
@@ -232,7 +232,7 @@ def _random_network(library: ModuleType, model: str, arguments: Mapping[str, Any
     try:
         config = library.AutoConfig.for_model(model, **arguments)
     except ValueError as error:
-        raise InputError(f"{owner}: no such type of model ({_first_line(error)})") from error
+        raise InputError(f"{owner}: no such type of model ({first_line(error)})") from error
     with seeded(0):
         return _encoder(library.AutoModel.from_config(config), owner)
 
@@ -243,7 +243,7 @@ def _pretrained_network(library: ModuleType, folder: Path, owner: str) -> Any:
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{owner}: transformers cannot read {folder} ({_first_line(error)})") from error
+        raise InputError(f"{owner}: transformers cannot read {folder} ({first_line(error)})") from error
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise MismatchError(
@@ -260,7 +260,3 @@ def _encoder(network: Any, owner: str) -> Any:
     if getattr(network, "pooler", None) is not None:
         network.pooler = None
     return network
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

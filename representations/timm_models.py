@@ -19,11 +19,11 @@ from representations._weights import (
     RANDOM,
     hub_file,
     load_strictly,
-    local_file,
     mismatches,
     origin,
     read,
     untrained,
+    weights_file,
 )
 
 FILES = "model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
@@ -80,7 +80,7 @@ def timm(
     options = {"num_classes": 0, **(arguments or {})}
     if pool == LOGITS:
         options.pop("num_classes")
-    path = _weights_file(library, model, weights, allow_download, sha256, owner)
+    path = weights_file(weights, sha256, owner, lambda: _pretrained(library, model, allow_download, owner))
     network = _network(library, model, options, path, owner)
     config = library.data.resolve_model_data_config(network)
     side = size or config["input_size"][-1]
@@ -133,17 +133,10 @@ class TimmEncoder(nn.Module):
         return f"pooling={self.pooling!r}"
 
 
-def _weights_file(
-    library: ModuleType, model: str, weights: str, allow_download: bool, sha256: str | None, owner: str
-) -> Path | None:
-    if weights == RANDOM:
-        return None
-    if weights != PRETRAINED:
-        return local_file(weights, sha256, owner)
+def _pretrained(library: ModuleType, model: str, allow_download: bool, owner: str) -> Path:
     config = library.get_pretrained_cfg(model)
     names = (config.hf_hub_filename,) if config.hf_hub_filename else FILES
-    path = hub_file(config.hf_hub_id or f"timm/{model}", names, allow_download=allow_download, owner=owner)
-    return local_file(str(path), sha256, owner)
+    return hub_file(config.hf_hub_id or f"timm/{model}", names, allow_download=allow_download, owner=owner)
 
 
 def _network(library: ModuleType, model: str, options: dict[str, Any], path: Path | None, owner: str) -> Any:

@@ -1,6 +1,7 @@
 """Vision models of torchvision, by name."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,11 +17,11 @@ from representations._weights import (
     PRETRAINED,
     RANDOM,
     load_strictly,
-    local_file,
     origin,
     read,
     untrained,
     url_file,
+    weights_file,
 )
 
 HEAD, LOGITS = "head", "logits"
@@ -69,12 +70,11 @@ def torchvision(
     if model not in known:
         raise UnknownNameError(f"torchvision knows no classification model {model!r}{nearest(model, known)}")
     network = untrained(lambda: models.get_model(model, weights=None, **(arguments or {})))
-    path = None
-    if weights == PRETRAINED:
-        default = models.get_model_weights(model).DEFAULT
-        path = local_file(str(url_file(default.url, allow_download=allow_download, owner=owner)), sha256, owner)
-    elif weights != RANDOM:
-        path = local_file(weights, sha256, owner)
+
+    def pretrained() -> Path:
+        return url_file(models.get_model_weights(model).DEFAULT.url, allow_download=allow_download, owner=owner)
+
+    path = weights_file(weights, sha256, owner, pretrained)
     if path is not None:
         load_strictly(network, read(path, owner), source=path, owner=owner)
     module = TorchvisionEncoder(Preprocess(size, mean, std, resize, bgr=bgr), network, pool, layer, owner=owner)

@@ -69,8 +69,8 @@ def test_errors_of_constructors_stay_one_line(write):
                       "\nlosses.matching.objective = @objectives.mmd()\nobjectives.mmd.bandwidth = -1"))  # fmt: skip
     with pytest.raises(InputError) as caught:
         config.plan()
-    assert config.first_line(caught.value).startswith("bandwidth must be a positive number")
-    assert "configurable" not in config.first_line(caught.value)
+    assert config.own_text(caught.value).startswith("bandwidth must be a positive number")
+    assert "configurable" not in config.own_text(caught.value)
 
 
 def test_includes_are_relative_to_the_file(write, tmp_path, monkeypatch):
