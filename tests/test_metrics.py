@@ -180,3 +180,9 @@ def test_intervals_of_shares_and_groups():
     assert of_share(1.0, 0.0, 100, 0)[:3] == (1.0, pytest.approx(0.963, abs=1e-3), 1.0)
     assert student(9) == pytest.approx(2.2622, abs=1e-3)
     assert Estimate(1.0, torch.zeros(5), 0.5).variance == 0.5
+
+
+def test_density_is_not_below_zero():
+    far = torch.cat([Y[:2], Y[:150] + 50])  # two near rows of many: the symmetric interval would reach below
+    found = rdm.metric("density")(far, Real(Y))
+    assert found.low == 0 < found.value < found.high

@@ -71,7 +71,8 @@ class Density(_Neighbours):
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
         x, y = self.sides(x, real, seed)
         hits = _hits(x, y, _radii(y, self.k)).double() / self.k
-        return between(float(hits.mean()), float(hits.var()) / len(x), len(x), seed)
+        found = between(float(hits.mean()), float(hits.var()) / len(x), len(x), seed)
+        return found._replace(low=max(found.low, 0.0))
 
 
 @metrics.register("recall")
