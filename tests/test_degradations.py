@@ -57,6 +57,7 @@ def test_every_set_has_as_many_pictures_and_changes_are_repeatable(source):
 
 def test_worse_is_up_for_distances_and_down_for_shares():
     assert worsens("fd", [1, 2, 3]) and not worsens("fd", [1, 2, 2]) and not worsens("recall", [1, 2, 3])
+    assert worsens("recall", [0.3, 0, 0]) and not worsens("recall", [0.3, 0.3, 0])
     assert worsens("recall", [3, 2, 1]) and worsens("sw_r", [0.9, 1.1, 5]) and worsens("inception_score", [9, 8])
     low, high = Metric(1, 0.9, 1.1, 9, 0), Metric(2, 1.5, 2.5, 9, 0)
     assert worse_beyond("fd", low, high) and not worse_beyond("fd", high, low)

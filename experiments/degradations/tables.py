@@ -105,9 +105,9 @@ def falls(name: str) -> bool:
 
 
 def worsens(name: str, values: Sequence[float]) -> bool:
-    """Whether every value is worse than the one before."""
-    ordered = [-value for value in values] if falls(name) else list(values)
-    return all(a < b for a, b in zip(ordered, ordered[1:], strict=False))
+    """Whether every value is worse than the one before; a share that is at 0 can fall no further."""
+    steps = zip(values, values[1:], strict=False)
+    return all(a > b or a == b == 0 for a, b in steps) if falls(name) else all(a < b for a, b in steps)
 
 
 def worse_beyond(name: str, clean: Metric, damaged: Metric) -> bool:
