@@ -132,6 +132,8 @@ def open_source(path: Path) -> Source:
     path = Path(path)
     if not path.exists():
         raise InputError(f"expected data at {path}; there is none")
+    if path.is_dir() and not any(each.is_file() for each in path.rglob("*")):
+        raise InputError(f"{path} is an empty folder; expected pictures or wav files in it")
     for entry in sources.values():
         form: Any = entry.build
         if form.detects(path):

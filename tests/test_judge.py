@@ -146,12 +146,32 @@ def test_refusals_are_one_line(made, tmp_path, capsys, monkeypatch):
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert line.startswith("rdm: ") and message in line, line
     file = ReferenceFile.load(made / "r.safetensors")
-    settings = dict(file.members["random_convolutions"].description["settings"])
-    file.members["random_convolutions"].description["fingerprint"] = "0" * 64
-    file.save(tmp_path / "other.safetensors")
-    assert main(["evaluate", str(made / "noisy.npy"), "--reference", str(tmp_path / "other.safetensors")]) == 2
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "of fingerprint '0000" in line and "now it has" in line and settings
+    description = file.members["random_convolutions"].description
+    kept = description["settings"]
+    for key, value, message in (
+        ("fingerprint", "0" * 64, "of fingerprint '0000"),
+        ("settings", {**kept, "kernel": 99}, "'kernel': 99"),  # preprocessing is among the settings
+    ):
+        before = description[key]
+        description[key] = value
+        file.save(tmp_path / "other.safetensors")
+        assert main(["evaluate", str(made / "noisy.npy"), "--reference", str(tmp_path / "other.safetensors")]) == 2
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert message in line and "now it has" in line and "random_convolutions" in line, line
+        description[key] = before
+    rows = np.random.default_rng(0).normal(size=(40, 5)).astype(np.float32)
+    np.save(tmp_path / "good.npy", rows)
+    assert main(["reference", str(tmp_path / "good.npy"), "--out", str(tmp_path / "f.safetensors")]) == 0
+    rows[[3, 8], 2] = np.nan
+    np.save(tmp_path / "bad.npy", rows)
+    for command in (
+        ["reference", str(tmp_path / "bad.npy"), "--out", str(tmp_path / "g.safetensors")],
+        ["evaluate", str(tmp_path / "bad.npy"), "--reference", str(tmp_path / "f.safetensors")],
+    ):
+        assert main(command) == 2
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "NaN or infinity in 2 of 32 rows" in line, line
+    assert not (tmp_path / "g.safetensors").exists()
 
 
 def test_a_run_folder_is_drawn_from(made, tmp_path, monkeypatch, capsys):

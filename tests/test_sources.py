@@ -176,7 +176,7 @@ def test_wrong_data_is_one_line(tmp_path):
     (tmp_path / "t.npz").write_bytes(b"PK\x03\x04 broken")
     for name, message in {
         "nowhere": "expected data at .*; there is none",
-        "empty": "has no known form; known: ",
+        "empty": "is an empty folder; expected pictures or wav files in it",
         "a.txt": "has no known form",
         "sizes": "a.png is 12x10 and b.png is 12x5; give --size to make them equal",
         "broken": r"a.png cannot be read",
