@@ -161,6 +161,7 @@ def test_points_run_once_and_a_longer_grid_keeps_them(at):
     assert len(after) == 3 and {name: after[name] for name in before} == before
 
 
+@pytest.mark.slow
 def test_a_failed_point_is_reported_and_tried_again(at, capsys):
     """The middle point dies of a learning rate that makes the gradient infinite."""
     (at / "s.gin").write_text(

@@ -208,6 +208,7 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(tmp_path):
     assert (tmp_path / "log.jsonl").read_bytes() == log
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """Two gloo processes of torchrun end with equal weights, which a resumed run reads back; one log is written."""
     script = tmp_path / "ranks.py"
