@@ -18,7 +18,7 @@ SMALL = {
     "sw_r": {"projections": 64},
 }
 SAME, SHIFTED, WIDER = {}, {"shift": 0.2}, {"shift": 0.05, "scale": 1.1}
-LAWS = {"same": SAME, "wider": WIDER}  # SHIFTED passes too; two of them fit CI
+LAWS = {"same": SAME, "shifted": SHIFTED, "wider": WIDER}
 CLOSED = {"fd_infinity", "kid_spread"}
 
 
@@ -50,7 +50,7 @@ def test_the_interval_covers_the_mean_of_new_sets(name, change):
     else:
         values = [f.value for f in found] + [once(seed).value for seed in range(more)]
         truth = sum(values) / len(values)
-    assert 0.9 <= covered(found, truth) <= 0.99 + 1 / DRAWS, (covered(found, truth), truth)
+    assert 0.9 <= covered(found, truth) <= 0.99, (covered(found, truth), truth)
 
 
 def _mean_distance(measure: Measure, y: torch.Tensor, g: torch.Generator, change: dict) -> float:
@@ -61,8 +61,9 @@ def _mean_distance(measure: Measure, y: torch.Tensor, g: torch.Generator, change
 @pytest.mark.slow
 @pytest.mark.parametrize("change", LAWS.values(), ids=LAWS)
 def test_fd_at_infinity_covers_the_populations_distance(change):
+    """At equality the truth is close to 99 % (0.988 in 3,600 draws): 200 draws would not tell."""
     g, roots = torch.Generator().manual_seed(1), torch.arange(1, D + 1, dtype=torch.float64) ** -0.5
     truth = D * change.get("shift", 0) ** 2 + float((roots * (change.get("scale", 1) - 1)).square().sum())
     measure = rdm.metric("fd_infinity")
-    found = [measure(law(N, g, **change), Real(law(2 * N, g)), seed=s) for s in range(DRAWS)]
-    assert 0.9 <= covered(found, truth) <= 0.99 + 1 / DRAWS, covered(found, truth)
+    found = [measure(law(N, g, **change), Real(law(2 * N, g)), seed=s) for s in range(8 * DRAWS)]
+    assert 0.9 <= covered(found, truth) <= 0.99, covered(found, truth)
