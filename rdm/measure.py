@@ -8,7 +8,7 @@ of any number of ranks, merges what is there and measures the batches that are m
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rdm.items import Batch, Items
 from rdm.progress import progress
 from rdm.reference_file import MemberReference, ReferenceFile, finished
 from rdm.representation import Battery, Representation
+from rdm.run import Interrupted, stop_requests
 from rdm.source import hashed
 from rdm.statistic import checked
 from rdm.store import digest, read_tensors, remove_folder, write_tensors
@@ -151,6 +152,7 @@ class Survey:
 
         Raises:
             InputError: an item is broken and `skip_broken` is off, or is unlike the first one.
+            Interrupted: on Ctrl-C or SIGTERM, when what was measured is saved.
         """
         plan, folder = self._plan(), self.out.with_name(f".{self.out.name}.partial")
         state = self._begin(folder, plan)
@@ -173,15 +175,28 @@ class Survey:
     def _pass(self, state: State, numbers: Sequence[int], path: Path, plan: str, missing: Sequence[int]) -> None:
         saved, read = time.monotonic(), 0
         before = len(self.items) - len(missing)
-        with progress(len(self.items), done=before, quiet=rank() > 0) as report:
-            for k, batch in enumerate(self.items.read(numbers, workers=self.workers)):
+        shown = progress(len(self.items), done=before, quiet=rank() > 0)
+        with shown as report, stop_requests(together=False) as stopping:
+            for k, batch in enumerate(self._batches(numbers, stopping)):
                 read += len(batch.values) + len(batch.broken)
                 self._refuse(batch, len(state.broken) + len(batch.broken), read)
                 state.add(batch, self.encoders.features(batch.values, batch.labels) if len(batch.values) else {})
                 report.update(min(before + (k + 1) * world_size(), len(self.items)), {})
-                if time.monotonic() - saved > self.save_every:
+                if stopping() or time.monotonic() - saved > self.save_every:
                     state.save(path, plan)
                     saved = time.monotonic()
+                if stopping():
+                    break
+        if stopping():
+            kept = before + int(state.done.sum())
+            raise Interrupted(f"interrupted; {kept} of {len(self.items)} batches are kept, the same command goes on")
+
+    def _batches(self, numbers: Sequence[int], stopping: Callable[[], bool]) -> Iterator[Batch]:
+        try:
+            yield from self.items.read(numbers, workers=self.workers)
+        except RuntimeError:
+            if not stopping():  # Ctrl-C ends the reading processes too
+                raise
 
     def _refuse(self, batch: Batch, broken: int, read: int) -> None:
         if batch.error:

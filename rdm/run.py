@@ -18,7 +18,7 @@ from rdm.store import write_text
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM; the text says where the checkpoint is."""
+    """Ctrl-C or SIGTERM; the text says what is kept."""
 
 
 class Diverged(RuntimeError):
@@ -110,8 +110,11 @@ class Log:
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a request that the loop reads; a second one interrupts at once."""
+def stop_requests(*, together: bool = True) -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request that the loop reads; a second one interrupts at once.
+
+    `together`: a request to any rank is one to all, which read it equally often.
+    """
     requested: list[int] = []
 
     def ask(number: int, frame: Any) -> None:
@@ -124,7 +127,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     except ValueError:  # not the main thread: signals are the caller's
         before = {}
     try:
-        yield lambda: total(len(requested)) > 0
+        yield lambda: (total(len(requested)) if together else len(requested)) > 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -19,6 +19,7 @@ from rdm.errors import CorruptFileError, InputError, MismatchError
 from rdm.judge_commands import make_reference
 from rdm.metric import Gaussian
 from rdm.reference_file import ReferenceFile
+from rdm.run import Interrupted
 
 KILLS = 10  # passed with 50 too, in eight minutes
 ROOT = Path(__file__).parent.parent
@@ -115,6 +116,26 @@ def test_workers_and_interruptions_leave_the_same_bytes(data, monkeypatch):
     assert reference(data, "c.safetensors", save_every=0.0).read_bytes() == expected
     assert len(calls) < 19 + 2 * 3, "it went on from where it was"
     assert not list(data.parent.glob(".c.safetensors*")), "nothing is left beside the file"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_was_measured_and_says_so(data, monkeypatch, number):
+    expected = reference(data, f"d{number}.safetensors").read_bytes()
+    add = rdm.measure.State.add
+    calls = []
+
+    def signalled(self, batch, features):
+        calls.append(batch.number)
+        if len(calls) == 4:
+            os.kill(os.getpid(), number)
+        add(self, batch, features)
+
+    monkeypatch.setattr(rdm.measure.State, "add", signalled)
+    with pytest.raises(Interrupted, match="interrupted; 4 of 19 batches are kept, the same command goes on"):
+        reference(data, f"e{number}.safetensors")
+    assert not data.with_name(f"e{number}.safetensors").exists()
+    assert reference(data, f"e{number}.safetensors").read_bytes() == expected
+    assert sorted(calls) == list(range(19)), "no batch twice"
 
 
 def run(*arguments: str, ranks: int = 1) -> subprocess.Popen:
