@@ -16,10 +16,11 @@ from torch import Tensor
 from rdm.data import Dataset
 from rdm.errors import InputError
 from rdm.generator import Generator
-from rdm.metric import Metric
+from rdm.metric import Metric, signed_halves
 from rdm.objective import Objective
 from rdm.pictures import grid_png
 from rdm.randomness import stream
+from rdm.ratio import quotient
 from rdm.reference import Reference
 from rdm.representation import Battery, Representation
 from rdm.statistic import checked
@@ -60,7 +61,7 @@ class Evaluation(Judge):
         metrics: objectives by the name they get in tables.
         judge: representation whose features are class logits, for the accuracy; None for none.
         compare: other generators measured on the same noise, by name.
-        resamples: bootstrap draws an interval.
+        resamples: pairs of reweightings an interval follows from.
         seed: of noise and resampling.
     """
 
@@ -78,6 +79,11 @@ class Evaluation(Judge):
     def __post_init__(self) -> None:
         if self.resamples < 2:
             raise InputError(f"expected resamples >= 2 for an interval; got {self.resamples}")
+        if signed := [name for name, objective in self.metrics.items() if not objective.traits.nonnegative]:
+            raise InputError(
+                f"a ratio to real data needs distances that are never negative; metric {signed[0]!r} is an unbiased "
+                "estimator; take a biased one"
+            )
 
     def __call__(self, generator: Generator) -> dict[str, Metric]:
         """All metrics of `generator` (bare names), of each in `compare` and of the fresh split ("name: metric")."""
@@ -156,10 +162,9 @@ class Evaluation(Judge):
 
 
 class _Ratio:
-    """D(generated, reference) / D(fresh, reference) under one representation, with a bootstrap interval.
+    """D(generated, reference) / D(fresh, reference) under one representation, with a log-normal interval.
 
-    The interval is the value plus and minus 1.96 standard deviations of the ratio over resamples of both sets' rows.
-    Resampling inflates a distance by a bias that this form leaves out.
+    The interval is that of new draws of both sets of rows, given the reference (see `rdm.metric`).
     """
 
     def __init__(
@@ -169,26 +174,27 @@ class _Ratio:
         representation: Representation,
         fresh: Tensor,
         seed: int,
-        n: int,
+        pairs: int,
     ):
-        self.objective, self.representation, self.seed, self.resamples = objective, representation, seed, n
+        self.objective, self.representation, self.seed, self.pairs = objective, representation, seed, pairs
         self.statistic, self.target = objective.bind(reference)
-        self.below = self._distances(fresh, "fresh")
+        self.below = self._distance(fresh, "fresh")
 
     def __call__(self, samples: Samples) -> Metric:
         features = _features(self.representation, samples)
-        value, *draws = (self._distances(features, "generated") / self.below).tolist()
-        half = 1.96 * float(torch.tensor(draws, dtype=torch.float64).std())
-        return Metric(value, value - half, value + half, len(features), self.seed)
+        above = self._distance(features, "generated")
+        return quotient(above, self.below, len(features), self.seed)
 
-    def _distances(self, features: Tensor, side: str) -> Tensor:
-        """Distance of the rows, then of each resample of them."""
-        rows, weights = checked(features, side=f"{side} features of {self.representation.name!r}")
-        source, n = stream(self.seed, "bootstrap", side), len(rows)
-        draws = [torch.arange(n), *(torch.randint(n, (n,), generator=source) for _ in range(self.resamples))]
+    def _distance(self, features: Tensor, side: str) -> tuple[float, float]:
+        """Value and variance."""
+        rows, ones = checked(features, side=f"{side} features of {self.representation.name!r}")
+
+        def value(weights: Tensor) -> float:
+            summary = self.statistic.measure(rows, weights.to(ones))
+            return float(self.objective.distance(summary, self.target))
+
         with torch.no_grad():
-            summaries = (self.statistic.measure(rows[draw.to(rows.device)], weights) for draw in draws)
-            return torch.stack([self.objective.distance(summary, self.target).cpu() for summary in summaries])
+            return signed_halves(value, len(rows), self.pairs, stream(self.seed, "interval", side))
 
 
 def _features(representation: Representation, samples: Samples) -> Tensor:

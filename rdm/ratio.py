@@ -53,8 +53,7 @@ class Ratio(Measure):
         fresh = thin(generated(real.fresh.to(x.device), least=4, user=self.name), n, seed, "fresh")
         below = self.distance.estimate(fresh, real, seed=seed)
         above = self.distance.estimate(thin(x, n, seed, "generated"), real, seed=seed)
-        if below.value <= ZERO * above.value:
-            raise InputError(f"{self.name}: the fresh real split is at distance 0 from the reference; is it disjoint?")
+        nonzero(above.value, below.value, self.name)
         return RatioEstimate(above, below)
 
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
@@ -74,6 +73,24 @@ def mean_ratio(members: Sequence[RatioEstimate], seed: int) -> Metric:
         together = torch.stack([share.influence.cpu() for share in shares]).sum(0)
         first = Estimate(value, together, 0.0).first
         variance += first * sum(s.variance for s in shares) / max(sum(s.first for s in shares), 1e-300)
-    spread = min(Z * math.sqrt(variance) / value, 700.0) if value > 0 else 0.0  # the exponential overflows at 709
     n = len(members[0].above.influence)
+    return of_ratio(value, variance / value**2 if value > 0 else 0.0, n, seed)
+
+
+def quotient(above: tuple[float, float], below: tuple[float, float], n: int, seed: int) -> Metric:
+    """Ratio of two independent distances, given with their variances."""
+    nonzero(above[0], below[0], "a ratio to real data")
+    spread = sum(variance / value**2 for value, variance in (above, below) if value > 0)
+    return of_ratio(above[0] / below[0], spread, n, seed)
+
+
+def nonzero(above: float, below: float, user: str) -> None:
+    """Refuse to divide by a fresh split's distance that is 0 but for rounding."""
+    if below <= ZERO * above or below == 0:
+        raise InputError(f"{user}: the fresh real split is at distance 0 from the reference; is it disjoint?")
+
+
+def of_ratio(value: float, variance: float, n: int, seed: int) -> Metric:
+    """A ratio with a log-normal interval, from the variance of its logarithm."""
+    spread = min(Z * math.sqrt(variance), 700.0)  # the exponential overflows at 709
     return Metric(value, value * math.exp(-spread), value * math.exp(spread), n, seed)

@@ -8,23 +8,8 @@ import rdm
 from rdm.data import Dataset
 from rdm.errors import InputError
 from rdm.evaluate import Evaluation, Metric, Samples, table
-from rdm.generator import Generator
 from rdm.representation import Battery, Representation
-
-
-class Given(Generator):
-    """Gives the images it was made with, whatever the noise."""
-
-    def __init__(self, images: torch.Tensor):
-        super().__init__()
-        self.shape, self.classes = tuple(images.shape[1:]), 10
-        self.images = nn.Parameter(images)
-        self.position = 0
-
-    def forward(self, noise, condition=None):
-        rows = self.images[self.position : self.position + len(noise)]
-        self.position = (self.position + len(noise)) % len(self.images)
-        return rows
+from tests.problems import Given
 
 
 def gaussians(n: int, seed: int, *, shift: float = 0.0) -> Dataset:
@@ -108,6 +93,10 @@ def test_samples_follow_the_fresh_labels():
 def test_wrong_settings():
     with pytest.raises(InputError, match="resamples >= 2"):
         evaluation(resamples=1)
+    with pytest.raises(InputError, match="metric 'kid' is an unbiased estimator; take a biased one"):
+        evaluation(metrics={"kid": rdm.objective("kid")})
+    with pytest.raises(InputError, match="the fresh real split is at distance 0 from the reference; is it disjoint"):
+        evaluation(fresh=gaussians(600, 0))(Given(gaussians(600, 2).images))
     assert Metric(1, 0, 2, 3, 4)._asdict() == {"value": 1, "low": 0, "high": 2, "n": 3, "seed": 4}
 
 
