@@ -171,7 +171,7 @@ def _print_metrics(metrics: dict[str, Metric]) -> None:
         *[COLUMNS.get(c, c) for c in columns],
         box=box.SIMPLE_HEAD,
         show_edge=False,
-        caption=f"{RATIOS if compared else ''}± 95 %",
+        caption=f"{RATIOS if compared else ''}95 %: ± or ×÷",
     )
     for row in table(metrics, columns):
         shown.add_row(*row)

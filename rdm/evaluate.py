@@ -221,7 +221,10 @@ def _within_class_distances(images: Tensor, labels: Tensor) -> Tensor:
 
 
 def _cell(metric: Metric) -> str:
+    """Value and what it may be off by: a sum, or a factor where the interval is log-normal (0.5 to 2 is 1 ×÷2)."""
     half = (metric.high - metric.low) / 2
+    if 0 < metric.low < metric.high and math.isclose(metric.low * metric.high, metric.value**2, rel_tol=1e-6):
+        return f"{metric.value:.3g} ×÷{metric.high / metric.value:.2g}"
     return f"{metric.value:.3g}±{half:.2g}" if half >= 0.01 else f"{metric.value:.3g}±{half:.1g}"
 
 

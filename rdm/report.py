@@ -94,7 +94,8 @@ def _table(metrics: dict[str, Metric]) -> str:
         "were asked for. spread: distance between items of one class, real data 1, collapse 0. copies: share nearer "
         "to a training item than 99 % of fresh real ones are, expected 0.01. The same noise in every column. "
     )
-    note = f"{ratios if compared else ''}n = {any_metric.n} each; ± is a 95 % interval."
+    interval = "95 % intervals: ± half of one, or ×÷ its factor (1 ×÷2 is 0.5 to 2)."
+    note = f"{ratios if compared else ''}n = {any_metric.n} each; {interval}"
     inner = f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return f'<div class="scroll">{inner}</div><p class="note">{note}</p>'
 

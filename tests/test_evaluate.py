@@ -80,7 +80,10 @@ def test_same_seed_same_numbers_and_compared_generators_have_their_name():
     assert twice[0] == twice[1]
     assert twice[0]["other: sw/pixels"] == evaluation()(Given(gaussians(200, 6).images))["sw/pixels"]
     rows = table(twice[0], ["other", "fresh real", ""])
-    assert rows[0][0] == "sw/pixels" and rows[0][2].startswith("1±") and "±" in rows[0][1]
+    low, high = twice[0]["fresh real: sw/pixels"][1:3]
+    assert low * high == pytest.approx(1), "log-normal"
+    assert rows[0][0] == "sw/pixels" and rows[0][2] == f"1 ×÷{high:.2g}"
+    assert rows[-1][0] == "copies" and "±" in rows[-1][1]
 
 
 def test_samples_follow_the_fresh_labels():
