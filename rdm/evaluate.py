@@ -16,7 +16,7 @@ from torch import Tensor
 from rdm.data import Dataset
 from rdm.errors import InputError
 from rdm.generator import Generator
-from rdm.metric import Metric, signed_halves
+from rdm.metric import Metric, between, of_share, signed_halves
 from rdm.objective import Objective
 from rdm.pictures import grid_png
 from rdm.randomness import stream
@@ -135,9 +135,9 @@ class Evaluation(Judge):
     def _monitors(self, samples: Samples) -> Iterator[tuple[str, Metric]]:
         if self.judge is not None and samples.labels is not None:
             logits = _features(self.judge.to(samples.images.device), samples)
-            yield "accuracy", self._mean((logits.argmax(1).cpu() == samples.labels.cpu()).double())
+            yield "accuracy", self._share(logits.argmax(1).cpu() == samples.labels.cpu())
         yield "spread", self._spread(samples)
-        yield "copies", self._mean(self._copies(samples.images))
+        yield "copies", self._share(self._copies(samples.images))
 
     def _spread(self, samples: Samples) -> Metric:
         """Mean distance between items of one class, over that of the reference's: 1 for real data, 0 in collapse."""
@@ -153,12 +153,15 @@ class Evaluation(Judge):
         reference = self.reference.images.flatten(1)
         nearest = torch.cdist(images.flatten(1), reference).amin(1)
         usual = torch.cdist(self.fresh.images.flatten(1), reference).amin(1)
-        return (nearest < usual.double().quantile(0.01)).double()
+        return nearest < usual.double().quantile(0.01)
+
+    def _share(self, hits: Tensor) -> Metric:
+        value, n = float(hits.double().mean()), len(hits)
+        return of_share(value, value * (1 - value) / n, n, self.seed)
 
     def _mean(self, values: Tensor) -> Metric:
         value, n = float(values.mean()), len(values)
-        half = 1.96 * float(values.std()) / n**0.5
-        return Metric(value, value - half, value + half, n, self.seed)
+        return between(value, float(values.var()) / n, n, self.seed)
 
 
 class _Ratio:
@@ -211,13 +214,18 @@ def _features(representation: Representation, samples: Samples) -> Tensor:
 
 
 def _within_class_distances(images: Tensor, labels: Tensor) -> Tensor:
-    """For each item, its mean distance to the others of its class; classes of one item are left out."""
-    means = []
+    """One number an item, whose mean is that of the distances between items of one class, and their spread its error.
+
+    Twice the item's mean distance to the others of its class, since it is in each pair of its own and of theirs, less
+    the class's mean. Classes of one item are left out.
+    """
+    shares = []
     for label in labels.unique():
         rows = images[(labels == label).to(images.device)].flatten(1).double()
         if len(rows) > 1:
-            means.append(torch.cdist(rows, rows).sum(1) / (len(rows) - 1))
-    return torch.cat(means)
+            means = torch.cdist(rows, rows).sum(1) / (len(rows) - 1)
+            shares.append(2 * means - means.mean())
+    return torch.cat(shares)
 
 
 def _cell(metric: Metric) -> str:

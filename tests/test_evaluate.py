@@ -56,7 +56,18 @@ def test_monitors_see_collapse_and_copies():
     assert evaluation()(Given(train.images[:200]))["copies"].value > 0.9
     centres = torch.stack([train.images[train.labels == c].mean(0) for c in range(10)])[torch.arange(200) % 10]
     assert evaluation()(Given(centres))["spread"].value < 0.01
+    assert 0 == evaluation()(Given(centres))["copies"].low < evaluation()(Given(centres))["copies"].high < 0.05, (
+        "Wilson"
+    )
     assert good["fresh real: spread"].value == pytest.approx(1, abs=0.1)
+
+
+def test_the_interval_of_spread_covers_the_mean_distance_of_the_law():
+    settings = {"reference": gaussians(600, 0), "metrics": {}}
+    found = [evaluation(**settings)(Given(gaussians(200, seed).images))["spread"] for seed in range(1, 201)]
+    truth = sum(metric.value for metric in found) / len(found)  # unbiased, given the reference
+    inside = sum(metric.low <= truth <= metric.high for metric in found)
+    assert truth == pytest.approx(1, abs=0.03) and 180 <= inside <= 198
 
 
 def test_accuracy_is_the_judges():
