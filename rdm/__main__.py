@@ -6,11 +6,20 @@ Exit status 0, 2 for a usage or configuration error, 1 for a failure while runni
 import argparse
 import ast
 import ctypes
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """Usage errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Status 2, and where help is."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,11 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = _warn
             options.run(options)
+            sys.stdout.flush()
         return 0
     except InputError as error:
         return _fail(error, 2, options.debug)
     except (Interrupted, KeyboardInterrupt) as error:
         return _fail(str(error) or "interrupted", 1, options.debug)
+    except BrokenPipeError as error:
+        return 1 if _nobody_reads() else _fail(error, 1, options.debug)
     except Exception as error:  # whatever failed while running, in one line
         return _fail(error, 1, options.debug)
 
@@ -63,10 +75,18 @@ def _fail(error: BaseException | str, status: int, debug: bool) -> int:
     return status
 
 
+def _nobody_reads() -> bool:
+    """Whether standard output is a closed pipe, as after `| head`; if so nothing more goes there, at exit neither."""
+    try:
+        print(flush=True)  # a flush alone may find nothing left to write
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="rdm", description="Train and judge generators by matching distributions of features."
-    )
+    parser = Parser(prog="rdm", description="Train and judge generators by matching distributions of features.")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -135,7 +155,7 @@ def _evaluate_parser(commands: Any) -> None:
         "--count", type=int, metavar="N", help="items to draw from a run (default: the fresh split's)"
     )
     _reading_options(evaluate)
-    evaluate.set_defaults(run=_evaluate)
+    evaluate.set_defaults(run=_evaluate, default=evaluate.get_default)
 
 
 def _reading_options(command: argparse.ArgumentParser) -> None:
@@ -194,7 +214,13 @@ def _reading(options: argparse.Namespace) -> dict[str, Any]:
 def _evaluate(options: argparse.Namespace) -> None:
     if options.reference is None:
         from rdm.commands import evaluate_run
+        from rdm.errors import InputError
 
+        choices = ("metrics", "chart", "count", "seed", "batch", "workers", "skip_broken")
+        given = [name for name in choices if getattr(options, name) != options.default(name)]
+        if given:
+            flag = given[0].replace("_", "-")
+            raise InputError(f"--{flag} needs --reference FILE; without one a run is judged as its own config.gin says")
         evaluate_run(options.samples, options.json)
         return
     from rdm.judge_commands import evaluate_samples

@@ -147,11 +147,26 @@ def refused_running(capsys, *arguments: str) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_usage_errors_have_status_2(capsys):
-    for arguments in ([], ["fly"], ["train"]):
+def test_usage_errors_have_status_2_and_one_line(capsys):
+    for arguments, said in (([], "rdm: the "), (["fly"], "rdm: argument COMMAND"), (["train"], "rdm train: the ")):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
-        assert caught.value.code == 2
+        error = capsys.readouterr().err
+        assert caught.value.code == 2 and error.count("\n") == 1, error
+        assert error.startswith(said) and error.endswith(" --help\n")
+
+
+def test_a_reader_that_leaves_is_no_error(at):
+    shown = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m rdm list | true"], capture_output=True, text=True, cwd=at
+    )
+    assert shown.stderr == ""
+
+
+def test_what_a_run_s_own_evaluation_cannot_take_is_refused(capsys):
+    for flag in (["--metrics", "fd"], ["--chart", "x.svg"], ["--count", "5"], ["--seed", "1"], ["--skip-broken"]):
+        line = refused(capsys, "evaluate", "runs/any", *flag)
+        assert f"{flag[0]} needs --reference FILE" in line
 
 
 def test_debug_shows_the_traceback(at):
