@@ -16,7 +16,7 @@ from torch import Tensor
 from rdm.data import Dataset
 from rdm.errors import InputError
 from rdm.generator import Generator
-from rdm.metric import Metric, between, of_share, signed_halves
+from rdm.metric import Metric, between, of_share, reweighted
 from rdm.objective import Objective
 from rdm.pictures import grid_png
 from rdm.randomness import stream
@@ -24,6 +24,8 @@ from rdm.ratio import quotient
 from rdm.reference import Reference
 from rdm.representation import Battery, Representation
 from rdm.statistic import checked
+
+REAL = "fresh real"
 
 
 class Samples(NamedTuple):
@@ -61,7 +63,7 @@ class Evaluation(Judge):
         metrics: objectives by the name they get in tables.
         judge: representation whose features are class logits, for the accuracy; None for none.
         compare: other generators measured on the same noise, by name.
-        resamples: pairs of reweightings an interval follows from.
+        resamples: reweightings there and back that an interval follows from.
         seed: of noise and resampling.
     """
 
@@ -79,6 +81,9 @@ class Evaluation(Judge):
     def __post_init__(self) -> None:
         if self.resamples < 2:
             raise InputError(f"expected resamples >= 2 for an interval; got {self.resamples}")
+        for side in (self.reference, self.fresh):
+            if len(side.labels) == len(side.labels.unique()):
+                raise InputError(f"evaluation needs two items of some class; {side.name} has {len(side.labels)} in all")
         if signed := [name for name, objective in self.metrics.items() if not objective.traits.nonnegative]:
             raise InputError(
                 f"a ratio to real data needs distances that are never negative; metric {signed[0]!r} is an unbiased "
@@ -88,25 +93,24 @@ class Evaluation(Judge):
     def __call__(self, generator: Generator) -> dict[str, Metric]:
         """All metrics of `generator` (bare names), of each in `compare` and of the fresh split ("name: metric")."""
         judged = {name: self.sample(other) for name, other in {"": generator, **(self.compare or {})}.items()}
-        judged["fresh real"] = Samples(self.fresh.images, self.fresh.labels)
+        judged[REAL] = Samples(self.fresh.images, self.fresh.labels)
+        battery = self.battery.fitted(self.reference.images, self.reference.labels).to(self.reference.images.device)
         found: dict[str, Metric] = {}
-        ratios = list(self._ratios())
+        for representation in (*battery.members, *battery.held_out):
+            found |= self._ratios(representation, judged)
         for name, samples in judged.items():
-            prefix = f"{name}: " if name else ""
-            for metric, measure in ratios:
-                found[prefix + metric] = measure(samples)
-            for metric, value in self._monitors(samples):
-                found[prefix + metric] = value
+            found |= {_key(name, monitor): metric for monitor, metric in self._monitors(samples)}
         return found
 
     def pictures(self, generator: Generator) -> dict[str, bytes]:
-        """Six rows, a column a class: fresh real, each compared generator and this one on the same noise."""
+        """Six rows or fewer, a column a class: fresh real, each compared generator and this one on the same noise."""
         rows = [torch.nonzero(self.fresh.labels.cpu() == c)[:6, 0] for c in range(self.fresh.classes)]
-        order = torch.stack([r for r in rows if len(r) == 6], 1).flatten()
-        found = {"fresh real": self.fresh.images}
+        most = max(len(row) for row in rows)
+        order = torch.stack([row for row in rows if len(row) == most], 1).flatten()
+        found = {REAL: self.fresh.images}
         for name, candidate in {**(self.compare or {}), "this run": generator}.items():
             found[name] = self.sample(candidate).images
-        columns = self.fresh.classes
+        columns = len(order) // most
         return {name: grid_png(images.cpu()[order], columns=columns) for name, images in found.items()}
 
     def sample(self, generator: Generator) -> Samples:
@@ -122,15 +126,39 @@ class Evaluation(Judge):
                 pieces.append(generator.eval()(noise[rows].to(device), labels).clamp(0, 1))
         return Samples(torch.cat(pieces).to(self.fresh.images), condition)
 
-    def _ratios(self) -> Iterator[tuple[str, Callable[[Samples], Metric]]]:
-        """One measure a metric and representation; references and the fresh split's distances are made once."""
-        battery = self.battery.fitted(self.reference.images, self.reference.labels).to(self.reference.images.device)
-        for representation in (*battery.members, *battery.held_out):
-            reference = Reference.measure(self.reference.images, representation, condition=self.reference.labels)
-            fresh = _features(representation, Samples(self.fresh.images, self.fresh.labels))
-            for name, objective in self.metrics.items():
-                measure = _Ratio(objective, reference, representation, fresh, self.seed, self.resamples)
-                yield f"{name}/{representation.name}", measure
+    def _ratios(self, representation: Representation, judged: Mapping[str, Samples]) -> dict[str, Metric]:
+        """Distances to the reference over the fresh split's, of every metric and every judged set.
+
+        Intervals are those of new draws of both sets, with the labels that a generator was asked for.
+        """
+        reference = Reference.measure(self.reference.images, representation, condition=self.reference.labels)
+        features = {name: _features(representation, samples) for name, samples in judged.items()}
+        labelled = {samples.labels is not None for samples in judged.values()}
+        found = {}
+        for metric, objective in self.metrics.items():
+            distance = self._bound(objective, reference)
+            below = {given: distance(features[REAL], judged[REAL].labels if given else None) for given in labelled}
+            for name, samples in judged.items():
+                given = samples.labels is not None
+                above = below[given] if name == REAL else distance(features[name], samples.labels)
+                ratio = quotient(above, below[given], len(features[name]), self.seed)
+                found[_key(name, f"{metric}/{representation.name}")] = ratio
+        return found
+
+    def _bound(
+        self, objective: Objective, reference: Reference
+    ) -> Callable[[Tensor, Tensor | None], tuple[float, float]]:
+        """Distance of rows to the reference, and its variance over new draws of them, of these labels."""
+        statistic, target = objective.bind(reference)
+
+        def distance(rows: Tensor, labels: Tensor | None) -> tuple[float, float]:
+            def value(weights: Tensor) -> float:
+                return float(objective.distance(statistic.measure(rows, weights.to(rows.device)), target))
+
+            with torch.no_grad():
+                return reweighted(value, len(rows), self.resamples, stream(self.seed, "interval"), strata=labels)
+
+        return distance
 
     def _monitors(self, samples: Samples) -> Iterator[tuple[str, Metric]]:
         if self.judge is not None and samples.labels is not None:
@@ -164,53 +192,19 @@ class Evaluation(Judge):
         return between(value, float(values.var()) / n, n, self.seed)
 
 
-class _Ratio:
-    """D(generated, reference) / D(fresh, reference) under one representation, with a log-normal interval.
-
-    The interval is that of new draws of both sets of rows, given the reference (see `rdm.metric`).
-    """
-
-    def __init__(
-        self,
-        objective: Objective,
-        reference: Reference,
-        representation: Representation,
-        fresh: Tensor,
-        seed: int,
-        pairs: int,
-    ):
-        self.objective, self.representation, self.seed, self.pairs = objective, representation, seed, pairs
-        self.statistic, self.target = objective.bind(reference)
-        self.below = self._distance(fresh, "fresh")
-
-    def __call__(self, samples: Samples) -> Metric:
-        features = _features(self.representation, samples)
-        above = self._distance(features, "generated")
-        return quotient(above, self.below, len(features), self.seed)
-
-    def _distance(self, features: Tensor, side: str) -> tuple[float, float]:
-        """Value and variance."""
-        rows, ones = checked(features, side=f"{side} features of {self.representation.name!r}")
-
-        def value(weights: Tensor) -> float:
-            summary = self.statistic.measure(rows, weights.to(ones))
-            return float(self.objective.distance(summary, self.target))
-
-        with torch.no_grad():
-            return signed_halves(value, len(rows), self.pairs, stream(self.seed, "interval", side))
+def _key(name: str, metric: str) -> str:
+    return f"{name}: {metric}" if name else metric
 
 
 def _features(representation: Representation, samples: Samples) -> Tensor:
     representation.check(samples.images)
+    rows = torch.arange(len(samples.images)).split(500)
     with torch.no_grad():
-        return torch.cat(
-            [
-                representation(images, None if samples.labels is None else samples.labels[rows])
-                for rows, images in zip(
-                    torch.arange(len(samples.images)).split(500), samples.images.split(500), strict=True
-                )
-            ]
-        )
+        parts = [
+            representation(images, None if samples.labels is None else samples.labels[k])
+            for k, images in zip(rows, samples.images.split(500), strict=True)
+        ]
+    return checked(torch.cat(parts), side=f"features of {representation.name!r}")[0]
 
 
 def _within_class_distances(images: Tensor, labels: Tensor) -> Tensor:

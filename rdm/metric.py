@@ -25,7 +25,7 @@ from rdm.randomness import stream
 from rdm.statistic import checked
 
 Z = 1.959963984540054  # the normal law's 97.5 % quantile
-E = 0.5  # relative change of weights in `signed_halves`
+E = 0.5  # relative change of weights in `reweighted`
 
 
 class Metric(NamedTuple):
@@ -183,17 +183,28 @@ def generated(x: Tensor, *, least: int, user: str) -> Tensor:
     return rows
 
 
-def signed_halves(value: Callable[[Tensor], float], n: int, pairs: int, source: torch.Generator) -> tuple[float, float]:
+def reweighted(
+    value: Callable[[Tensor], float],
+    n: int,
+    repeats: int,
+    source: torch.Generator,
+    *,
+    strata: Tensor | None = None,
+) -> tuple[float, float]:
     """Value of a smooth functional of n weighted rows, and its variance over new draws of them.
 
-    Half of the rows, drawn at random, weigh 1 + e and the others 1 - e, then the other way about: over e, half of the
-    difference has variance J, and over e^2 the mean has S (see above). `value` takes weights "n" in float64.
+    Rows are paired at random; one of each pair, by a coin, weighs 1 + e and the other 1 - e, then the other way about.
+    Over e, half of the difference has variance J, and over e^2 the mean has S (see above). Pairs of one stratum, as far
+    as they go, for draws that keep every row's stratum. `value` takes weights "n" in float64.
     """
     middle, odd, even = value(torch.ones(n, dtype=torch.float64)), [], []
-    for _ in range(pairs):
-        change = torch.zeros(n, dtype=torch.float64)
+    for _ in range(repeats):
         order = torch.randperm(n, generator=source)
-        change[order[: n // 2]], change[order[n - n // 2 :]] = E, -E
+        if strata is not None:
+            order = order[strata.cpu()[order].argsort(stable=True)]
+        coins = E * (2 * torch.randint(2, (n // 2,), generator=source).double() - 1)
+        change = torch.zeros(n, dtype=torch.float64)
+        change[order[0 : n - 1 : 2]], change[order[1::2]] = coins, -coins
         up, down = value(1 + change), value(1 - change)
         odd.append((up - down) / (2 * E))
         even.append((up + down) / (2 * E**2))

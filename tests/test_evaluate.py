@@ -114,6 +114,15 @@ def test_wrong_settings():
     assert Metric(1, 0, 2, 3, 4)._asdict() == {"value": 1, "low": 0, "high": 2, "n": 3, "seed": 4}
 
 
+@pytest.mark.parametrize("n", [11, 30])
+def test_few_items_of_a_class_are_judged_and_pictured(n):
+    small = evaluation(fresh=gaussians(n, 1))
+    assert small(Given(gaussians(n, 2).images))["sw/pixels"].high < 10, "their labels are given, not drawn"
+    assert set(small.pictures(Given(gaussians(n, 2).images))) == {"fresh real", "this run"}
+    with pytest.raises(InputError, match="two items of some class; gaussians 1 has 10 in all"):
+        evaluation(fresh=gaussians(10, 1))
+
+
 def test_evaluated_images_outside_the_range_are_refused():
     encode = rdm.representation("random_convolutions")
     reference = rdm.dataset("digits")
