@@ -12,6 +12,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from rdm.errors import InputError, UnknownNameError
 
 T = TypeVar("T", bound=Callable[..., Any])
+_LOADING = threading.RLock()  # one for all registries: members of one are imported while another loads
 
 
 class Entry(NamedTuple):
@@ -59,7 +61,7 @@ class Registry(Mapping[str, Entry]):
         self.kind = kind
         self._packages = packages
         self._entries: dict[str, Entry] = {}
-        self._discovered = False
+        self._discovered = self._loading = False
 
     def register(
         self,
@@ -103,9 +105,15 @@ class Registry(Mapping[str, Entry]):
 
     def _loaded(self) -> dict[str, Entry]:
         if not self._discovered:
-            self._discovered = True
-            for package in self._packages:
-                _import_members(package)
+            with _LOADING:  # other threads wait; this one may read the registry while its members are imported
+                if not (self._discovered or self._loading):
+                    self._loading = True
+                    try:
+                        for package in self._packages:
+                            _import_members(package)
+                        self._discovered = True
+                    finally:
+                        self._loading = False
         return self._entries
 
     def __getitem__(self, name: str) -> Entry:

@@ -1,5 +1,8 @@
 """Registries: names taken and unknown, temporary members, hints."""
 
+import importlib
+import threading
+
 import pytest
 
 import rdm
@@ -23,6 +26,32 @@ def test_unknown_names_come_with_the_nearest():
         rdm.objective("mmd", bandwith=1.0)
     with pytest.raises(InputError, match="names\\(\\) takes one of objectives"):
         rdm.names("losses")
+
+
+SLOW = Registry("thing", "slow_members")
+
+
+def test_threads_wait_for_the_first_look_up(tmp_path, monkeypatch):
+    """Eight threads at once see every member, and one that fails to be imported is tried again."""
+    package = tmp_path / "slow_members"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "late.py").write_text("raise OSError('no')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(OSError, match="no"):
+        list(SLOW)
+    (package / "late.py").write_text(
+        "import time\nfrom tests.test_registry import SLOW\ntime.sleep(0.1)\n"
+        "SLOW.register('late')(dict)\nassert 'late' in SLOW\n"
+    )
+    importlib.invalidate_caches()
+    barrier, seen = threading.Barrier(8), []
+    threads = [threading.Thread(target=lambda: (barrier.wait(), seen.append(list(SLOW)))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [["late"]] * 8
 
 
 def test_temporary_members_go():
