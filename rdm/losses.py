@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from rdm.augmentation import Augmentation
 from rdm.balance import Balance
 from rdm.data import Dataset
-from rdm.distributed import rank, world_size
+from rdm.distributed import rank, total, world_size
 from rdm.errors import InputError
 from rdm.generator import FlowGenerator, Generator
 from rdm.memory import Memory
@@ -146,7 +146,7 @@ class FlowMatching(Loss):
         error = model.velocity((1 - tt) * x0 + tt * z, t, labels) - (z - x0)
         loss = error.square().flatten(1).mean(1).sum() / self.batch
         loss.backward()
-        return {"loss": float(loss.detach())}
+        return {"loss": total(float(loss.detach()))}
 
 
 class Classification(Loss):
@@ -169,8 +169,8 @@ class Classification(Loss):
         logits = model(items if self.augmentation is None else self.augmentation(items, source))
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="sum") / self.batch
         loss.backward()
-        correct = float((logits.argmax(1) == labels).float().mean())
-        return {"loss": float(loss.detach()), "accuracy": correct}
+        correct = float((logits.argmax(1) == labels).sum())
+        return {"loss": total(float(loss.detach())), "accuracy": total(correct) / self.batch}
 
 
 def _rows(n: int) -> int:
