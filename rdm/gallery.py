@@ -8,6 +8,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from rdm.report import blank_figure
+from rdm.source import decode
 
 INCHES, PIXELS = 1.7, 100  # of a panel; an inch
 
@@ -34,14 +35,12 @@ def gallery(panels: Sequence[Panel]) -> bytes:
     """
     rows, columns = (list(dict.fromkeys(names)) for names in zip(*((p.row, p.column) for p in panels), strict=True))
     figure = blank_figure(INCHES * len(columns) + 0.3, INCHES * len(rows) + 0.3)
-    from matplotlib.image import imread
-
     grid = figure.subplots(len(rows), len(columns), squeeze=False)
     for axis in grid.flatten():
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     for panel in reversed(panels):
-        grid[rows.index(panel.row)][columns.index(panel.column)].imshow(imread(panel.picture), cmap="gray")
+        grid[rows.index(panel.row)][columns.index(panel.column)].imshow(decode(panel.picture), cmap="gray")
     for axis, name in zip(grid[0], columns, strict=True):
         axis.set_title(name, fontsize=8)
     for axis, name in zip(grid[:, 0], rows, strict=True):

@@ -6,6 +6,7 @@ Every form gives arrays; one place turns them into equal tensors:
   source is refused;
 - 8-bit values are divided by 255, 16-bit ones by 65,535; floats must lie in [0, 1];
 - transparency is composed over white, palettes and CMYK become RGB;
+- a picture file is read as one of `FORMATS`, whatever its name says, and has at most `LARGEST` pixels;
 - pictures of other sizes than the first are refused unless `size` says what to resize and crop to (`centre_crop`);
 - sound is mono in [-1, 1]; recordings of other lengths than the first are refused unless `size` says how many samples
   to cut or pad with silence to.
@@ -26,6 +27,9 @@ from torch import Tensor
 
 from rdm.errors import InputError
 from rdm.registry import sources
+
+FORMATS = "PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF"  # none of which Pillow reads through another program
+LARGEST = 89_478_485  # pixels of a picture: 256 MiB as RGB, where Pillow begins to warn
 
 
 class BrokenItem(InputError):
@@ -174,7 +178,9 @@ class Given(Source):
 
 def decode(data: bytes | Path) -> np.ndarray:
     """A picture file as "h w c": transparency over white, palettes and CMYK as RGB, 16-bit grey kept."""
-    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as picture:
+    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as picture:
+        if picture.width * picture.height > LARGEST:
+            raise ValueError(f"{picture.width} x {picture.height} are more than {LARGEST:,} pixels; make it smaller")
         picture.load()
         if picture.mode.startswith("I;16"):
             return np.array(picture).astype(np.uint16)
