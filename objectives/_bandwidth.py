@@ -4,10 +4,10 @@ from typing import Literal
 
 from objectives._kernels import Gaussian, InverseMultiquadric, Laplacian, Radial, RationalQuadratic
 from rdm.distances import median_distance
-from rdm.errors import InputError
+from rdm.numbers import Positive
 from rdm.reference import Reference
 
-Bandwidth = float | tuple[float, ...] | list[float] | Literal["median"]
+Bandwidth = Positive | tuple[Positive, ...] | list[Positive] | Literal["median"]
 RADIAL = {
     "gaussian": Gaussian,
     "laplacian": Laplacian,
@@ -16,17 +16,8 @@ RADIAL = {
 }
 
 
-def check_bandwidth(bandwidth: Bandwidth) -> None:
-    """Refuse what is neither a positive number, a list of them nor "median"."""
-    if bandwidth == "median":
-        return
-    scales = bandwidth if isinstance(bandwidth, list | tuple) else [bandwidth]
-    if not scales or not all(isinstance(s, int | float) and 0 < s < float("inf") for s in scales):
-        raise InputError(f'bandwidth must be a positive number, a list of them, or "median"; got {bandwidth!r}')
-
-
 def bandwidths(bandwidth: Bandwidth, reference: Reference) -> tuple[float, ...]:
-    """The numbers that a checked bandwidth stands for, under a reference."""
+    """The numbers that a bandwidth stands for, under a reference."""
     if bandwidth == "median":
         return (median_distance(reference),)
     scales = bandwidth if isinstance(bandwidth, list | tuple) else [bandwidth]

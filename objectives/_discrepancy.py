@@ -22,12 +22,6 @@ class KernelTarget(NamedTuple):
     repulsion: Tensor  # (), the reference's own double sum
 
 
-def check_estimator(estimator: str) -> None:
-    """Refuse any other name."""
-    if estimator not in ("biased", "unbiased"):
-        raise InputError(f'estimator must be "biased" or "unbiased"; got {estimator!r}')
-
-
 def kernel_target(kernel: Kernel, reference: Reference, estimator: Estimator) -> tuple[Samples, KernelTarget]:
     """The rows to compare, and the reference's with their own double sum."""
     statistic = Samples(reference.mean if kernel.centred else torch.zeros_like(reference.mean))

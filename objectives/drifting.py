@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from objectives._distances import squared_distances
-from rdm.errors import InputError
+from rdm.numbers import Positive
 from rdm.objective import Objective, Traits
 from rdm.reference import Reference
 from rdm.registry import objectives
@@ -66,11 +66,7 @@ class Drifting(Objective):
     (1.0, [[True], [True]])
     """
 
-    temperatures: tuple[float, ...] | list[float] = (0.02, 0.05, 0.2)
-
-    def __post_init__(self) -> None:  # noqa: D105
-        if len(self.temperatures) == 0 or not all(0 < t < float("inf") for t in self.temperatures):
-            raise InputError(f"drifting: temperatures must be positive, at least one; got {self.temperatures}")
+    temperatures: tuple[Positive, ...] | list[Positive] = (0.02, 0.05, 0.2)
 
     @property
     def traits(self) -> Traits:  # noqa: D102

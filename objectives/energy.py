@@ -1,13 +1,13 @@
 """Energy distance."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
-from objectives._discrepancy import Estimator, KernelTarget, check_estimator, discrepancy, kernel_target
+from objectives._discrepancy import Estimator, KernelTarget, discrepancy, kernel_target
 from objectives._kernels import Power
-from rdm.errors import InputError
+from rdm.numbers import Range
 from rdm.objective import Objective, Traits
 from rdm.reference import Reference
 from rdm.registry import objectives
@@ -37,20 +37,15 @@ class Energy(Objective):
         n (n/2 + m) d in time, tiles of 8 MiB in memory; m^2 d once. float32 features stay in float32.
 
     Raises:
-        InputError: an exponent outside (0, 2); "unbiased" with fewer than 2 effective rows on a side.
+        InputError: an exponent outside [.01, 2); "unbiased" with fewer than 2 effective rows on a side.
 
     >>> import torch, rdm
     >>> rdm.distance("energy", torch.tensor([[0.0]]), torch.tensor([[3.0]])).item()  # 2 |x - y|
     6.0
     """
 
-    exponent: float = 1
+    exponent: Annotated[float, Range(least=0.01, below=2)] = 1
     estimator: Estimator = "biased"
-
-    def __post_init__(self) -> None:  # noqa: D105
-        check_estimator(self.estimator)
-        if not 0 < self.exponent < 2:
-            raise InputError(f"exponent must lie between 0 and 2, both excluded; got {self.exponent!r}")
 
     @property
     def traits(self) -> Traits:  # noqa: D102

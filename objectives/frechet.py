@@ -3,7 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class Frechet(Objective):
     9.0
     """
 
-    correction: int = 1
+    correction: Literal[0, 1] = 1
 
     @property
     def traits(self) -> Traits:  # noqa: D102

@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from objectives._bandwidth import RADIAL, Bandwidth, bandwidths, check_bandwidth, radial
-from objectives._discrepancy import Estimator, KernelTarget, check_estimator, discrepancy, kernel_target
+from objectives._bandwidth import Bandwidth, bandwidths, radial
+from objectives._discrepancy import Estimator, KernelTarget, discrepancy, kernel_target
 from objectives._kernels import Kernel, Polynomial
-from rdm.errors import InputError
+from rdm.numbers import Positive
 from rdm.objective import Objective, Traits
 from rdm.reference import Reference
 from rdm.registry import objectives
@@ -70,15 +70,7 @@ class MMD(Objective):
     kernel: Literal["gaussian", "laplacian", "inverse_multiquadric", "rational_quadratic", "polynomial"] = "gaussian"
     bandwidth: Bandwidth = "median"
     estimator: Estimator = "biased"
-    alpha: float = 1.0
-
-    def __post_init__(self) -> None:  # noqa: D105
-        check_estimator(self.estimator)
-        if self.kernel not in (*RADIAL, "polynomial"):
-            raise InputError(f"kernel must be one of {', '.join(RADIAL)}, polynomial; got {self.kernel!r}")
-        if not 0 < self.alpha < float("inf"):
-            raise InputError(f"alpha must be a positive number; got {self.alpha!r}")
-        check_bandwidth(self.bandwidth)
+    alpha: Positive = 1.0
 
     @property
     def traits(self) -> Traits:  # noqa: D102

@@ -6,12 +6,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from objectives._bandwidth import RADIAL, Bandwidth, bandwidths, check_bandwidth, radial
+from objectives._bandwidth import Bandwidth, bandwidths, radial
 from objectives._discrepancy import above_zero
 from objectives._kernels import Radial, cross_sum, self_sum
 from rdm.distances import present, squared_distances
-from rdm.errors import InputError
 from rdm.landmarks import landmarks
+from rdm.numbers import Count, Positive, Seed
 from rdm.objective import Objective, Traits
 from rdm.reference import Reference
 from rdm.registry import objectives
@@ -67,23 +67,13 @@ class NystromMMD(Objective):
     1.7293
     """
 
-    landmarks: int = 4096
+    landmarks: Count = 4096
     bandwidth: Bandwidth = "median"
     kernel: Literal["gaussian", "laplacian", "inverse_multiquadric", "rational_quadratic"] = "gaussian"
     method: Literal["k-means", "random"] = "k-means"
-    alpha: float = 1.0
-    ridge: float = 1e-6
-    seed: int = 0
-
-    def __post_init__(self) -> None:  # noqa: D105
-        check_bandwidth(self.bandwidth)
-        if self.kernel not in RADIAL:
-            raise InputError(f"kernel must be one of {', '.join(RADIAL)}; got {self.kernel!r}")
-        if self.method not in ("k-means", "random"):
-            raise InputError(f'method must be "k-means" or "random"; got {self.method!r}')
-        if self.landmarks < 1 or not self.ridge > 0 or not self.alpha > 0:
-            given = f"{self.landmarks}, {self.ridge} and {self.alpha}"
-            raise InputError(f"expected landmarks >= 1, ridge > 0 and alpha > 0; got {given}")
+    alpha: Positive = 1.0
+    ridge: Positive = 1e-6
+    seed: Seed = 0
 
     @property
     def traits(self) -> Traits:  # noqa: D102

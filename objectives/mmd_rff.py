@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from objectives._bandwidth import Bandwidth, bandwidths, check_bandwidth
+from objectives._bandwidth import Bandwidth, bandwidths
 from rdm.errors import InputError
+from rdm.numbers import Count, Seed
 from rdm.objective import Objective, Traits
 from rdm.reference import Reference
 from rdm.registry import objectives
@@ -89,19 +90,17 @@ class RandomFourierMMD(Objective):
     1.7
     """
 
-    features: int = 4096
+    features: Count = 4096
     bandwidth: Bandwidth = "median"
     kernel: Literal["gaussian", "laplacian", "inverse_multiquadric"] = "gaussian"
     orthogonal: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:  # noqa: D105
-        check_bandwidth(self.bandwidth)
+        super().__post_init__()
         count = len(self.bandwidth) if isinstance(self.bandwidth, list | tuple) else 1
-        if self.features < 1 or self.features % (2 * count):
+        if self.features % (2 * count):
             raise InputError(f"features must be a multiple of 2 x {count} bandwidths; got {self.features}")
-        if self.kernel not in SPREADS:
-            raise InputError(f"kernel must be one of {', '.join(SPREADS)}; got {self.kernel!r}")
 
     @property
     def traits(self) -> Traits:  # noqa: D102

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rdm.distances import present
-from rdm.errors import InputError
+from rdm.numbers import Count
 from rdm.objective import Objective, Traits
 from rdm.reference import Reference
 from rdm.registry import objectives
@@ -48,11 +48,10 @@ class Resampled(Objective):
     """
 
     objective: Objective | str
-    rows: int | None = None
+    rows: Count | None = None
 
     def __post_init__(self) -> None:  # noqa: D105
-        if self.rows is not None and self.rows < 1:
-            raise InputError(f"resampled: expected rows >= 1, or None for the population's own number; got {self.rows}")
+        super().__post_init__()
         if isinstance(self.objective, str):
             object.__setattr__(self, "objective", objectives.build(self.objective))
 

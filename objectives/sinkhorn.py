@@ -1,7 +1,7 @@
 """Sinkhorn divergence."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from objectives._optional import require
 from objectives._sinkhorn import Cost, Potentials, Problem, diameter, solve, temperatures
 from rdm.errors import InputError
+from rdm.numbers import EDGE, Count, Positive, Range
 from rdm.objective import Objective, Traits
 from rdm.reference import Reference
 from rdm.registry import objectives
@@ -62,7 +63,7 @@ class Sinkhorn(Objective):
         is kept between sweeps up to 256 MiB (8192 x 8192 in float32) and formed again in tiles of 2 MiB beyond.
 
     Raises:
-        InputError: p outside [1, 2], blur, reach or diameter not positive, scaling outside (0, 1), sweeps below 1;
+        InputError: p outside [1, 2], blur, reach or diameter not positive, scaling outside [.001, .9999], sweeps below 1;
         blur "auto" of a reference with all rows equal; backend "geomloss" where geomloss is not installed, p is
         neither 1 nor 2, or sweeps is not 1.
 
@@ -72,29 +73,17 @@ class Sinkhorn(Objective):
     2.0
     """
 
-    blur: float | Literal["auto"] = "auto"
-    p: float = 2
-    scaling: float = 0.5
+    blur: Positive | Literal["auto"] = "auto"
+    p: Annotated[float, Range(least=1, most=2)] = 2
+    scaling: Annotated[float, Range(least=1e-3, most=0.9999)] = 0.5
     debias: bool = True
-    reach: float | None = None
-    sweeps: int = 1
-    diameter: float | None = None
+    reach: Annotated[float, Range(least=1 / EDGE)] | None = None
+    sweeps: Count = 1
+    diameter: Positive | None = None
     backend: Literal["rdm", "geomloss"] = "rdm"
 
     def __post_init__(self) -> None:  # noqa: D105
-        if not 1 <= self.p <= 2:
-            raise InputError(f"sinkhorn: p must be from 1 to 2; got {self.p}")
-        if self.blur != "auto" and not (isinstance(self.blur, int | float) and 0 < self.blur < float("inf")):
-            raise InputError(f'sinkhorn: blur must be a positive length or "auto"; got {self.blur!r}')
-        if not 0 < self.scaling < 1 or self.sweeps < 1 or (self.reach is not None and not self.reach > 0):
-            raise InputError(
-                f"sinkhorn: expected 0 < scaling < 1, sweeps >= 1 and a positive reach (or None); "
-                f"got {self.scaling}, {self.sweeps} and {self.reach}"
-            )
-        if self.diameter is not None and not 0 < self.diameter < float("inf"):
-            raise InputError(f"sinkhorn: diameter must be a positive length or None; got {self.diameter}")
-        if self.backend not in ("rdm", "geomloss"):
-            raise InputError(f'sinkhorn: backend must be "rdm" or "geomloss"; got {self.backend!r}')
+        super().__post_init__()
         if self.backend == "geomloss":
             require("geomloss", extra="ot", user='sinkhorn with backend="geomloss"')
             if self.p not in (1, 2) or self.sweeps != 1:

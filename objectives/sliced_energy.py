@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from objectives._sorted import blocks, directions, sort_rows
-from rdm.errors import InputError
+from rdm.numbers import Count
 from rdm.objective import Objective, Traits
 from rdm.reference import Reference
 from rdm.registry import objectives
@@ -53,11 +53,7 @@ class SlicedEnergy(Objective):
     4.0
     """
 
-    projections: int = 128
-
-    def __post_init__(self) -> None:  # noqa: D105
-        if self.projections < 1:
-            raise InputError(f"expected projections >= 1; got {self.projections}")
+    projections: Count = 128
 
     @property
     def traits(self) -> Traits:  # noqa: D102

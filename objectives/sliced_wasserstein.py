@@ -3,13 +3,13 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from objectives._sorted import Steps, blocks, cell_means, costs, directions, equal, mean_cost, root, steps
-from rdm.errors import InputError
+from rdm.numbers import Count, Range
 from rdm.objective import Objective, Traits
 from rdm.reference import Reference
 from rdm.registry import objectives
@@ -31,13 +31,9 @@ class SlicedTarget(NamedTuple):
 class _Sliced(Objective):
     """What both distances share: directions, cost and the sorted reference."""
 
-    projections: int = 128
-    p: float = 2
+    projections: Count = 128
+    p: Annotated[float, Range(least=1, most=64)] = 2
     root: bool = False
-
-    def __post_init__(self) -> None:
-        if self.projections < 1 or self.p < 1:
-            raise InputError(f"expected projections >= 1 and p >= 1; got {self.projections} and {self.p}")
 
     @property
     def traits(self) -> Traits:
@@ -69,7 +65,7 @@ class SlicedWasserstein(_Sliced):
         fixed, which keeps P m numbers.
 
     Raises:
-        InputError: projections below 1 or p below 1.
+        InputError: projections below 1 or p outside [1, 64].
 
     >>> import torch, rdm
     >>> x = torch.tensor([[0.0], [1.0]])
@@ -106,7 +102,7 @@ class MaxSlicedWasserstein(_Sliced):
         fixed, which keeps P m numbers.
 
     Raises:
-        InputError: projections below 1 or p below 1.
+        InputError: projections below 1 or p outside [1, 64].
 
     >>> import torch, rdm
     >>> x = torch.tensor([[0.0], [1.0]])

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rdm.numbers import check_fields
 from rdm.reference import Reference
 from rdm.statistic import Statistic, Summary, checked
 
@@ -34,8 +35,12 @@ class Traits(NamedTuple):
 class Objective(ABC):
     """A distance (or training signal) between a generated population and a reference.
 
-    A member is a frozen dataclass of hyperparameters; it holds no tensors and knows no rank, chunk or memory.
+    A member is a frozen dataclass of hyperparameters, checked against their annotations (`rdm.numbers`); it holds no
+    tensors and knows no rank, chunk or memory.
     """
+
+    def __post_init__(self) -> None:  # noqa: D105
+        check_fields(self)
 
     @property
     @abstractmethod

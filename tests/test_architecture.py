@@ -38,7 +38,7 @@ rdm.representation
 rdm.items
 rdm.source rdm.generator rdm.checkpoint rdm.augmentation rdm.data rdm.randomness rdm.schedule rdm.pictures rdm.progress
 rdm.statistic rdm.store rdm.inputs
-rdm.registry
+rdm.registry rdm.numbers
 rdm.errors
 """
 RANK = {name: -i for i, line in enumerate(LAYERS.split("\n")) for name in line.split()}

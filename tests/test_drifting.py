@@ -77,7 +77,7 @@ def test_attracted_rows_move_to_the_reference():
 
 def test_wrong_hyperparameters():
     for wrong in ((), (0.1, -1.0), (0.0,)):
-        with pytest.raises(InputError, match="temperatures must be positive"):
+        with pytest.raises(InputError, match="temperatures must be a list of at least one"):
             rdm.objective("drifting", temperatures=wrong)
 
 

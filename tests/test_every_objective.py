@@ -213,6 +213,44 @@ def test_the_inputs_are_left_alone(name, example):
     assert torch.equal(state, torch.get_rng_state())
 
 
+HYPERPARAMETERS = [
+    pytest.param(name, field.name, id=f"{name}-{field.name}")
+    for name in rdm.names("objectives")
+    for field in dataclasses.fields(rdm.registry.objectives[name].build)
+]
+
+
+@pytest.mark.parametrize("name, parameter", HYPERPARAMETERS)
+def test_a_wrong_hyperparameter_is_refused_by_its_name(name, parameter):
+    """Of any type, at either edge of a number's range: refused in one line that names it, or taken and kept."""
+    example = next(e for e in rdm.registry.objectives[name].examples if parameter in e or parameter != "objective")
+    for wrong in (object(), float("nan"), -float("inf"), 1j, -1e300, 1e-300, torch.ones(2), {}, [], [[1.0]], b"x", len):
+        with pytest.raises(InputError, match=rf"^{parameter} must be .*; got ") as caught:
+            rdm.objective(name, **{**example, parameter: wrong})
+        assert "\n" not in str(caught.value)
+    for value in (None, True, "x", "1", 2.5, 10**12, 1e300, float("inf"), [1.0, None], (True,), -(2**80)):
+        try:
+            built = rdm.objective(name, **{**example, parameter: value})
+        except InputError as error:  # where fields must agree, the line names all of them
+            assert parameter in str(error) or value in ("x", "1"), error
+        else:
+            assert getattr(built, parameter) is value
+
+
+@pytest.mark.parametrize("name, wrong", [
+    ("sliced_wasserstein", {"root": "x"}), ("sliced_wasserstein", {"p": float("inf")}),
+    ("sliced_wasserstein", {"p": 1e300}), ("max_sliced_wasserstein", {"p": float("nan")}),
+    ("sinkhorn", {"debias": "x"}), ("sinkhorn", {"blur": "0.1"}), ("sinkhorn", {"diameter": 1e300}),
+    ("frechet", {"correction": 2.5}), ("frechet", {"correction": True}), ("sliced_energy", {"projections": 2.5}),
+    ("mmd", {"bandwidth": 1e-320}), ("mmd", {"bandwidth": True}), ("mmd_nystrom", {"seed": "x"}),
+    ("mmd_nystrom", {"landmarks": 10**12}), ("mmd_rff", {"orthogonal": "x"}), ("mmd_rff", {"features": "128"}),
+    ("drifting", {"temperatures": 0.05}), ("resampled", {"objective": "mmd", "rows": 2.5}),
+])  # fmt: skip
+def test_hyperparameters_that_were_once_taken(name, wrong):
+    with pytest.raises(InputError, match=list(wrong)[-1] + " must be"):
+        rdm.objective(name, **wrong)
+
+
 @pytest.mark.parametrize("name", rdm.names("objectives"))
 def test_is_a_frozen_dataclass_with_a_complete_docstring(name):
     build = rdm.registry.objectives[name].build

@@ -92,7 +92,7 @@ def test_the_gradient_is_right_in_the_mean():
 
 
 def test_wrong_settings():
-    with pytest.raises(InputError, match="rows >= 1"):
+    with pytest.raises(InputError, match="rows must be a whole number from 1"):
         rdm.objective("resampled", objective="mmd", rows=0)
     with pytest.raises(InputError, match="unknown objective"):
         rdm.objective("resampled", objective="none_such")

@@ -42,5 +42,5 @@ def test_equal_rows_pull_with_zero_for_p_1():
 
 
 def test_wrong_hyperparameters():
-    with pytest.raises(InputError, match="p must be at least 1"):
+    with pytest.raises(InputError, match="p must be a number from 1"):
         rdm.objective("wasserstein", p=0.5)
