@@ -25,7 +25,7 @@ class Memory(ABC):
 
     @abstractmethod
     def write(self, past: Summary | None, batch: Summary) -> tuple[Summary | None, float]:
-        """The next past, and the share of its mass that was dropped to bound it.
+        """The next past, and the share of its mass that it lacks, dropped to bound it.
 
         `batch` is the objective's summary, or the rows themselves where `keeps_rows`.
         """
@@ -52,13 +52,18 @@ class EMA(Memory):
 
     Source: Yang et al. (2026), "Representation Fréchet Loss", equation of the EMA estimator, for moments; here for
     every statistic. No bias correction: before the first write the population is the batch, and a warm start writes
-    an average of many samples first. Rows of a `Cat` statistic decay in weight and are dropped once they weigh less
-    than `floor` of an average row, which drops at most `floor` of the mass (`Step.dropped`).
+    an average of many samples first.
+
+    Rows of a `Cat` statistic keep the weights of the exact average, of mass 1, and the oldest are dropped as far as
+    all rows ever dropped weigh at most `floor` in it (`Step.dropped`, what is missing now). The newest batch is never
+    cut. So the mass newer than any step is that of the exact average, within `floor`.
 
     Units:
         The live batch keeps a share 1 - beta of the gradient; the mean age of a sample is beta / (1 - beta) steps.
     Cost:
-        `Sum`: one summary. `Cat`: rows of about log(1 / floor) / (1 - beta) batches.
+        `Sum`: one summary. `Cat`: rows of at most log(1 / floor) / (1 - beta) + 1 batches, of which a warm start is
+        one: 300 batches at the default, 3,000 at .999. Where that is too much, as for kernels of many rows a step,
+        take a smaller decay or a `Queue`.
 
     Raises:
         InputError: decay outside [0, 1) or floor outside [0, 1).
@@ -79,12 +84,14 @@ class EMA(Memory):
         return statistic.kind.merge([old, new]), 1 - self.decay
 
     def write(self, past: Summary | None, batch: Summary) -> tuple[Summary, float]:
-        """The same average, detached, of mass 1, without the rows that weigh too little."""
+        """The same average, detached, without its oldest rows: its mass is 1 less what is missing."""
         batch = batch.detach().scale(1 / batch.mass)
         if past is None:
             return batch, 0.0
-        pruned = type(batch).merge([past.scale(self.decay), batch.scale(1 - self.decay)]).prune(self.floor)
-        return pruned.scale(1 / pruned.mass), max(0.0, 1 - float(pruned.mass))
+        missing = self.decay * (1 - float(past.mass))  # what was dropped before fades as fast as what is kept
+        kept = past.scale(self.decay).prune(self.floor - missing)
+        average = type(batch).merge([kept, batch.scale(1 - self.decay)])
+        return average, max(0.0, 1 - float(average.mass))
 
 
 @memories.register("queue", examples=({"size": 100},))
@@ -93,7 +100,8 @@ class Queue(Memory):
     """First in, first out: the newest `size` rows, of which the live batch replaces the oldest.
 
     Source: Yang et al. (2026), "Representation Fréchet Loss", the queue estimator, for moments; here for every
-    statistic, since the rows are kept and measured again with each batch.
+    statistic, since the rows are kept and measured again with each batch. A batch of n rows has mass n, however its
+    weights share it out.
 
     Units:
         The live batch of n rows keeps a share n / size of the gradient (1 while it is the only content).
@@ -118,9 +126,10 @@ class Queue(Memory):
         if past is None or kept == 0:
             return batch, 1.0
         old = statistic.measure(past.value[-kept:], past.weight[-kept:])
-        return statistic.kind.merge([old, batch]), float(batch.mass / (old.mass + batch.mass))
+        return statistic.kind.merge([old, batch.scale(rows / batch.mass)]), float(rows / (old.mass + rows))
 
     def write(self, past: Summary | None, batch: Summary) -> tuple[Summary, float]:
         """The newest `size` rows; older ones are forgotten by design and do not count as dropped."""
-        merged = batch.detach() if past is None else Cat.merge([past, batch.detach()])
+        counted = batch.detach().scale(len(batch.value) / batch.mass)
+        merged = counted if past is None else Cat.merge([past, counted])
         return Cat(merged.value[-self.size :], merged.weight[-self.size :]), 0.0

@@ -39,7 +39,7 @@ class Step(NamedTuple):
     loss: Tensor  # the balanced sum, detached
     distances: dict[str, Tensor]  # raw distance by representation, detached
     shares: dict[str, float]  # share of the gradient that the memory leaves to the live batch
-    dropped: dict[str, float]  # share of its mass that the memory dropped to stay bounded
+    dropped: dict[str, float]  # share of its mass that the memory lacks, dropped to stay bounded
 
 
 @dataclass

@@ -41,8 +41,8 @@ class Summary(ABC):
         """Multiply every row's weight by `factor`."""
 
     @abstractmethod
-    def prune(self, floor: float) -> "Summary":
-        """Drop what weighs less than `floor` of the mass, where that frees memory."""
+    def prune(self, mass: float) -> "Summary":
+        """Drop the first rows, which are the oldest, as far as they weigh at most `mass`; where that frees memory."""
 
     @classmethod
     @abstractmethod
@@ -81,7 +81,7 @@ class Sum(Summary):
     def scale(self, factor: float | Tensor) -> "Sum":  # noqa: D102
         return type(self)(self.value * factor, torch.stack([self.weight[0] * factor, self.weight[1] * factor**2]))
 
-    def prune(self, floor: float) -> "Sum":  # noqa: D102
+    def prune(self, mass: float) -> "Sum":  # noqa: D102
         return self
 
     @classmethod
@@ -114,8 +114,8 @@ class Cat(Summary):
     def scale(self, factor: float | Tensor) -> "Cat":  # noqa: D102
         return type(self)(self.value, self.weight * factor)
 
-    def prune(self, floor: float) -> "Cat":  # noqa: D102
-        keep = self.weight >= floor * self.mass / len(self.weight)
+    def prune(self, mass: float) -> "Cat":  # noqa: D102
+        keep = (self.weight.cumsum(0) > mass) & (self.weight > 0)
         return type(self)(self.value[keep], self.weight[keep])
 
     @classmethod

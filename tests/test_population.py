@@ -94,11 +94,8 @@ def test_randomness_goes_on_as_if_there_was_one_pass(chunk):
 @memories
 def test_gradient_share_and_its_compensation(memory):
     """The share is 1, 1 - beta or n / N; dividing by it gives the gradient of weights that do not shrink."""
-    share = {NoMemory: 1.0, EMA: 0.1, Queue: None}[type(memory)]
+    share = {NoMemory: 1.0, EMA: 0.1, Queue: 60 / 130}[type(memory)]
     problem = Problem(rdm.objective("mmd", bandwidth=2.0), memory)
-    if share is None:
-        problem.weights = torch.ones(60, dtype=torch.float64)
-        share = 60 / 130
     plain = problem.population(7)
     step = plain.backward(problem.net, problem.noise, weights=problem.weights)
     assert step.shares["all"] == pytest.approx(share, rel=1e-12)
@@ -108,43 +105,6 @@ def test_gradient_share_and_its_compensation(memory):
     whole.normalize_gradient = True
     whole.backward(problem.net, problem.noise, weights=problem.weights)
     assert relative_error([p.grad * share for p in problem.net.parameters()], small) <= 1e-12
-
-
-def test_ema_is_the_average_that_it_says():
-    """After batches of means 1, 2, 3 the past is warm b^2 + ... as a plain recursion, for `Sum` and for `Cat`."""
-    from rdm.statistic import Moments, Samples
-
-    batches = [torch.full((5, 1), v, dtype=torch.float64) for v in (1.0, 2.0, 3.0)]
-    for statistic in (Moments(torch.zeros(1, dtype=torch.float64)), Samples(torch.zeros(1, dtype=torch.float64))):
-        memory, past = EMA(0.5, floor=0.0), None
-        for batch in batches:
-            past, dropped = memory.write(past, statistic.measure(batch, torch.ones(5, dtype=torch.float64)))
-            assert dropped == 0
-        mean = past.value[0] / past.mass if past.reduction == "sum" else (past.weight @ past.value) / past.mass
-        assert float(mean) == pytest.approx(0.25 * 1 + 0.25 * 2 + 0.5 * 3)
-        assert float(past.mass) == pytest.approx(1)
-
-
-def test_ema_of_rows_stays_bounded_and_drops_at_most_the_floor():
-    from rdm.statistic import Samples
-
-    statistic, memory, past = Samples(torch.zeros(2, dtype=torch.float64)), EMA(0.8, floor=0.05), None
-    sizes = []
-    for _ in range(60):
-        past, dropped = memory.write(past, statistic.measure(torch.randn(10, 2).double(), torch.ones(10).double()))
-        sizes.append(len(past.value))
-        assert 0 <= dropped <= 0.05 and float(past.mass) == pytest.approx(1)
-    assert max(sizes) <= 250 and sizes[-1] == sizes[-20] and dropped > 0
-
-
-def test_queue_holds_the_newest_rows():
-    from rdm.statistic import Cat
-
-    memory, past = Queue(7), None
-    for start in (0, 3, 6, 9):
-        rows = torch.arange(start, start + 3, dtype=torch.float64)[:, None]
-        past, _ = memory.write(past, Cat(rows, torch.ones(3, dtype=torch.float64)))
-    assert past.value.flatten().tolist() == [5, 6, 7, 8, 9, 10, 11]
 
 
 def test_state_survives_a_round_trip():

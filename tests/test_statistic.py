@@ -46,9 +46,10 @@ def test_moments_do_not_cancel_in_float32():
     torch.testing.assert_close(covariance, torch.cov(x.double().T, correction=0), rtol=1e-9, atol=1e-15)
 
 
-def test_prune_drops_light_rows_only():
-    kept = Cat(torch.arange(4.0), torch.tensor([1.0, 1e-4, 1.0, 0.5])).prune(0.1)
-    assert kept.value.tolist() == [0, 2, 3]
+def test_prune_drops_the_oldest_rows_and_those_of_no_weight():
+    kept = Cat(torch.arange(5.0), torch.tensor([0.25, 0.5, 0.0, 1.0, 1e-4]))
+    for mass, rows in ((-1.0, [0, 1, 3, 4]), (0.0, [0, 1, 3, 4]), (0.74, [1, 3, 4]), (0.75, [3, 4]), (2.0, [])):
+        assert kept.prune(mass).value.tolist() == rows
 
 
 def test_checked_promotes_and_normalises_types():
