@@ -22,6 +22,7 @@ class Inputs:
         integer: items are whole numbers, tokens for one.
         remedy: what to do with items of another type or size.
         soft: the floating-point form of whole-number items, which carries a gradient; None for none.
+        rate: samples a second of sound; None for any.
     """
 
     kind: str = "items"
@@ -31,11 +32,13 @@ class Inputs:
     integer: bool = False
     remedy: str = "convert them"
     soft: "Inputs | None" = None
+    rate: int | None = None
 
     def __str__(self) -> str:
         shape = "..." if self.shape is None else " ".join(map(str, self.shape))
         bounds = "" if self.low is None else f" in [{self.low:g}, {self.high:g}]"
-        return f'{self.kind} "n {shape}"{bounds}'
+        rate = "" if self.rate is None else f" of {self.rate:,} samples a second"
+        return f'{self.kind} "n {shape}"{rate}{bounds}'
 
     def check(self, items: Tensor, owner: str) -> None:
         """Refuse another shape or type, or no items at all; reads no values.
@@ -100,9 +103,10 @@ def images(channels: int = 3) -> Inputs:
     return Inputs("images", (channels, "h", "w"), 0.0, 1.0, remedy=remedy)
 
 
-def waveforms() -> Inputs:
-    """Sound "n samples" in [-1, 1], one channel, of any length."""
-    return Inputs("waveforms", ("samples",), -1.0, 1.0, remedy="give one channel, 16-bit values divided by 32768")
+def waveforms(rate: int | None = None) -> Inputs:
+    """Sound "n samples" in [-1, 1], one channel, of any length, of `rate` samples a second where it matters."""
+    remedy = "give one channel, 16-bit values divided by 32768"
+    return Inputs("waveforms", ("samples",), -1.0, 1.0, remedy=remedy, rate=rate)
 
 
 def tokens(vocabulary: int) -> Inputs:

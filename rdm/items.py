@@ -99,23 +99,24 @@ class Items(TorchDataset):
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
         """A uniform draw of items with their labels, the same at every call; broken ones are left out."""
         order = torch.randperm(self.total, generator=torch.Generator().manual_seed(0))[:count]
-        found = []
+        found, cause = [], None
         for k in sorted(order.tolist()):
             source, i, _ = self.place(k)
             try:
                 found.append(self.form.item(source, i, self.first))
-            except BrokenItem:
-                continue
+            except BrokenItem as problem:
+                cause = cause or problem
         if not found:
-            raise InputError(f"{self.sources[0][0].path}: none of {len(order)} items could be read")
+            raise InputError(f"none of {len(order)} items can be read; {cause}")
         return torch.stack([item.value for item in found]), torch.tensor([item.label for item in found])
 
 
 def first_item(source: Source, form: Form) -> Item:
     """The first item that can be read, which all others must be like."""
+    cause = None
     for i in range(len(source)):
         try:
             return form.item(source, i)
-        except BrokenItem:
-            continue
-    raise InputError(f"{source.path}: none of its {len(source)} items can be read")
+        except BrokenItem as problem:
+            cause = cause or problem
+    raise InputError(f"none of the {len(source)} items can be read; {cause}")

@@ -60,7 +60,7 @@ def encode(items: Items, encoders: Encoders, *, workers: int = 0, skip_broken: b
                 parts.setdefault(name, []).append(rows)
             report.update(k + 1, {})
     if not parts:
-        raise InputError(f"{items.sources[0][0].path}: none of its {items.total} items can be read")
+        raise InputError(f"none of the {items.total} items can be read; {broken[0]}")
     return Rows({name: torch.cat(rows) for name, rows in parts.items()}, depths, broken)
 
 

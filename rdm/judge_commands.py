@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from rdm.distributed import rank, started
-from rdm.errors import InputError
+from rdm.errors import InputError, MismatchError
 from rdm.items import Items, first_item
 from rdm.judge import Verdict, as_json, battery_of, encode, judge, rows_of_table
 from rdm.measure import FIT, Encoders, Survey
@@ -85,11 +85,13 @@ def measure_source(
         sides = [(source, None)] if fresh is None else [(source, False), (fresh, True)]
         items = Items(sides, form, first, 0.0 if fresh else split, seed, batch)
         encoders, held_out = _encoders(source, items, battery, arguments or {})
+        _check_rate(source, {} if fresh is None else {str(fresh.path): fresh.rate}, encoders)
+        rate = {} if source.rate is None else {"rate": source.rate}
         description = {
             "data": source.path.name + (f", fresh {fresh.path.name}" if fresh else ""),
             "battery": {"name": battery, "arguments": dict(arguments or {})},
             "held_out": held_out,
-            "form": {"size": size, "channels": channels, "shape": list(first.value.shape), "kind": source.kind},
+            "form": {"size": size, "channels": channels, "shape": list(first.value.shape), "kind": source.kind, **rate},
         }
         options = {"sample": sample, "per_class": per_class, "landmarks": landmarks, "skip_broken": skip_broken}
         return Survey(items, encoders, out, description, workers=workers, save_every=save_every, **options).run()
@@ -151,6 +153,7 @@ def judge_source(
                 "make both with the same --size and --channels"
             )
         encoders = Encoders(battery_of(file, held["shape"], path, device), device=device)
+    _check_rate(source, {str(path): held.get("rate")}, encoders)
     items = Items([(source, False)], form, first, size=batch)
     rows = encode(items, encoders, workers=workers, skip_broken=skip_broken)
     return judge(rows, file, names, seed=seed)
@@ -213,6 +216,16 @@ def _encoders(
     if any(m.module is None for m in (*chosen.members, *chosen.held_out)):
         chosen = chosen.fitted(*items.pick(FIT))
     return Encoders(chosen.to(device), device=device), [m.name for m in chosen.held_out]
+
+
+def _check_rate(source: Source, others: Mapping[str, int | None], encoders: Encoders) -> None:
+    """Refuse sound of another sampling rate than what it is measured with, where both say theirs."""
+    wanted = {**others, **{f"encoder {m.name!r}": m.inputs.rate for m in encoders.members}}
+    for name, rate in wanted.items():
+        if None not in (rate, source.rate) and rate != source.rate:
+            raise MismatchError(
+                f"{source.path} has {source.rate:,} samples a second and {name} {rate:,}; resample one to the other"
+            )
 
 
 def _columns(source: Any) -> dict[str, int]:

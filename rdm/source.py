@@ -24,8 +24,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pad
 
 from rdm.errors import InputError
+from rdm.inputs import SLACK
 from rdm.registry import sources
 
 FORMATS = "PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF"  # none of which Pillow reads through another program
@@ -96,7 +98,8 @@ class Form:
         except Exception as error:  # whatever a decoder raises
             raise BrokenItem(f"{source.path}: {source.name(i)} cannot be read ({error})") from error
         content = hashed(str(array.dtype), array.shape, np.ascontiguousarray(array))
-        value = self._picture(array, source, i, like) if source.kind == "images" else self._row(array)
+        turn = {"images": self._picture, "audio": self._sound}.get(source.kind, self._row)
+        value = turn(array, source, i, like)
         if like is not None and value.shape != like.value.shape:
             raise InputError(
                 f"{source.path}: {like.name} is {_sizes(like.value)} and {source.name(i)} is {_sizes(value)}; "
@@ -105,26 +108,24 @@ class Form:
         return Item(value, source.label(i), source.name(i), content, _depth(array))
 
     def _picture(self, array: np.ndarray, source: Source, i: int, like: "Item | None") -> Tensor:
+        who = f"{source.path}: {source.name(i)}"
         array = array[:, :, None] if array.ndim == 2 else array
         channels = self.channels or (3 if like is None and array.shape[2] > 1 else 0)
         channels = channels or (1 if like is None else len(like.value))
+        array = array if array.dtype == np.uint8 and array.shape[2] in (1, 3) else unit(array, who)
         if self.size is not None:
             array = centre_crop(array, self.size)
         if array.shape[2] > channels:
-            raise InputError(
-                f"{source.path}: {source.name(i)} has {array.shape[2]} channels, items before it {channels}; "
-                "give --channels 3"
-            )
-        value = torch.from_numpy(unit(array, f"{source.path}: {source.name(i)}")).permute(2, 0, 1)
+            raise InputError(f"{who} has {array.shape[2]} channels, items before it {channels}; give --channels 3")
+        value = torch.from_numpy(unit(array, who)).permute(2, 0, 1)
         return value.expand(channels, -1, -1) if len(value) < channels else value
 
-    def _row(self, array: np.ndarray) -> Tensor:
-        value = torch.from_numpy(np.ascontiguousarray(array))
-        if array.dtype == np.int16:
-            value = value.float() / 32768
-        if self.size is not None:
-            value = torch.nn.functional.pad(value[: self.size], (0, max(0, self.size - len(value))))
-        return value
+    def _sound(self, array: np.ndarray, source: Source, i: int, like: "Item | None") -> Tensor:
+        value = torch.from_numpy(waveform(array, f"{source.path}: {source.name(i)}"))
+        return value if self.size is None else pad(value[: self.size], (0, max(0, self.size - len(value))))
+
+    def _row(self, array: np.ndarray, source: Source, i: int, like: "Item | None") -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def open_source(path: Path) -> Source:
@@ -200,33 +201,50 @@ def _plain(mode: str) -> str:
 
 
 def unit(array: np.ndarray, who: str) -> np.ndarray:
-    """Values in [0, 1] as float32: 8-bit over 255, 16-bit over 65,535, floats checked."""
+    """Pictures in [0, 1] as float32: 8-bit over 255, 16-bit over 65,535, floats checked."""
     if array.dtype in (np.uint8, np.uint16):
         return array.astype(np.float32) / np.iinfo(array.dtype).max
     if array.dtype == np.bool_:
         return array.astype(np.float32)
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"{who}: pictures must be 8-bit, 16-bit or float in [0, 1]; got {array.dtype}")
+    return _within(array, 0, 1, who)
+
+
+def waveform(array: np.ndarray, who: str) -> np.ndarray:
+    """Sound in [-1, 1] as float32: whole numbers over their type's range, floats checked."""
+    if array.dtype in (np.int16, np.int32):
+        return (array / -float(np.iinfo(array.dtype).min)).astype(np.float32)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise InputError(f"{who}: sound must be int16, int32 or float in [-1, 1]; got {array.dtype}")
+    return _within(array, -1, 1, who)
+
+
+def _within(array: np.ndarray, low: int, high: int, who: str) -> np.ndarray:
+    """Floats as float32, checked to lie in a range; what rounding moved out of it is moved back."""
     if not np.isfinite(array).all():
-        raise InputError(f"{who}: NaN or infinity in {int((~np.isfinite(array)).sum())} values; expected [0, 1]")
-    if array.min(initial=0) < 0 or array.max(initial=0) > 1:
-        raise InputError(f"{who}: floats must lie in [0, 1]; got {array.min():.3g} to {array.max():.3g}; scale them")
-    return array.astype(np.float32)
+        bad = int((~np.isfinite(array)).sum())
+        raise InputError(f"{who}: NaN or infinity in {bad} values; expected [{low}, {high}]")
+    if array.size == 0:
+        raise InputError(f"{who}: it is empty")
+    least, most = array.min(), array.max()
+    if least < low - SLACK or most > high + SLACK:
+        raise InputError(f"{who}: floats must lie in [{low}, {high}]; got {least:.6g} to {most:.6g}; scale them")
+    return array.astype(np.float32).clip(low, high)
 
 
 def centre_crop(array: np.ndarray, size: int) -> np.ndarray:
     """ADM's crop: halve by BOX while the shorter side is at least twice `size`, BICUBIC to `size`, cut the centre.
 
     Source: Dhariwal and Nichol (2021), guided-diffusion's `center_crop_arr`; 8-bit as theirs, other depths a channel
-    at a time in float. Pictures of that size already are left as they are.
+    at a time in float32. Pictures of that size already are left as they are.
     """
     if array.shape[:2] == (size, size):
         return array
     if array.dtype == np.uint8 and array.shape[2] in (1, 3):
         whole = _shrink(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array), size)
         return whole[:, :, None] if whole.ndim == 2 else whole
-    scale = np.iinfo(array.dtype).max if np.issubdtype(array.dtype, np.integer) else 1
-    planes = [_shrink(Image.fromarray(array[:, :, c].astype(np.float32) / scale), size) for c in range(array.shape[2])]
+    planes = [_shrink(Image.fromarray(array[:, :, c].astype(np.float32)), size) for c in range(array.shape[2])]
     return np.stack(planes, 2).clip(0, 1)
 
 

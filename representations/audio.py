@@ -40,7 +40,7 @@ def log_mel(
     Raises: InputError: settings of no spectrogram; bands without a frequency.
     """
     settings = {"rate": rate, "window": window, "hop": hop, "bands": bands, "low": low, "high": high, "floor": floor}
-    return Representation(name, _Statistics(LogMel(**settings)), settings, inputs=waveforms())
+    return Representation(name, _Statistics(LogMel(**settings)), settings, inputs=waveforms(rate))
 
 
 class _Statistics(nn.Module):
@@ -60,7 +60,7 @@ class SpectrogramClassifier(Classifier):
 
     def __init__(self, rate: int = 8000, bands: int = 40, classes: int = 10, width: int = 24, features: int = 64):
         super().__init__()
-        self.inputs = waveforms()
+        self.inputs = waveforms(rate)
         self.spectrogram = LogMel(rate, window=rate * 32 // 1000, hop=rate * 16 // 1000, bands=bands)
         layers: list[nn.Module] = []
         for i, (before, after) in enumerate([(1, width), (width, 2 * width), (2 * width, 2 * width)]):

@@ -6,7 +6,6 @@ import json
 import os
 import struct
 import tarfile
-import wave
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from safetensors.numpy import save_file
 
 import rdm
 from rdm.errors import InputError
+from rdm.items import first_item
 from rdm.source import BrokenItem, Form, Given, centre_crop, open_source
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (6, 10, 12, 3), dtype=np.uint8)
@@ -91,20 +91,75 @@ def test_idx_files_with_their_labels(tmp_path, packed):
 
 
 def test_sound(tmp_path):
-    for i, (width, kind) in enumerate(((2, "<i2"), (1, "u1"), (4, "<i4"))):
-        tone = np.sin(np.arange(50) / 5) * 0.5
-        whole = (tone * 2 ** (8 * width - 1) + (128 if width == 1 else 0)).astype(kind)
-        with wave.open(str(tmp_path / f"{i}.wav"), "wb") as file:
-            file.setparams((2, width, 8000, 0, "NONE", ""))
-            file.writeframes(np.stack([whole, whole], 1).tobytes())
-        np.testing.assert_allclose(items(tmp_path)[i].numpy(), tone, atol=0.01)
-    assert open_source(tmp_path).kind == "audio" and open_source(tmp_path).rate == 8000
     audio = np.arange(12, dtype=np.int16)
     np.savez(tmp_path / "a.npz", audio=audio, offsets=[0, 5, 12], labels=[3, 4])
     with pytest.raises(InputError, match="00000000 is 5 long and 00000001 is 7 long; give --size"):
         items(tmp_path / "a.npz")
     assert items(tmp_path / "a.npz", size=6).shape == (2, 6)
     assert float(items(tmp_path / "a.npz", size=6)[0, 5]) == 0
+
+
+def wav(sound: np.ndarray, rate: int = 8000, kind: int = 1, extensible: bool = False) -> bytes:
+    """A wav file of "t channels" as the specification has it; of 3 bytes a sample from bytes "t channels 3"."""
+    width = 3 if sound.ndim == 3 else sound.dtype.itemsize
+    channels = sound.shape[1]
+    said = struct.pack("<HHIIHH", 0xFFFE if extensible else kind, channels, rate, 0, width * channels, 8 * width)
+    if extensible:
+        said += struct.pack("<HHIH", 22, 8 * width, 0, kind) + bytes.fromhex("000000001000800000aa00389b71")
+    chunks = b"".join(
+        name + struct.pack("<I", len(data)) + data for name, data in ((b"fmt ", said), (b"data", sound.tobytes()))
+    )
+    return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
+
+
+@pytest.mark.parametrize("extensible", [False, True])
+@pytest.mark.parametrize("form", ["u1", "<i2", "i3", "<i4", "<f4", "<f8"])
+def test_every_wav_format_is_the_same_sound(tmp_path, form, extensible):
+    tone = np.sin(np.arange(50) / 5) * 0.5
+    scaled = {"u1": tone * 128 + 128, "<i2": tone * 2**15, "i3": tone * 2**31, "<i4": tone * 2**31}.get(form, tone)
+    whole = np.stack([scaled, scaled], 1).astype("<i4" if form == "i3" else form)
+    whole = whole.view("u1").reshape(50, 2, 4)[:, :, 1:] if form == "i3" else whole
+    data = wav(np.ascontiguousarray(whole), kind=3 if "f" in form else 1, extensible=extensible)
+    (tmp_path / "0.wav").write_bytes(data)
+    np.testing.assert_allclose(items(tmp_path)[0].numpy(), tone, atol=0.01 if form == "u1" else 1e-4)
+    assert open_source(tmp_path).rate == 8000
+    size = data.index(b"data") + 4
+    for wrong, message in (
+        (data[:-1], "it is truncated"),
+        (data[:size], "holds no sound"),
+        (b"OggS" + data[4:], "begins with b'OggS'; expected a RIFF wav file"),
+    ):
+        (tmp_path / "0.wav").write_bytes(wrong)
+        with pytest.raises(InputError, match=f"none of the 1 items can be read; .*0.wav cannot be read .*{message}"):
+            first_item(open_source(tmp_path), Form())
+    (tmp_path / "0.wav").write_bytes(data[:size] + b"\xff\xff\xff\xff" + data[size + 4 :])
+    assert items(tmp_path).shape == (1, 50), "the size that is left by a writer to a pipe"
+
+
+def test_sound_that_is_not_read_is_said(tmp_path):
+    (tmp_path / "0.wav").write_bytes(wav(np.zeros((50, 1), np.uint8), kind=7))
+    with pytest.raises(InputError, match=r"0.wav cannot be read \(format 7 \(mu-law\) of 8 bits"):
+        first_item(open_source(tmp_path), Form())
+    (tmp_path / "1.wav").write_bytes(wav(np.zeros((50, 1), np.float32), kind=3))
+    assert open_source(tmp_path).rate == 8000, "of the first one that can be read"
+    assert first_item(open_source(tmp_path), Form()).name == "1.wav"
+    (tmp_path / "2.wav").write_bytes(wav(np.full((50, 1), 9, np.float32), kind=3))
+    (tmp_path / "3.wav").write_bytes(wav(np.full((50, 1), np.nan, np.float32), kind=3))
+    (tmp_path / "4.wav").write_bytes(wav(np.zeros((50, 1), np.int16), rate=16000))
+    for i, message in ((2, "2.wav: floats must lie in .-1, 1.; got 9 to 9"), (3, "3.wav: NaN or infinity in 50"),
+                       (4, "1.wav has 8000 samples a second and 4.wav 16000; resample")):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            Form().item(open_source(tmp_path), i)
+
+
+@pytest.mark.parametrize("kind", ["<f2", "<f4", "<f8", "<i2", "<i4"])
+def test_recordings_of_every_type_are_float32(tmp_path, kind):
+    tone = np.sin(np.arange(40) / 5) * 0.5
+    scaled = (tone * (1 if "f" in kind else 2.0 ** (8 * int(kind[-1]) - 1))).astype(kind)
+    np.savez(tmp_path / "a.npz", audio=scaled, offsets=[0, 20, 40])
+    found = items(tmp_path / "a.npz")
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy().ravel(), tone, atol=1e-3)
 
 
 def test_features(tmp_path):
