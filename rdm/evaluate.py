@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from rdm.autocast import own_types
 from rdm.data import Dataset
 from rdm.errors import InputError
 from rdm.generator import Generator
@@ -90,6 +91,7 @@ class Evaluation(Judge):
                 "estimator; take a biased one"
             )
 
+    @own_types()
     def __call__(self, generator: Generator) -> dict[str, Metric]:
         """All metrics of `generator` (bare names), of each in `compare` and of the fresh split ("name: metric")."""
         judged = {name: self.sample(other) for name, other in {"": generator, **(self.compare or {})}.items()}

@@ -14,12 +14,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rdm.autocast import own_types
 from rdm.errors import InputError
 from rdm.randomness import stream
 from rdm.statistic import checked
@@ -135,10 +136,18 @@ class Estimate(NamedTuple):
 
 
 class Measure(ABC):
-    """A metric: a frozen dataclass of hyperparameters, called on features. Registered in `metrics`."""
+    """A metric: a frozen dataclass of hyperparameters, called on features. Registered in `metrics`.
+
+    The same inside `torch.autocast`, `torch.no_grad` and `torch.inference_mode` as outside.
+    """
 
     logits: ClassVar[bool] = False  # it is about class logits, not features
     best: ClassVar[float] = 0.0  # what real data strives for: 0 or 1, infinity for the most
+
+    def __init_subclass__(cls, **options: Any) -> None:  # noqa: D105
+        super().__init_subclass__(**options)
+        for name in {"__call__", "estimate", "streamed"} & set(vars(cls)):
+            setattr(cls, name, own_types()(vars(cls)[name]))
 
     @abstractmethod
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:

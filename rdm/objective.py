@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rdm.autocast import in_own_types
 from rdm.numbers import check_fields
 from rdm.reference import Reference
 from rdm.statistic import Statistic, Summary, checked
@@ -65,7 +66,14 @@ def compare(
     reference_weights: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Distance of generated rows x (n, d), which carry the gradient, from reference rows y (m, d)."""
-    features, mass = checked(x, weights, side="x (generated)")
-    statistic, target = objective.bind(Reference(*checked(y.detach(), reference_weights, side="y (reference)")))
-    return objective.distance(statistic.measure(features, mass), target, generator=generator)
+    """Distance of generated rows x (n, d), which carry the gradient, from reference rows y (m, d).
+
+    Autocast changes nothing, in the value and in the gradient.
+    """
+
+    def value(x: Tensor, y: Tensor, weights: Tensor | None, reference_weights: Tensor | None) -> Tensor:
+        features, mass = checked(x, weights, side="x (generated)")
+        statistic, target = objective.bind(Reference(*checked(y.detach(), reference_weights, side="y (reference)")))
+        return objective.distance(statistic.measure(features, mass), target, generator=generator)
+
+    return in_own_types(value, x, y, weights, reference_weights)

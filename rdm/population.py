@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rdm.autocast import own_types
 from rdm.balance import Balance, Uniform
 from rdm.distributed import merge_across_ranks, total
 from rdm.errors import InputError, NonFiniteError
@@ -58,6 +59,7 @@ class _Term:
         features, equal = checked(features, side=f"generated features of {self.representation.name!r}")
         return features, equal if chunk.weights is None else chunk.weights
 
+    @own_types()
     def backward(self, leaf: Tensor, chunk: "_Chunk", cotangent: Tensor) -> None:
         """Back-propagate the chunk's cotangent to its items, one micro-batch of the encoder at a time."""
         slices = self.representation.slices(len(leaf))
@@ -94,10 +96,13 @@ class Population:
         normalize_gradient: divide the gradient by the share that the memory leaves to the live batch.
         cache: folder for encoded reference features.
 
+    The generator runs in the caller's autocast, if any; encoders and distances in their own types.
+
     Raises:
         InputError: chunk below 1; a balance that needs non-negative terms over an objective that is not.
     """
 
+    @own_types()
     def __init__(
         self,
         objective: Objective,
@@ -188,8 +193,9 @@ class Population:
                 states.append(_random_state(chunk.noise.device))
                 items = _generate(generate, chunk)
                 for k, term in enumerate(self.terms):
-                    features, weights = term.encode(items, chunk)
-                    part = term.statistic.measure(features, weights)
+                    with own_types():
+                        features, weights = term.encode(items, chunk)
+                        part = term.statistic.measure(features, weights)
                     parts[k] = term.statistic.kind.compact([*parts[k], part])
                     if self.memory.keeps_rows:
                         rows[k].append(Cat(features, weights))
@@ -210,10 +216,11 @@ class Population:
         pulls, gradients, rows = [], [], []
         for term in self.terms:
             leaf = items.detach().requires_grad_()
-            features, weights = term.encode(leaf, chunk)
-            summary = term.statistic.measure(features, weights)
-            pulls.append(self._pull(term, summary, live, generator))
-            summary.value.backward(pulls[-1].cotangent)
+            with own_types():
+                features, weights = term.encode(leaf, chunk)
+                summary = term.statistic.measure(features, weights)
+                pulls.append(self._pull(term, summary, live, generator))
+                summary.value.backward(pulls[-1].cotangent)
             gradients.append(_gradient(leaf))
             if self.memory.keeps_rows:
                 rows.append(Cat(features.detach(), weights))
@@ -221,6 +228,7 @@ class Population:
         items.backward(sum(scale.to(items) * g for scale, g in zip(scales, gradients, strict=True)))
         return step, [pull.batch for pull in pulls], rows
 
+    @own_types()
     def _pull(self, term: _Term, summary: Summary, live: int, generator: torch.Generator | None) -> "_Pull":
         """Pass 2: the distance of the population that ranks and memory make of a summary, and its cotangent."""
         leaf = summary.value.detach().requires_grad_()

@@ -39,7 +39,7 @@ rdm.items
 rdm.source rdm.generator rdm.checkpoint rdm.augmentation rdm.data rdm.randomness rdm.schedule rdm.pictures rdm.progress
 rdm.statistic rdm.store rdm.inputs
 rdm.registry rdm.numbers
-rdm.errors
+rdm.errors rdm.autocast
 """
 RANK = {name: -i for i, line in enumerate(LAYERS.split("\n")) for name in line.split()}
 MEMBERS = {"objectives", "representations", "rdm.generators", "rdm.datasets", "rdm.metrics", "rdm.sources"}

@@ -154,9 +154,10 @@ def _estimate(x: Tensor, target: GaussianTarget, seed: int) -> Estimate:
     """Value; influences by the gradient in the moments, of which each row's are a part; second order by the Hessian."""
     ones = torch.ones(len(x), dtype=torch.float64, device=x.device)
     moments = Moments(target.mean).measure(x, ones)
-    held = moments.value.detach().requires_grad_()
-    value = _objective().distance(Sum(held, moments.weight), _about_own_mean(target))
-    (slope,) = torch.autograd.grad(value, held)
+    with torch.inference_mode(False), torch.enable_grad():
+        held = moments.value.detach().clone().requires_grad_()
+        value = _objective().distance(Sum(held, moments.weight.clone()), _about_own_mean(target))
+        (slope,) = torch.autograd.grad(value, held)
     y = x.double() - target.mean
     influence = len(x) * (y @ slope[0] + ((y @ slope[1:]) * y).sum(1))  # up to a constant, which centring takes off
     return Estimate(float(value.detach()), influence - influence.mean(), _second_order(x, target, seed))

@@ -1,0 +1,63 @@
+"""Arithmetic in the tensors' own types, whatever `torch.autocast` the caller is in.
+
+Distances are differences of large sums, and bfloat16 has three digits. Autocast also reaches a backward pass that runs
+inside it, so that a gradient is taken apart from it as well. Imports nothing of ours.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DEVICES = "cpu", "cuda", "mps", "xpu"
+
+
+@contextmanager
+def own_types() -> Iterator[None]:
+    """Run a block, or a function as a decorator, without autocast."""
+    with ExitStack() as stack:
+        for device in _casting():
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def in_own_types(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """function(*inputs) without autocast, and its gradient too, wherever that is asked for; in autocast only once.
+
+    >>> import torch
+    >>> x = torch.full((1, 2), 1.001, requires_grad=True)
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     round(in_own_types(lambda rows: (rows @ rows.T).sum(), x).item(), 6)
+    2.004002
+    """
+    if not _casting():
+        return function(*inputs)
+    return _InOwnTypes.apply(function, *inputs)
+
+
+def _casting() -> list[str]:
+    return [device for device in DEVICES if torch.is_autocast_enabled(device)]
+
+
+class _InOwnTypes(torch.autograd.Function):
+    """The graph is built on leaves of its own, so that its backward pass can be run by itself."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        asked = ctx.needs_input_grad[1:]
+        with own_types(), torch.set_grad_enabled(any(asked)):
+            pairs = zip(inputs, asked, strict=True)
+            leaves = [x.detach().requires_grad_(each) if isinstance(x, Tensor) else x for x, each in pairs]
+            ctx.value = function(*leaves)
+        ctx.leaves = [leaf for leaf, each in zip(leaves, asked, strict=True) if each]
+        return ctx.value.detach()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        options = {"retain_graph": True, "allow_unused": True}  # it goes with the outer graph
+        with own_types():
+            found = iter(torch.autograd.grad(ctx.value, ctx.leaves, cotangents[0], **options))
+        return tuple(next(found) if each else None for each in ctx.needs_input_grad)

@@ -1,0 +1,124 @@
+"""Inside `torch.autocast` every number and every gradient is what it is outside."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rdm
+from rdm.metric import Real
+from rdm.representation import Battery, Representation
+from rdm.streaming import Streaming
+from tests.conftest import objective_cases
+
+G = torch.Generator().manual_seed(0)
+X, Y, FRESH = (torch.randn(n, 8, generator=G) for n in (70, 90, 80))
+SMALL = {
+    "kid": {"size": 50, "subsets": 4},
+    "kid_spread": {"size": 50, "subsets": 4},
+    "sw": {"projections": 64},
+    "sw_r": {"projections": 64},
+}
+
+
+def same(measured: Callable[[], Any]) -> Any:
+    """What is measured outside and inside of autocast: the same bits."""
+    found = measured()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = measured()
+    flat = [torch.cat([torch.as_tensor(v).double().flatten() for v in each]) for each in (found, inside)]
+    assert torch.equal(*flat), (flat[0] - flat[1]).abs().max()
+    return found
+
+
+@pytest.mark.parametrize("name, example", objective_cases())
+def test_a_distance_and_its_gradient(name, example):
+    def measured() -> list[Tensor]:
+        x = X.clone().requires_grad_()
+        value = rdm.distance(name, x, Y, generator=torch.Generator().manual_seed(1), **example)
+        return [value.detach(), *torch.autograd.grad(value, x)]
+
+    assert same(measured)[1].abs().sum() > 0
+
+
+def members() -> Battery:
+    torch.manual_seed(0)
+    deep = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8))
+    low = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 8))
+    return Battery((Representation("deep", deep), Representation("low", low, precision="bfloat16")))
+
+
+def steps(objective, memory, chunk: int | None) -> list[Tensor]:
+    """Losses and parameter gradients of two steps of a generator that autocast leaves alone."""
+    battery, scale = members(), nn.Parameter(torch.linspace(0.5, 1, 8))
+    population = rdm.Population(objective, battery, Y, chunk=chunk, memory=memory)
+    population.warm_up(lambda z: scale * z, FRESH)
+    found = []
+    for noise in (X, X + 1):
+        scale.grad = None
+        step = population.backward(lambda z: scale * z, noise, generator=torch.Generator().manual_seed(1))
+        assert scale.grad is not None
+        found += [step.loss, scale.grad]
+    return found
+
+
+@pytest.mark.parametrize("name, example", objective_cases())
+@pytest.mark.parametrize("chunk", [None, 30])
+def test_a_population(name, example, chunk):
+    objective = rdm.objective(name, **example)
+    same(lambda: steps(objective, None, chunk))
+
+
+@pytest.mark.parametrize("memory", rdm.names("memories"))
+@pytest.mark.parametrize("chunk", [None, 30])
+@pytest.mark.parametrize("name", ["frechet", "energy"])  # a sum and rows
+def test_a_memory(memory, chunk, name):
+    same(lambda: steps(rdm.objective(name), rdm.memory(memory), chunk))
+
+
+def test_the_generator_is_the_callers():
+    """Its own layers are cast, as its trainer asks; chunks then agree with one pass to what is cast."""
+    torch.manual_seed(0)
+    net, population = nn.Linear(8, 8), rdm.Population(rdm.objective("energy"), members(), Y)
+    seen, gradients = [], []
+
+    def generate(z: Tensor) -> Tensor:
+        items = net(z)
+        seen.append(items.dtype)
+        return items.float()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        for chunk in (None, 30):
+            population.chunk, net.weight.grad = chunk, None
+            population.backward(generate, X)
+            assert net.weight.grad is not None
+            gradients.append(net.weight.grad)
+    assert set(seen) == {torch.bfloat16}
+    torch.testing.assert_close(*gradients, rtol=0.02, atol=1e-4)
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("name", rdm.names("metrics"))
+def test_a_metric(name, around):
+    measure, real = rdm.metric(name, **SMALL.get(name, {})), Real(Y, fresh=FRESH)
+    expected = measure(X, real)
+
+    def measured() -> list[float]:
+        with around():
+            return list(measure(X * 1, real))
+
+    assert same(measured) == list(expected)
+
+
+def test_streaming():
+    names = [name for name in rdm.names("metrics") if name not in SMALL and not name.endswith("r")]
+
+    def measured() -> list[float]:
+        metric = Streaming(members().members[0], names)
+        metric.update(X.sigmoid(), real=False)
+        metric.update(Y.sigmoid(), real=True)
+        return [number for found in metric.compute().values() for number in found]
+
+    same(measured)
