@@ -21,10 +21,7 @@ class SlicedTarget(NamedTuple):
 
     rows: Tensor  # m d, about the reference's mean
     weights: Tensor  # m, summing to 1
-    fixed: Callable[[], tuple[Tensor, Steps]]  # directions "P d" and the steps along them; sorted once, where asked for
-    coarse: Callable[
-        [int], Steps
-    ]  # their means over so many equal cells, all that p = 2 needs; of the last number kept
+    fixed: "_Fixed"
 
 
 @dataclass(frozen=True)
@@ -125,20 +122,32 @@ def _bind(reference: Reference, projections: int) -> tuple[Samples, SlicedTarget
     rows = statistic.measure(reference.features, reference.weights)
     weights = rows.weight / rows.mass
 
-    @functools.cache
-    def fixed() -> tuple[Tensor, Steps]:
-        vectors, m = directions(rows.value, projections, None), len(rows.value)
-        parts = [steps(vectors[k] @ rows.value.T, weights) for k in blocks(projections, m)]
+    return statistic, SlicedTarget(rows.value, weights, _Fixed(rows.value, weights, projections))
+
+
+class _Fixed:
+    """The reference along directions that are the same at every call, sorted once, where asked for."""
+
+    def __init__(self, rows: Tensor, weights: Tensor, projections: int):
+        self.rows, self.weights, self.projections = rows, weights, projections
+        self._coarse: tuple[int, Steps] | None = None  # of the last number of cells
+
+    @functools.cached_property
+    def whole(self) -> tuple[Tensor, Steps]:
+        """Directions "P d" and the steps along them."""
+        vectors = directions(self.rows, self.projections, None)
+        parts = [steps(vectors[k] @ self.rows.T, self.weights) for k in blocks(self.projections, len(self.rows))]
         return vectors, _joined(parts)
 
-    @functools.lru_cache(maxsize=1)
-    def coarse(n: int) -> Steps:
-        levels = torch.arange(1, n + 1, dtype=torch.float64, device=weights.device)[None] / n
-        whole = fixed()[1]
-        parts = blocks(projections, max(n, len(rows.value)))
-        return _joined([cell_means(_part(whole, k), levels, even=True) for k in parts])
-
-    return statistic, SlicedTarget(rows.value, weights, fixed, coarse)
+    def coarse(self, n: int) -> Steps:
+        """Their means over n equal cells, all that p = 2 needs."""
+        kept = self._coarse
+        if kept is None or kept[0] != n:
+            levels = torch.arange(1, n + 1, dtype=torch.float64, device=self.weights.device)[None] / n
+            parts = blocks(self.projections, max(n, len(self.rows)))
+            whole = self.whole[1]
+            kept = self._coarse = n, _joined([cell_means(_part(whole, k), levels, even=True) for k in parts])
+        return kept[1]
 
 
 def _joined(parts: list[Steps]) -> Steps:
@@ -160,9 +169,9 @@ def _drawn(
 ) -> tuple[Tensor, Callable[[slice], Steps]]:
     """Directions, and the reference's steps along some of them: the fixed ones, or new ones from the generator."""
     if generator is None:
-        vectors, whole = target.fixed()
+        vectors, whole = target.fixed.whole
         if p == 2 and equal(weights) and not (whole.even and len(x) == len(target.rows)):
-            whole = target.coarse(len(x))
+            whole = target.fixed.coarse(len(x))
         return vectors.to(x.dtype), lambda k: _part(whole, k)
     vectors = directions(x, projections, generator)
     return vectors, lambda k: steps(vectors[k] @ target.rows.to(x.dtype).T, target.weights)

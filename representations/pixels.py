@@ -1,5 +1,7 @@
 """The items themselves, and projections fitted on them."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -24,11 +26,11 @@ def pca(components: int = 32, whiten: bool = False) -> Representation:
     z = (x - mean) V, with V the leading eigenvectors of the reference's covariance, divided by the square root of
     their eigenvalues with `whiten` (Hotelling 1933).
 
-    Shapes: n ... -> n components. Cost: n d components; the fit n d^2 + d^3 in float64.
+    Shapes: n ... -> n components. Cost: n d components; the fit of m rows m d k + k^3 in float64, k = min(m, d).
     Raises: InputError: components above the rank of the reference, or below 1.
     """
     settings = {"components": components, "whiten": whiten}
-    return Representation("pca", None, settings, fit=lambda items: _fit_components(items, components, whiten))
+    return Representation("pca", None, settings, fit=partial(_fit_components, components=components, whiten=whiten))
 
 
 class _Projection(nn.Module):
@@ -47,11 +49,13 @@ class _Projection(nn.Module):
 def _fit_components(items: Tensor, components: int, whiten: bool) -> _Projection:
     x = items.flatten(1).double()
     mean = x.mean(0)
-    eigenvalues, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
+    x = x - mean
+    few = x.shape[0] < x.shape[1]  # then the rows' inner products have the same eigenvalues, and are the smaller
+    eigenvalues, vectors = torch.linalg.eigh((x @ x.T if few else x.T @ x) / len(x))
     rank = int((eigenvalues > eigenvalues[-1] * 1e-12).sum())
     if not 1 <= components <= rank:
         raise InputError(f"pca needs 1 <= components <= {rank}, the rank of the reference; got {components}")
-    matrix = vectors[:, -components:].flip(1)
-    if whiten:
-        matrix = matrix / eigenvalues[-components:].flip(0).sqrt()
-    return _Projection(mean, matrix)
+    matrix, deviations = vectors[:, -components:].flip(1), eigenvalues[-components:].flip(0).sqrt()
+    if few:
+        matrix = x.T @ matrix / (deviations * len(x) ** 0.5)
+    return _Projection(mean, matrix / deviations if whiten else matrix)

@@ -1,5 +1,7 @@
 """Frozen random convolutions: features without any training."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -20,15 +22,16 @@ def random_convolutions(
 
     Shapes: n c h w -> n (2 width layers). Cost: one small forward pass.
     """
-    settings = {"channels": channels, "width": width, "layers": layers, "seed": seed}
-
-    def build(channels: int) -> nn.Module:
-        return _RandomConvolutions(channels, width, layers, seed)
-
+    options = {"width": width, "layers": layers, "seed": seed}
+    settings = {"channels": channels, **options}
     if channels is None:
         inputs = Inputs("images", ("c", "h", "w"), 0.0, 1.0, remedy="divide 8-bit values by 255")
-        return Representation(name, None, settings, fit=lambda items: build(items.shape[1]), inputs=inputs)
-    return Representation(name, build(channels), settings, inputs=images(channels))
+        return Representation(name, None, settings, fit=partial(_for_items, **options), inputs=inputs)
+    return Representation(name, _RandomConvolutions(channels, **options), settings, inputs=images(channels))
+
+
+def _for_items(items: Tensor, **options: int) -> nn.Module:
+    return _RandomConvolutions(items.shape[1], **options)
 
 
 class _RandomConvolutions(nn.Module):

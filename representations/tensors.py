@@ -1,5 +1,6 @@
 """Representations of any tensor: itself, whitened, projected at random, random features of a kernel."""
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -49,7 +50,7 @@ def whitening(
     if shrinkage != "ledoit_wolf" and not (isinstance(shrinkage, int | float) and 0 <= shrinkage <= 1):
         raise InputError(f'shrinkage must be a number from 0 to 1 or "ledoit_wolf"; got {shrinkage!r}')
     settings = {"method": method, "shrinkage": shrinkage}
-    return Representation(name, None, settings, fit=lambda items: _whitening(items, method, shrinkage))
+    return Representation(name, None, settings, fit=partial(_whitening, method=method, shrinkage=shrinkage))
 
 
 @representations.register("random_projection", examples=({"features": 8},))
@@ -64,11 +65,8 @@ def random_projection(features: int = 64, seed: int = 0, name: str = "random_pro
     """
     if features < 1:
         raise InputError(f"features must be at least 1; got {features}")
-
-    def fit(items: Tensor) -> nn.Module:
-        return _Linear(_normal(features, items[0].numel(), seed).T / features**0.5)
-
-    return Representation(name, None, {"features": features, "seed": seed}, fit=fit)
+    settings = {"features": features, "seed": seed}
+    return Representation(name, None, settings, fit=partial(_projection, **settings))
 
 
 @representations.register(
@@ -99,17 +97,8 @@ def random_fourier(
         raise InputError(f'kernel must be "gaussian" or "laplacian"; got {kernel!r}')
     if bandwidth != "median" and not (isinstance(bandwidth, int | float) and 0 < bandwidth < float("inf")):
         raise InputError(f'bandwidth must be a positive number or "median"; got {bandwidth!r}')
-
-    def fit(items: Tensor) -> nn.Module:
-        x = items.flatten(1)
-        sigma = median_distance(Reference.from_features(x)) if bandwidth == "median" else float(bandwidth)
-        frequencies = _normal(features // 2, x.shape[1], seed) / sigma
-        if kernel == "laplacian":
-            frequencies = frequencies / _normal(features // 2, 1, seed + 1).abs()
-        return nn.Sequential(_Linear(frequencies.T), _Waves())
-
     settings = {"features": features, "kernel": kernel, "bandwidth": bandwidth, "seed": seed}
-    return Representation(name, None, settings, fit=fit)
+    return Representation(name, None, settings, fit=partial(_fourier, **settings))
 
 
 class _Linear(nn.Module):
@@ -160,6 +149,19 @@ def _whitening(items: Tensor, method: str, shrinkage: float | str) -> nn.Module:
         )
     scaled = vectors / values.sqrt()
     return _Linear(scaled @ vectors.T if method == "zca" else scaled.flip(1), mean)
+
+
+def _projection(items: Tensor, features: int, seed: int) -> nn.Module:
+    return _Linear(_normal(features, items[0].numel(), seed).T / features**0.5)
+
+
+def _fourier(items: Tensor, features: int, kernel: str, bandwidth: float | str, seed: int) -> nn.Module:
+    x = items.flatten(1)
+    sigma = median_distance(Reference.from_features(x)) if isinstance(bandwidth, str) else float(bandwidth)
+    frequencies = _normal(features // 2, x.shape[1], seed) / sigma
+    if kernel == "laplacian":
+        frequencies = frequencies / _normal(features // 2, 1, seed + 1).abs()
+    return nn.Sequential(_Linear(frequencies.T), _Waves())
 
 
 def _normal(rows: int, columns: int, seed: int) -> Tensor:

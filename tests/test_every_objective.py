@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import given
 
 import rdm
 from rdm.errors import InputError, NonFiniteError
+from rdm.reference import Reference
 from tests.conftest import objective_cases
 from tests.distributions import Pair, pairs
 
@@ -179,6 +181,21 @@ def test_same_generator_same_value(name, example):
     pair = Pair(torch.randn(9, 3, generator=g), torch.ones(9), torch.randn(8, 3, generator=g) + 1, torch.ones(8))
     assert value(name, example, pair, seed=1) == value(name, example, pair, seed=1)
     assert (value(name, example, pair, seed=1) != value(name, example, pair, seed=2)) == objective.traits.randomized
+
+
+@cases
+def test_targets_pickle_before_and_after_they_are_used(name, example):
+    x, y = torch.randn(11, 4, dtype=torch.float64), torch.randn(14, 4, dtype=torch.float64)
+    bound = objective, statistic, target = (
+        rdm.objective(name, **example),
+        *rdm.objective(name, **example).bind(Reference.from_features(y)),
+    )
+    fresh = pickle.dumps(bound)
+    expected = objective.distance(statistic.measure(x, torch.ones(11, dtype=torch.float64)), target)
+    for copied in (fresh, pickle.dumps(bound)):
+        objective, statistic, target = pickle.loads(copied)
+        got = objective.distance(statistic.measure(x, torch.ones(11, dtype=torch.float64)), target)
+        assert torch.equal(got, expected)
 
 
 @cases

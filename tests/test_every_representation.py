@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import pickle
 import re
 from dataclasses import replace
 
@@ -149,11 +150,15 @@ def test_gradient_by_finite_differences(cases):
         assert error <= 1e-5 * float(gradient.norm()), f"{representation.name}: {error / float(gradient.norm()):.2g}"
 
 
-def test_the_fingerprint_is_the_same_when_built_again(cases, request, tmp_path):
+def test_the_same_when_built_again_and_pickled(cases, request, tmp_path):
+    """Before and after it is estimated, as spawned workers and trainers that are saved whole need it."""
     again = build(request.node.callspec.params["cases"], tmp_path)
     for representation, raw in zip(cases, again, strict=True):
-        fitted = raw.fitted(draw(raw.inputs), CONDITION if raw.conditional else None)
+        copied = pickle.loads(pickle.dumps(raw))
+        fitted = copied.fitted(draw(raw.inputs), CONDITION if raw.conditional else None)
         assert fitted.fingerprint == representation.fingerprint
+        items = draw(raw.inputs)[:2]
+        assert torch.equal(encode(pickle.loads(pickle.dumps(fitted)), items), encode(representation, items))
 
 
 def test_wrong_items_are_refused_in_one_line(cases):
@@ -219,5 +224,5 @@ def test_batteries_encode_the_same_items_or_say_in_one_line_what_is_absent(name,
     every = (*battery.members, *battery.held_out)
     inputs = next((r.inputs for r in every if r.inputs.shape is not None), every[0].inputs)
     items = torch.cat([draw(inputs, seed=seed) for seed in range(3)])
-    fitted = battery.fitted(items)
+    fitted = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(battery)).fitted(items)))
     assert all(len(r(items)) == len(items) for r in (*fitted.members, *fitted.held_out))

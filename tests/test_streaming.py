@@ -46,6 +46,12 @@ def test_merging_pickling_and_resetting():
     halves[0].merge(pickle.loads(pickle.dumps(halves[1])))
     expected = fed(X, Y, batch=90).compute()["fd"].value
     assert halves[0].compute()["fd"].value == pytest.approx(expected, rel=1e-12)
+    pca = rdm.representation("pca", components=3).fitted(Y)
+    streams = Streaming(pca, ["fd"]), pickle.loads(pickle.dumps(Streaming(pca, ["fd"])))
+    for stream in streams:
+        stream.update(X, real=False)
+        stream.update(Y, real=True)
+    assert streams[0].compute() == streams[1].compute()
     metric = halves[0]
     metric.reset()
     with pytest.raises(InputError, match="at least 2 generated items; got 0; update first"):
