@@ -46,7 +46,7 @@ class Reference:
 
         The cache file is named and checked by the hash of items and representation (weights, settings, dtype).
         """
-        representation.check(items)
+        representation.check(items, condition)
         origin = {
             "representation": representation.name,
             "settings": dict(representation.settings),
@@ -58,9 +58,10 @@ class Reference:
         path = None if cache is None else Path(cache) / f"reference-{digest({}, origin)[:16]}.safetensors"
         if path is not None and path.exists():
             return cls.load(path, expect=origin).to(items.device)
-        pieces = items.split(chunk), (None,) * len(items) if condition is None else condition.split(chunk)
+        parts = items.split(chunk)
+        pieces = parts, (None,) * len(parts) if condition is None else condition.split(chunk)
         with torch.no_grad():
-            features = torch.cat([representation(x, c) for x, c in zip(*pieces, strict=False)])
+            features = torch.cat([representation(x, c) for x, c in zip(*pieces, strict=True)])
         reference = cls.from_features(features, **origin)
         if path is not None:
             reference.save(path)

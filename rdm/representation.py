@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rdm.errors import InputError
-from rdm.inputs import ANYTHING, Inputs
+from rdm.inputs import ANYTHING, Inputs, check_condition
 from rdm.registry import nearest
 from rdm.store import digest
 
@@ -62,11 +62,15 @@ class Representation:
         if self.module is not None:
             self.module.eval().requires_grad_(False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the compiled module, which is made again where it is needed."""
+        return {key: value for key, value in vars(self).items() if key != "_compiled"}
+
     def fitted(self, items: Tensor, condition: Tensor | None = None) -> "Representation":
         """This representation with its module estimated on `items` (and their condition), where it needs that."""
         if self.module is not None or self.fit is None:
             return self
-        self.inputs.check_values(items, f"representation {self.name!r}")
+        self.check(items, condition)
         return replace(self, module=self.fit(items, condition) if self.conditional else self.fit(items))
 
     def to(self, device: torch.device | str) -> "Representation":
@@ -75,9 +79,13 @@ class Representation:
             self.module.to(device)
         return self
 
-    def check(self, items: Tensor) -> None:
-        """Refuse real or evaluated items that the encoder cannot judge: shape, type, values (see `rdm.inputs`)."""
+    def check(self, items: Tensor, condition: Tensor | None = None) -> None:
+        """Refuse real or evaluated items that the encoder cannot judge: shape, type, values (see `rdm.inputs`).
+
+        Where there is a condition, one that is not one row an item.
+        """
         self.inputs.check_values(items, f"representation {self.name!r}")
+        check_condition(condition, len(items), f"representation {self.name!r}")
 
     def slices(self, n: int) -> list[slice]:
         """The micro-batches of n items."""
@@ -87,6 +95,7 @@ class Representation:
     def __call__(self, items: Tensor, condition: Tensor | None = None) -> Tensor:
         """Encode items to features "n d"."""
         self.inputs.check(items, f"representation {self.name!r}")
+        check_condition(condition, len(items), f"representation {self.name!r}")
         pieces = self.slices(len(items))
         if len(pieces) == 1:
             return self._encode(items, condition)

@@ -1,6 +1,7 @@
 """Joint features of an item and its condition, for matching conditional distributions."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -55,13 +56,6 @@ def joint(
     if beta != "balanced" and not (isinstance(beta, int | float) and 0 <= beta < float("inf")):
         raise InputError(f'beta must be a number, not negative, or "balanced"; got {beta!r}')
     tau, described = _condition_encoder(condition)
-
-    def fit(items: Tensor, conditions: Tensor | None) -> nn.Module:
-        fitted = phi.fitted(items)
-        assert fitted.module is not None
-        scale = balanced(fitted, items, condition, conditions) if isinstance(beta, str) else beta
-        return _Joint(fitted.module, tau, scale)
-
     estimated = phi.module is None or isinstance(beta, str)
     module = None if phi.module is None or isinstance(beta, str) else _Joint(phi.module, tau, beta)
     settings = {"phi": phi.name, "settings": dict(phi.settings), "tau": described, "beta": beta}
@@ -70,9 +64,15 @@ def joint(
         name=name or f"joint_{phi.name}",
         module=module,
         settings=settings,
-        fit=fit if estimated else None,
+        fit=partial(_fit, phi=phi, tau=tau, beta=beta) if estimated else None,
         conditional=True,
     )
+
+
+def _fit(items: Tensor, conditions: Tensor | None, phi: Representation, tau: nn.Module, beta: float | str) -> nn.Module:
+    fitted = phi.fitted(items)
+    assert fitted.module is not None
+    return _Joint(fitted.module, tau, _balance(fitted, items, tau, conditions) if isinstance(beta, str) else beta)
 
 
 def balanced(
@@ -95,9 +95,12 @@ def balanced(
     >>> round(balanced(rdm.representation("identity"), items, 4, labels), 6)
     3.0
     """
+    return _balance(representation, items, _condition_encoder(condition)[0], conditions)
+
+
+def _balance(representation: Representation, items: Tensor, tau: nn.Module, conditions: Tensor | None) -> float:
     conditions = _present(conditions)
     rows = torch.randperm(len(items), generator=torch.Generator().manual_seed(0))[:ROWS].to(items.device)
-    tau, _ = _condition_encoder(condition)
     with torch.no_grad():
         features = tau.to(items.device)(conditions[rows.to(conditions.device)])
     sides = {"items": Reference.measure(items[rows], representation), "conditions": Reference.from_features(features)}
@@ -122,8 +125,6 @@ class _Joint(nn.Module):
         features = self.phi(items)
         with torch.no_grad():
             embedded = self.tau(_present(condition)).to(features.device)
-        if len(embedded) != len(features):
-            raise InputError(f"expected a condition for each of {len(features)} items; got {len(embedded)}")
         return torch.cat([features, self.beta.to(embedded) * embedded], 1)
 
 

@@ -10,6 +10,7 @@ with install_import_hook(["rdm", "objectives", "representations"], "tests.typech
 import os
 import tempfile
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
@@ -29,6 +30,12 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def untyped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user runs it: annotations are not checked, so that the code's own words for a wrong type are seen."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def objective_cases() -> list:

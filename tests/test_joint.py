@@ -81,7 +81,7 @@ def test_wrong_conditions_and_settings():
         (None, "need the condition of every item; got none"),
         (torch.tensor([0, 1, 2, 3]), "class labels must be from 0 to 2; got up to 3"),
         (torch.rand(4), "must be class labels, one a row; got torch.float32"),
-        (torch.tensor([0, 1]), "a condition for each of 4 items; got 2"),
+        (torch.tensor([0, 1]), "must have 4 rows, one an item; got 2"),
     ):
         with pytest.raises(InputError, match=message):
             encode(items, condition)

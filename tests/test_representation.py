@@ -1,5 +1,6 @@
 """Representations, batteries and references."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ import rdm
 from rdm.errors import InputError, MismatchError
 from rdm.inputs import images, tokens, waveforms
 from rdm.objective import compare
+from rdm.population import Population
 from rdm.reference import Reference
 from rdm.representation import Battery, Representation
 from rdm.statistic import Moments
@@ -24,6 +26,22 @@ def test_pca_is_numpys():
     np.testing.assert_allclose(np.abs(got.numpy()), np.abs(expected), atol=1e-9)
     white = rdm.representation("pca", components=3, whiten=True).fitted(items)(items)
     torch.testing.assert_close(torch.cov(white.T, correction=0), torch.eye(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("whiten", [False, True])
+def test_pca_of_fewer_rows_than_numbers_is_that_of_the_covariance(whiten):
+    """By inner products of the rows; the same axes but for their signs as eigenvectors of d x d, and in time at 16,000."""
+    items = torch.randn(12, 40, dtype=torch.float64) * torch.linspace(1, 3, 40)
+    got = rdm.representation("pca", components=5, whiten=whiten).fitted(items)(items)
+    centred = items - items.mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred / 12)
+    expected = centred @ vectors[:, -5:].flip(1) / (values[-5:].flip(0).sqrt() if whiten else 1)
+    torch.testing.assert_close(got.abs(), expected.abs())
+    with pytest.raises(InputError, match="1 <= components <= 11, the rank"):
+        rdm.representation("pca", components=12).fitted(items)
+    wide = torch.rand(60, 16_000)
+    features = rdm.representation("pca", components=16, whiten=True).fitted(wide)(wide.double())
+    torch.testing.assert_close(features.T @ features / 60, torch.eye(16, dtype=torch.float64), rtol=0, atol=1e-9)
 
 
 def test_pca_refuses_more_components_than_rank():
@@ -71,6 +89,25 @@ def test_a_conditional_representation_sees_the_condition():
     population = rdm.Population(rdm.objective("mmd"), joint, items, condition=labels, chunk=7)
     population.backward(lambda z, c: net(z), torch.randn(20, 2), torch.arange(20) % 3)
     assert population.terms[0].target.rows.shape == (30, 7) and net.weight.grad.norm() > 0
+
+
+def test_a_condition_of_another_length_is_refused_by_every_encoder(untyped):
+    """One of 512 for 1,300 items made a reference of 512 rows."""
+    items, pixels = torch.rand(1300, 1, 2, 2), rdm.representation("pixels")
+    joint = rdm.representation("joint", condition=3, beta=1.0)
+    for each in (pixels, joint, replace(joint, micro_batch=100), rdm.representation("joint", condition=3)):
+        for wrong in (512, 1301):
+            labels, message = torch.zeros(wrong).long(), f"condition .* must have 1300 rows, one an item; got {wrong}"
+            with pytest.raises(InputError, match=message):
+                Reference.measure(items, each, condition=labels)
+            with pytest.raises(InputError, match=message):
+                Population(rdm.objective("energy"), each, items, condition=labels)
+            with pytest.raises(InputError, match=message):
+                each.fitted(items, labels) if each.module is None else each(items, labels)
+    with pytest.raises(InputError, match="condition .* must be a tensor; got list"):
+        Reference.measure(items, joint, condition=[0] * 1300)
+    with pytest.raises(InputError, match="takes a tensor of .*; got ndarray"):
+        Reference.measure(items.numpy(), pixels)
 
 
 def test_reference_cache_is_read_and_checked(tmp_path):
@@ -292,3 +329,4 @@ def test_compiled_encoders_give_the_same_features():
     (one,), (two,) = (torch.autograd.grad(e(items).sum(), items) for e in (plain, fast))
     torch.testing.assert_close(one, two)
     assert fast.fingerprint == plain.fingerprint
+    assert torch.equal(replace(pickle.loads(pickle.dumps(fast)), compile=False)(items), plain(items))
