@@ -6,10 +6,13 @@ Exit status 0, 2 for a usage or configuration error, 1 for a failure while runni
 import argparse
 import ast
 import ctypes
+import errno
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rdm.run import Interrupted
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _terminated_as_interrupted():
             warnings.showwarning = _warn
             options.run(options)
             sys.stdout.flush()
@@ -41,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error) or "interrupted", 1, options.debug)
     except BrokenPipeError as error:
         return 1 if _nobody_reads() else _fail(error, 1, options.debug)
+    except OSError as error:
+        return _fail(_storage(error), 1, options.debug)
     except Exception as error:  # whatever failed while running, in one line
         return _fail(error, 1, options.debug)
 
@@ -58,6 +63,27 @@ def keep_freed_memory() -> None:
         return
     mallopt(mapped_blocks, 0)
     mallopt(largest_trimmed, 2**31 - 1)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does, where the command itself has no better answer."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _storage(error: OSError) -> OSError:
+    """What failed on disk, with what is safe and what to do."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
+        return error
+    place = f" at {error.filename}" if error.filename else ""
+    return OSError(
+        f"{error.strerror}{place}; files written before are whole; "
+        "make room or choose another place and give the same command again, rdm train with --resume"
+    )
 
 
 def _warn(message: Warning | str, category: type[Warning], *place: object, **options: object) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: everything a run needs to go on bit for bit, in folders that are whole or absent."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,29 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("[0-9]" * 8) if p.is_dir()) if folder.is_dir() else []
 
 
+def newest_readable(folder: Path) -> tuple[int, dict[str, Any]] | None:
+    """Step and state of the newest checkpoint that is whole, with a warning for each newer one that is damaged.
+
+    Raises:
+        CorruptFileError: there are checkpoints, and none can be read.
+    """
+    damaged: CorruptFileError | None = None
+    for path in reversed(complete_checkpoints(folder)):
+        try:
+            return read_checkpoint(path)
+        except CorruptFileError as error:
+            damaged = damaged or error
+            warnings.warn(f"{error}; going on from the checkpoint before it", stacklevel=2)
+    if damaged is not None:
+        raise CorruptFileError(f"{damaged}; no older checkpoint can be read; delete {folder} to begin again")
+    return None
+
+
 def read_checkpoint(path: Path) -> tuple[int, dict[str, Any]]:
     """Step and state of one checkpoint.
 
     Raises:
-        InputError: a file of it is missing.
-        CorruptFileError: truncated or altered; the text says how to go on from an older one.
+        CorruptFileError: truncated, altered or not whole.
     """
     try:
         tensors, described = read_tensors(path / TENSORS)
@@ -55,10 +73,8 @@ def read_checkpoint(path: Path) -> tuple[int, dict[str, Any]]:
         if described["rest"] != digest({}, rest["state"]) or described["step"] != rest["step"]:
             raise CorruptFileError(f"{path}: its two files do not belong together")
         return rest["step"], unpack(tensors, rest["state"])
-    except (CorruptFileError, KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError) and not isinstance(error, CorruptFileError):
-            raise
-        raise CorruptFileError(f"{error}; delete {path} to go on from the checkpoint before it") from error
+    except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CorruptFileError(f"{path} is damaged ({error})") from error
 
 
 def load_weights(module: nn.Module, path: str) -> None:

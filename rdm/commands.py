@@ -3,8 +3,10 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich import box
@@ -15,7 +17,7 @@ from torch import nn
 import rdm
 from rdm import config
 from rdm.checkpoint import complete_checkpoints, load_weights
-from rdm.distributed import barrier, rank, started
+from rdm.distributed import barrier, rank, started, together, words
 from rdm.errors import InputError, MismatchError
 from rdm.evaluate import Judge, table
 from rdm.generator import Generator
@@ -23,10 +25,12 @@ from rdm.metric import Metric
 from rdm.randomness import seeded
 from rdm.registry import registries
 from rdm.report import write_report
-from rdm.store import digest, read_json, write_bytes, write_json, write_text
+from rdm.run import Interrupted, last_logged
+from rdm.store import digest, lock, read_json, remove_temporaries, write_bytes, write_json, write_text
 from rdm.sweep_report import INDEX, write_sweep_report
 from rdm.train import train
 
+RESULT, REPORT = "result.json", "report.html"
 COLUMNS = {"": "this run"}
 RATIOS = "distances are ratios to fresh real data: 1, less is better; "
 
@@ -40,35 +44,79 @@ def train_run(path: Path, bindings: Sequence[str], out: Path | None, *, resume: 
     """Train what the gin file says, evaluate it where it says so, write result and report; returns the run folder.
 
     Raises:
-        InputError: the folder holds a run already and `resume` was not asked for.
-        MismatchError: resuming under another configuration.
+        InputError: the folder holds a run already and `resume` was not asked for, or another process trains in it.
+        MismatchError: resuming under another configuration, or ranks of unlike ones.
     """
-    config.load(path, bindings, restricted=restricted)
     out = out or Path("runs") / path.stem
-    if not resume and _begun(out):
-        raise InputError(f"{out} holds a run already; give --resume to go on with it, or another --out")
-    with started(), seeded(config.seed()):
-        arguments = config.plan()
-        evaluation = arguments.pop("evaluation", None)
-        text = config.operative()
-        _check_same_configuration(out, text)
-        if resume and (out / "result.json").exists():
-            _say(f"{out} is finished; nothing to do")
-            _print_result(out)
-            return out
+    with started():
+        with together():
+            config.load(path, bindings, restricted=restricted)
+            if not resume and _begun(out):
+                raise InputError(f"{out} holds a run already; give --resume to go on with it, or another --out")
+        with seeded(config.seed()):
+            with together():
+                arguments = config.plan()
+                evaluation = arguments.pop("evaluation", None)
+                text = config.operative()
+                _check_same_configuration(out, text)
+            _check_ranks_alike(text)
+            with _alone_in(out):
+                _train(arguments, evaluation, out, text, resume=resume)
+    return out
+
+
+def _train(arguments: dict[str, Any], evaluation: Judge | None, out: Path, text: str, *, resume: bool) -> None:
+    """Train what is not trained yet, then evaluate and report what is missing."""
+    finished = resume and (out / RESULT).exists()
+    if not finished:
         if rank() == 0:
             write_text(out / "config.gin", text)
         barrier()
         torch.manual_seed(config.seed() * 1_000_003 + rank())
-        began = time.monotonic()
         model = train(**arguments, out=out, resume=resume, cache=cache_folder())
         if rank() == 0:
-            metrics = _evaluate(evaluation, model, out)
-            seconds = time.monotonic() - began
+            began = time.monotonic()
+            try:
+                metrics = _evaluate(evaluation, model, out)
+            except KeyboardInterrupt:
+                raise Interrupted(f"interrupted while evaluating; {out} is trained, --resume evaluates it") from None
+            seconds = last_logged(out / "log.jsonl")["seconds"] + time.monotonic() - began
             _write_result(out, metrics, arguments["steps"], seconds, config.seed(), text)
+    elif (out / REPORT).exists():
+        _say(f"{out} is finished; nothing to do")
+    if rank() == 0:
+        if not (finished and (out / REPORT).exists()):
             _draw_report(out)
-            _print_result(out)
-    return out
+        _print_result(out)
+
+
+def _check_ranks_alike(text: str) -> None:
+    """Refuse ranks whose operative configurations differ, on all of them."""
+    mine, *others = words(text)
+    for number, other in enumerate(others, 1):
+        if changed := sorted(set(mine.splitlines()) ^ set(other.splitlines())):
+            raise MismatchError(
+                f"rank {number} has another configuration than rank 0: {changed[0]!r} is on one of them only; "
+                "start every rank with the same file and bindings"
+            )
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Hold a run folder against other processes, without what killed ones left half written in it."""
+    held = None
+    try:
+        with together():
+            if rank() == 0:
+                held = lock(out / ".lock")
+                if held is None:
+                    raise InputError(f"another process trains in {out}; wait for it, or give another --out")
+                for folder in (out, out / "samples", out / "checkpoints"):
+                    remove_temporaries(folder)
+        yield
+    finally:
+        if held is not None:
+            os.close(held)
 
 
 def evaluate_run(folder: Path, json: Path | None) -> None:
@@ -107,7 +155,7 @@ def draw_report(folder: Path) -> Path:
 
 def _begun(out: Path) -> bool:
     """Whether a run folder holds work that could be lost; a run that failed before its first checkpoint does not."""
-    return (out / "result.json").exists() or bool(complete_checkpoints(out / "checkpoints"))
+    return (out / RESULT).exists() or bool(complete_checkpoints(out / "checkpoints"))
 
 
 def _check_same_configuration(out: Path, text: str) -> None:
@@ -135,7 +183,7 @@ def _evaluate(evaluation: Judge | None, model: nn.Module, out: Path) -> dict[str
 def _write_result(out: Path, metrics: dict[str, Metric], steps: int, seconds: float, seed: int, text: str) -> None:
     versions = {"rdm": rdm.__version__, "torch": torch.__version__, "python": sys.version.split()[0]}
     write_json(
-        out / "result.json",
+        out / RESULT,
         {
             "metrics": {name: metric._asdict() for name, metric in metrics.items()},
             "steps": steps,
@@ -155,11 +203,11 @@ def _draw_report(out: Path) -> None:
 
 
 def _print_result(out: Path) -> None:
-    result = read_json(out / "result.json")
+    result = read_json(out / RESULT)
     metrics = {name: Metric(**value) for name, value in result["metrics"].items()}
     if metrics:
         _print_metrics(metrics)
-    if (out / "report.html").exists():
+    if (out / REPORT).exists():
         print(f"report: {out / 'report.html'}")
 
 

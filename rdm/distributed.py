@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rdm.errors import InputError
 from rdm.statistic import Summary
 
 
@@ -90,6 +91,31 @@ def gather(tensor: Tensor) -> list[Tensor]:
 def concatenated(tensor: Tensor) -> Tensor:
     """Every rank's rows end to end, which may be unequally many; equal on every rank."""
     return _AllGather.apply(tensor.to(_device())).to(tensor.device) if active() else tensor
+
+
+def words(text: str) -> list[str]:
+    """Every rank's text, in the order of ranks."""
+    mine = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    lengths = [int(length) for length in gather(torch.tensor(len(mine)))]
+    return [bytes(part.tolist()).decode() for part in concatenated(mine).split(lengths)]
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A block without collectives that fails on every rank if it fails on one, so that none waits for another.
+
+    Raises:
+        InputError, RuntimeError: on the ranks where it went well, with the number and words of the first that failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        words(f"{'input' if isinstance(error, InputError) else 'failure'} {error}")
+        raise
+    for number, found in enumerate(words("")):
+        if found:
+            kind, _, text = found.partition(" ")
+            raise (InputError if kind == "input" else RuntimeError)(f"rank {number}: {text}")
 
 
 def barrier() -> None:

@@ -83,6 +83,8 @@ class Matching(Loss):
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
         """Encode the reference (or read it from the cache), bind the objective, warm the memory up."""
         self.setting = setting
+        if self.population < world_size():
+            raise InputError(f"a population of {self.population} leaves ranks without images; there are {world_size()}")
         data = setting.data
         self.matched = Population(
             self.objective, self.battery, data.images, condition=data.labels, cache=setting.cache, **self.options

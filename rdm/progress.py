@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 class Reporter:
     """Says how far a run is; `say` prints a line beside the bar."""
 
-    def __init__(self, bar: Progress | None, total: int, done: int):
-        self._bar, self._total, self._last = bar, total, time.monotonic()
+    def __init__(self, bar: Progress | None, total: int, done: int, *, quiet: bool = False):
+        self._bar, self._total, self._quiet, self._last = bar, total, quiet, time.monotonic()
         self._began, self._before = self._last, done
         self._task = None if bar is None else bar.add_task("", total=total, completed=done)
 
@@ -36,6 +36,8 @@ class Reporter:
 
     def say(self, line: str) -> None:
         """Print one line."""
+        if self._quiet:
+            return
         if self._bar is not None:
             self._bar.console.print(line, highlight=False)
         else:
@@ -47,7 +49,7 @@ def progress(total: int, *, done: int = 0, quiet: bool = False) -> Iterator[Repo
     """Report on `total` steps of which some are done; quiet on ranks other than the first."""
     console = Console(stderr=True, quiet=quiet)
     if quiet or not console.is_terminal:
-        yield Reporter(None, total if not quiet else -1, done)
+        yield Reporter(None, total, done, quiet=quiet)
         return
     columns = MofNCompleteColumn(), BarColumn(bar_width=24), TimeRemainingColumn(), TextColumn("{task.description}")
     with Progress(*columns, console=console) as bar:

@@ -1,17 +1,20 @@
 """What surrounds the training loop: the state of a run, its log, and requests to stop."""
 
 import json
+import math
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from rdm.distributed import gather, rank, total
+from rdm.checkpoint import complete_checkpoints
+from rdm.distributed import gather, rank, total, world_size
 from rdm.errors import InputError, NonFiniteError
 from rdm.losses import Loss
 from rdm.store import write_text
@@ -26,12 +29,22 @@ class Diverged(RuntimeError):
 
 
 @contextmanager
-def named_divergence(step: int) -> Iterator[None]:
-    """Turn what a loss says of NaN and infinity into the failure of a step."""
+def named_divergence(step: int, checkpoints: Path) -> Iterator[None]:
+    """Turn what is said of NaN and infinity into the failure of a step, with the checkpoint to go back to."""
     try:
         yield
     except NonFiniteError as error:
-        raise Diverged(f"step {step}: {error}") from error
+        kept = complete_checkpoints(checkpoints)
+        last = f"; the last good checkpoint is {kept[-1]}" if kept else ""
+        raise Diverged(f"step {step}: {error}{last}; lower the learning rate or clip the gradient") from error
+
+
+def check_finite(values: Mapping[str, float], tensors: Mapping[str, torch.Tensor] = MappingProxyType({})) -> None:
+    """Raise NonFiniteError with the first number or tensor that is not finite."""
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    bad += [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+    if bad:
+        raise NonFiniteError(f"{bad[0]} is not finite")
 
 
 def training_state(
@@ -75,8 +88,11 @@ def restore_state(
     scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None]})
     for loss, inner in zip(losses, state["losses"], strict=True):
         loss.restore(_moved(inner, device))
-    if rank() >= len(state["random"]["cpu"]):
-        raise InputError(f"the checkpoint is of {len(state['random']['cpu'])} processes; resume it with as many")
+    if world_size() != len(state["random"]["cpu"]):
+        raise InputError(
+            f"the checkpoint is of {len(state['random']['cpu'])} processes, there are {world_size()}; "
+            "resume it with as many"
+        )
     torch.set_rng_state(state["random"]["cpu"][rank()])
     if device.type == "cuda" and state["random"]["cuda"] is not None:
         torch.cuda.set_rng_state(state["random"]["cuda"][rank()], device)
@@ -107,6 +123,11 @@ class Log:
         if rank() == 0:
             with self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
+
+
+def last_logged(path: Path) -> dict[str, float]:
+    """The newest row of a log."""
+    return json.loads(path.read_text().splitlines()[-1])
 
 
 @contextmanager

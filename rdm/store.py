@@ -3,9 +3,11 @@
 Nothing here unpickles. Every file carries the SHA-256 of its content and is verified when read.
 """
 
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -41,8 +43,10 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk says so without a name
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
@@ -125,6 +129,29 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def lock(path: Path) -> int | None:
+    """A descriptor that holds a lock file until it is closed or its process ends; None where another one holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what killed processes left half written in a folder that nobody else writes to."""
+    for path in folder.glob(".*"):
+        if not re.fullmatch(r"\..+\.[a-z0-9_]{8}", path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def remove_folder(path: Path) -> None:

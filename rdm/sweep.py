@@ -6,7 +6,6 @@ never run again. A lock on the folder, held by the training process itself, keep
 with the process, however that ends, and outlives a sweep that was killed while the process goes on.
 """
 
-import fcntl
 import itertools
 import os
 import signal
@@ -23,7 +22,7 @@ from rdm.errors import InputError
 from rdm.progress import Reporter, progress
 from rdm.randomness import seeded
 from rdm.run import Interrupted, stop_requests
-from rdm.store import digest, write_json, write_text
+from rdm.store import digest, lock, write_json, write_text
 from rdm.sweep_report import ERROR, INDEX, print_table, write_csv, write_sweep_report
 
 OUTPUT = "output.txt"  # of a point's process
@@ -210,8 +209,8 @@ class _Work:
         for point in list(self.waiting):
             if len(self.running) >= self.workers:
                 return
-            lock = _locked(point)
-            if lock is None:
+            held = lock(point.folder / "lock")
+            if held is None:
                 if point.folder not in self.elsewhere:
                     self.elsewhere.add(point.folder)
                     report.say(f"{point.name}: runs in another sweep; waiting for it")
@@ -222,11 +221,11 @@ class _Work:
                     report.say(f"{point.name}: finished by another sweep")
                     report.update(self.done, {})
                 else:
-                    self.running[self._spawn(point, lock)] = point
+                    self.running[self._spawn(point, held)] = point
             finally:
-                os.close(lock)  # the process has its own hold
+                os.close(held)  # the process has its own hold
 
-    def _spawn(self, point: Point, lock: int) -> subprocess.Popen[bytes]:
+    def _spawn(self, point: Point, held: int) -> subprocess.Popen[bytes]:
         (point.folder / ERROR).unlink(missing_ok=True)
         bindings = [part for binding in point.bindings for part in ("--bind", binding)]
         options = ["--out", str(point.folder), "--resume", *(["--restricted"] if self.restricted else [])]
@@ -242,7 +241,7 @@ class _Work:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                pass_fds=(lock,),
+                pass_fds=(held,),
                 start_new_session=True,  # Ctrl-C reaches this process, which passes it on once
             )
 
@@ -277,18 +276,6 @@ class _Work:
 
 def _finished(point: Point) -> bool:
     return (point.folder / "result.json").exists()
-
-
-def _locked(point: Point) -> int | None:
-    """A descriptor that holds the point's lock, or None where another process holds it."""
-    point.folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(point.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        return None
-    return handle
 
 
 def _last_error(point: Point, status: int) -> str:

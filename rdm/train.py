@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rdm.checkpoint import complete_checkpoints, read_checkpoint, save_checkpoint
+from rdm.checkpoint import newest_readable, save_checkpoint
 from rdm.data import Dataset
 from rdm.distributed import rank, sum_gradients
 from rdm.generator import Generator
@@ -16,7 +16,7 @@ from rdm.losses import Loss, Setting
 from rdm.pictures import save_grid
 from rdm.progress import progress
 from rdm.randomness import stream
-from rdm.run import Diverged, Interrupted, Log, named_divergence, restore_state, stop_requests, training_state
+from rdm.run import Interrupted, Log, check_finite, named_divergence, restore_state, stop_requests, training_state
 from rdm.schedule import Schedule, constant
 
 
@@ -56,19 +56,21 @@ def train(
     factor = schedule or constant()
     scheduler = torch.optim.lr_scheduler.LambdaLR(stepper, lambda step: factor(step / steps))
     averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
-    newest = complete_checkpoints(out / "checkpoints")[-1:] if resume else []
+    found = newest_readable(out / "checkpoints") if resume else None
     for loss in losses:
-        loss.prepare(model, Setting(data.to(place), seed, place, cache), resumed=bool(newest))
+        loss.prepare(model, Setting(data.to(place), seed, place, cache), resumed=found is not None)
 
     # Go on from the newest checkpoint.
     start, seconds = 0, 0.0
-    if newest:
-        start, state = read_checkpoint(newest[0])
+    if found is not None:
+        start, state = found
         seconds = restore_state(state, model, averaged, stepper, scheduler, losses)
     log = Log(out / "log.jsonl", start)
 
     def checkpoint(step: int) -> Path:
         state = training_state(model, averaged, stepper, scheduler, losses, seconds + time.monotonic() - began)
+        with named_divergence(step, out / "checkpoints"):
+            check_finite({}, {f"after the update, {name}": value for name, value in model.state_dict().items()})
         if rank() == 0:
             save_checkpoint(out / "checkpoints", step, state, keep=keep)
         return out / "checkpoints" / f"{step:08d}"
@@ -82,13 +84,13 @@ def train(
             stepper.zero_grad(set_to_none=True)
             record: dict[str, float] = {}
             for loss in losses:
-                with named_divergence(step):
+                with named_divergence(step, out / "checkpoints"):
                     measured = loss.backward(model, step)
                 record = {**record, **measured, "loss": record.get("loss", 0.0) + measured["loss"]}
             sum_gradients(model.parameters())
             norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf")))
-            if norm != norm or norm == float("inf"):
-                raise Diverged(f"step {step}: the gradient is not finite; the step was not taken")
+            with named_divergence(step, out / "checkpoints"):
+                check_finite({"the gradient": norm, **record})
 
             # Update: parameters, schedule, weight average.
             rate = float(scheduler.get_last_lr()[0])

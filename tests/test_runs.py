@@ -1,0 +1,205 @@
+"""Runs that survive: signals, damaged checkpoints, two processes at once, ranks that differ, weights that diverge."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import rdm
+from rdm.__main__ import main
+from rdm.checkpoint import complete_checkpoints
+from rdm.distributed import together, words
+from rdm.run import Diverged
+from rdm.store import lock
+from tests.test_main import GENERATOR, refused, refused_running
+from tests.test_train import CONFIG, run
+
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture
+def at(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.gin").write_text(CONFIG)
+    (tmp_path / "generator.gin").write_text(GENERATOR)
+    return tmp_path
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(at, capsys):
+    held = lock(at / "run" / ".lock")
+    before = sorted(at.rglob("*"))
+    line = refused(capsys, "train", "x.gin", "--out", "run")
+    assert "another process trains in run" in line and sorted(at.rglob("*")) == before
+    os.close(held)
+    assert main(["train", "x.gin", "--out", "run", "--bind", "rdm.train.steps = 2"]) == 0
+
+
+def test_what_killed_saves_left_is_removed_and_nothing_else(at):
+    left = at / "run" / "checkpoints" / ".00000114.17nm9hv2"
+    left.mkdir(parents=True)
+    (left / "state.safetensors").write_bytes(b"half")
+    (at / "run" / ".config.gin.abcd_123").write_text("half")
+    (at / "run" / ".mine").write_text("whole")
+    assert main(["train", "x.gin", "--out", "run", "--bind", "rdm.train.steps = 2"]) == 0
+    assert not left.exists() and not (at / "run" / ".config.gin.abcd_123").exists()
+    assert (at / "run" / ".mine").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no tensors", "no json", "empty"])
+def test_a_damaged_newest_checkpoint_is_passed_over_and_said(tmp_path, damage):
+    whole, hurt = tmp_path / "whole", tmp_path / "hurt"
+    expected = run("flow", whole)
+    run("flow", hurt)
+    before, newest = complete_checkpoints(hurt / "checkpoints")[-2:]
+    if damage == "truncated":
+        content = (newest / "state.safetensors").read_bytes()
+        (newest / "state.safetensors").write_bytes(content[: len(content) // 2])
+    for name in {"no tensors": ["state.safetensors"], "no json": ["state.json"]}.get(damage, []):
+        (newest / name).unlink()
+    if damage == "empty":
+        shutil.rmtree(newest)
+        newest.mkdir()
+    with pytest.warns(UserWarning, match=f"{newest.name} is damaged .*going on from the checkpoint before it"):
+        again = run("flow", hurt, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), again.parameters(), strict=True))
+    rows = [json.loads(line) for line in (hurt / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)) and int(before.name) < len(rows)
+
+
+def test_no_readable_checkpoint_is_refused(tmp_path):
+    run("flow", tmp_path)
+    for path in complete_checkpoints(tmp_path / "checkpoints"):
+        (path / "state.json").write_text("{")
+    with pytest.warns(UserWarning), pytest.raises(rdm.InputError, match="no older checkpoint can be read; delete"):
+        run("flow", tmp_path, resume=True)
+
+
+def test_weights_that_the_last_step_destroyed_are_no_checkpoint(at, capsys):
+    bindings = "rdm.train.schedule = @schedules.constant()", "rdm.train.optimizer = @optimizers.sgd"
+    words = [x for b in bindings for x in ("--bind", b)]
+    common = ["train", "x.gin", "--out", "run", *words, "--bind", "rdm.train.steps = 2"]
+    line = refused_running(capsys, *common, "--bind", "optimizers.sgd.lr = 1e38")
+    assert "is not finite; lower the learning rate" in line, line
+    assert complete_checkpoints(at / "run" / "checkpoints") == []
+
+
+def test_divergence_names_the_last_good_checkpoint(tmp_path, monkeypatch):
+    run("flow", tmp_path)
+    good = complete_checkpoints(tmp_path / "checkpoints")[-1]
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.fill_(float("inf"))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(Diverged, match=f"after the update, .* not finite; the last good checkpoint is .*{good.name}"):
+        run("flow", tmp_path, resume=True, steps=int(good.name) + 1)
+
+
+def test_a_report_that_was_not_drawn_is_drawn_by_the_next_call(at, capsys):
+    assert main(["train", "generator.gin", "--out", "run"]) == 0
+    (at / "run" / "report.html").unlink()
+    assert main(["train", "generator.gin", "--out", "run", "--resume"]) == 0
+    assert (at / "run" / "report.html").exists() and "sw/pixels" in capsys.readouterr().out
+
+
+def test_a_signal_while_evaluating_keeps_the_training_and_the_next_call_evaluates(at):
+    (at / "slow.py").write_text(
+        "import os, signal\nimport rdm.evaluate\n"
+        "def stop(*a, **k): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "rdm.evaluate.Evaluation.__call__ = stop\n"
+        "from rdm.__main__ import main\nraise SystemExit(main(['train', 'generator.gin', '--out', 'run']))\n"
+    )
+    ended = subprocess.run([sys.executable, "slow.py"], capture_output=True, text=True, env=ALONE, cwd=at)
+    assert ended.returncode == 1
+    assert ended.stderr.strip().splitlines()[-1] == (
+        "rdm: interrupted while evaluating; run is trained, --resume evaluates it"
+    )
+    assert not (at / "run" / "result.json").exists()
+    assert main(["train", "generator.gin", "--out", "run", "--resume"]) == 0
+    assert (at / "run" / "report.html").exists()
+
+
+def test_a_full_disk_is_a_sentence(at, capsys, monkeypatch):
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    line = refused_running(capsys, "train", "x.gin", "--out", "run", "--bind", "rdm.train.steps = 2")
+    assert "No space left on device" in line and "--resume" in line and "config.gin" in line, line
+
+
+def test_alone_everything_together_is_itself():
+    assert words("grüße") == ["grüße"]
+    with pytest.raises(ValueError, match="mine"), together():
+        raise ValueError("mine")
+
+
+RANKS = """
+import sys
+from rdm.__main__ import main
+from rdm.distributed import rank
+import os
+rank = int(os.environ["RANK"])
+sys.exit(main(["train", "x.gin", "--out", "run", "--bind", "rdm.train.steps = 3", *eval(sys.argv[1])(rank)]))
+"""
+
+
+def ranks(at: Path, bindings: str, port: int) -> list[tuple[int, str]]:
+    """Two ranks started by hand, each with its own bindings; status and last line of each."""
+    (at / "ranks.py").write_text(RANKS)
+    started = [
+        subprocess.Popen(
+            [sys.executable, "ranks.py", bindings], cwd=at, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**ALONE, "RANK": str(k), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        )
+        for k in range(2)
+    ]  # fmt: skip
+    ended = []
+    for process in started:
+        _, err = process.communicate(timeout=100)
+        ended.append((process.returncode, err.strip().splitlines()[-1] if err.strip() else ""))
+    return ended
+
+
+@pytest.mark.slow
+def test_ranks_that_differ_or_fail_are_told_before_the_first_step(at):
+    port = 20_000 + os.getpid() % 20_000
+    (a, first), (b, second) = ranks(at, "lambda k: ['--bind', f'rdm.train.seed = {k}']", port)
+    assert a == b == 2 and first == second and "rank 1 has another configuration than rank 0: " in first
+    (a, first), (b, second) = ranks(at, "lambda k: ['--bind', 'generators.mlp_flow.wide = 2'] if k else []", port + 1)
+    assert a == b == 2 and "no parameter 'wide'" in second and first.startswith("rdm: rank 1: "), (first, second)
+    assert not (at / "run").exists()
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_is_refused_on_resumption(at):
+    port = 20_000 + (os.getpid() + 7) % 20_000
+    (a, _), (b, _) = ranks(at, "lambda k: []", port)
+    assert a == b == 0
+    (at / "run" / "result.json").unlink()
+    ended = subprocess.run(
+        [sys.executable, "-m", "rdm", "train", "x.gin", "--out", "run", "--resume", "--bind", "rdm.train.steps = 3"],
+        cwd=at, capture_output=True, text=True, env=ALONE,
+    )  # fmt: skip
+    assert ended.returncode == 2 and "of 2 processes, there are 1; resume it with as many" in ended.stderr
+
+
+def test_ctrl_c_at_any_early_moment_is_one_line(at):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rdm", "train", "x.gin", "--out", "run"],
+        cwd=at, stderr=subprocess.PIPE, text=True, env=ALONE,
+    )  # fmt: skip
+    while not (at / "run" / ".lock").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and err.strip().splitlines()[-1].startswith("rdm: interrupted"), err
