@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rdm.distributed import rank
-from rdm.errors import InputError, MismatchError
+from rdm.errors import CorruptFileError, InputError, MismatchError, first_line
 from rdm.items import Batch, Items
 from rdm.measure import Encoders
 from rdm.metric import Measure, Metric
@@ -18,6 +18,7 @@ from rdm.ratio import Ratio, mean_ratio
 from rdm.reference_file import ReferenceFile
 from rdm.registry import batteries, metrics
 from rdm.representation import Battery, Representation
+from rdm.schema import expect, like, record
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,13 @@ def battery_of(file: ReferenceFile, shape: Sequence[int], path: Path, device: to
         MismatchError: an encoder has other weights, settings or preprocessing than when the file was made.
     """
     described = file.description["battery"]
-    battery = batteries.build(described["name"], **described["arguments"])
-    members = [_restored(member, file, shape) for member in battery.members]
-    held_out = [_restored(member, file, shape) for member in battery.held_out]
+    try:
+        battery: Battery = batteries.build(described["name"], **described["arguments"])
+    except Exception as error:  # whatever a constructor makes of arguments that are not its own
+        kind = type(error) if isinstance(error, InputError) else CorruptFileError
+        raise kind(f"{path}: its battery {described['name']!r} cannot be made ({first_line(error)})") from error
+    members = [_restored(member, file, shape, path) for member in battery.members]
+    held_out = [_restored(member, file, shape, path) for member in battery.held_out]
     for member in (*members, *held_out):
         if member.name not in file.members:
             raise MismatchError(f"battery {described['name']!r} has {member.name!r} now; {path} was made without it")
@@ -174,7 +179,7 @@ def battery_of(file: ReferenceFile, shape: Sequence[int], path: Path, device: to
     return Battery(members, held_out).to(device)
 
 
-def _restored(member: Representation, file: ReferenceFile, shape: Sequence[int]) -> Representation:
+def _restored(member: Representation, file: ReferenceFile, shape: Sequence[int], path: Path) -> Representation:
     """An encoder that was fitted on the data, with the weights that it got then."""
     if member.module is not None or member.fit is None or member.name not in file.members:
         return member
@@ -182,7 +187,10 @@ def _restored(member: Representation, file: ReferenceFile, shape: Sequence[int])
     noise = torch.rand(len(labels), *shape, generator=torch.Generator().manual_seed(0))
     fitted = member.fitted(noise, labels)  # any items, for the module's form; its weights come from the file
     assert fitted.module is not None
-    fitted.module.load_state_dict(dict(file.members[member.name].module))
+    weights = dict(file.members[member.name].module)
+    held = record({name: like(value) for name, value in fitted.module.state_dict().items()})
+    expect(weights, held, f"{path}, weights of {member.name!r}", "measure the reference again")
+    fitted.module.load_state_dict(weights)
     return fitted
 
 

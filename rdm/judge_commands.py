@@ -18,7 +18,8 @@ from rdm.measure import FIT, Encoders, Survey
 from rdm.metric import Metric
 from rdm.randomness import seeded, stream
 from rdm.ratio import Ratio
-from rdm.reference_file import KIND, ReferenceFile
+from rdm.reference_file import ReferenceFile, written_member
+from rdm.reference_schema import KIND
 from rdm.registry import batteries, metrics
 from rdm.representation import Battery
 from rdm.source import Form, Given, Source, open_source
@@ -41,12 +42,14 @@ def make_reference(
         InputError: data that cannot be read, or references that do not merge.
     """
     if all(_is_reference(path) for path in data):
-        _save(_merged(data), out, member)
+        whole = _merged(data)
+        whole.write(out, member)
+        _say_reference(whole, out)
         return
     if len(data) > 1:
         raise InputError("give one data set, or several references to merge; of two data sets make two references")
     apart = None if fresh is None else open_source(fresh)
-    found = measure_source(open_source(data[0]), out, fresh=apart, **options)
+    found = measure_source(open_source(data[0]), out, fresh=apart, member=member, **options)
     if found is not None:
         _say_reference(found, out)
 
@@ -58,6 +61,7 @@ def measure_source(
     battery: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     fresh: Source | None = None,
+    member: str | None = None,
     split: float = 0.2,
     size: int | None = None,
     channels: int | None = None,
@@ -85,6 +89,7 @@ def measure_source(
         sides = [(source, None)] if fresh is None else [(source, False), (fresh, True)]
         items = Items(sides, form, first, 0.0 if fresh else split, seed, batch)
         encoders, held_out = _encoders(source, items, battery, arguments or {})
+        written_member(out, encoders.describe(), member)
         _check_rate(source, {} if fresh is None else {str(fresh.path): fresh.rate}, encoders)
         rate = {} if source.rate is None else {"rate": source.rate}
         description = {
@@ -94,7 +99,9 @@ def measure_source(
             "form": {"size": size, "channels": channels, "shape": list(first.value.shape), "kind": source.kind, **rate},
         }
         options = {"sample": sample, "per_class": per_class, "landmarks": landmarks, "skip_broken": skip_broken}
-        return Survey(items, encoders, out, description, workers=workers, save_every=save_every, **options).run()
+        return Survey(
+            items, encoders, out, description, workers=workers, save_every=save_every, member=member, **options
+        ).run()
 
 
 def evaluate_samples(
@@ -233,7 +240,7 @@ def _columns(source: Any) -> dict[str, int]:
 
 
 def _is_reference(path: Path) -> bool:
-    return path.suffix == ".safetensors" and path.is_file() and described(path).get("kind") == KIND
+    return path.is_file() and described(path).get("kind") == KIND
 
 
 def _merged(paths: Sequence[Path]) -> ReferenceFile:
@@ -241,14 +248,6 @@ def _merged(paths: Sequence[Path]) -> ReferenceFile:
     for path in paths[1:]:
         whole = whole.merge(ReferenceFile.load(path))
     return whole
-
-
-def _save(file: ReferenceFile, out: Path, member: str | None) -> None:
-    if out.suffix == ".npz":
-        file.export(out, member)
-    else:
-        file.save(out)
-    _say_reference(file, out)
 
 
 def _drawn(folder: Path, file: ReferenceFile, count: int | None, seed: int) -> Source:

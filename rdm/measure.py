@@ -146,6 +146,7 @@ class Survey:
     skip_broken: bool = False
     workers: int = 0
     save_every: float = 20.0  # seconds
+    member: str | None = None  # whose moments an .npz gets
 
     def run(self) -> ReferenceFile | None:
         """Measure what is missing, write the file (rank 0), return it there.
@@ -167,7 +168,7 @@ class Survey:
             for part in _states(folder, plan):
                 whole.merge(part)
             found = self._file(whole)
-            found.save(self.out)
+            found.write(self.out, self.member)
             remove_folder(folder)
         barrier()
         return found

@@ -7,7 +7,7 @@ dtype and floors (distances of the fresh split to the reference).
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from rdm.errors import CorruptFileError, InputError, MismatchError
 from rdm.landmarks import landmarks as k_means
 from rdm.metric import Distance, Gaussian, Real
 from rdm.reference import Reference
+from rdm.reference_schema import KIND, MOMENTS, check, classes_of
 from rdm.registry import metrics
-from rdm.store import read_tensors, write_bytes, write_tensors
+from rdm.schema import expect, record
+from rdm.store import existing, read_tensors, write_bytes, write_tensors
 
-KIND = "rdm reference 1"
+ZIP = b"PK\x03\x04"  # how an .npz begins
 FLOOR_ROWS = 4096
 IDENTITY = "settings", "fingerprint", "dtype"
 
@@ -92,11 +94,13 @@ class ReferenceFile:
         Raises:
             CorruptFileError: truncated, altered or no reference.
         """
-        if Path(path).suffix == ".npz":
-            return _from_npz(Path(path))
+        with open(existing(Path(path)), "rb") as file:
+            if file.read(len(ZIP)) == ZIP:
+                return _from_npz(Path(path))
         tensors, description = read_tensors(Path(path))
         if description.get("kind") != KIND:
             raise CorruptFileError(f"{path} is no reference of rdm ({description.get('kind')!r}); expected {KIND!r}")
+        check(tensors, description, path)
         described = description.pop("members")
         members = {name: _member(name, tensors, text) for name, text in described.items()}
         sides = {side: tensors.get(side) for side in ("keys", "labels", "fresh_keys", "fresh_labels")}
@@ -143,14 +147,17 @@ class ReferenceFile:
         keys = [(side.get("keys"), side.get("labels")) for side in sides]
         return finished(ReferenceFile(members, description, *keys[0], *keys[1]), landmarks=self._landmarks())
 
-    def export(self, path: Path, member: str | None = None) -> None:
+    def write(self, path: Path, member: str | None = None) -> None:
+        """Write what the path's suffix says: .safetensors, or .npz of one member's moments (`written_member`)."""
+        name = written_member(path, self.members, member)
+        if name is None:
+            self.save(path)
+        else:
+            self.export(path, name)
+
+    def export(self, path: Path, member: str) -> None:
         """Write one member's moments as FD-loss' .npz: mu and sigma, float64."""
-        if member is None and len(self.members) > 1:
-            raise InputError(f"an .npz holds one encoder's moments; give --member, one of {', '.join(self.members)}")
-        name = member or next(iter(self.members))
-        if name not in self.members:
-            raise InputError(f"the reference has no member {name!r}; known: {', '.join(self.members)}")
-        buffer, fit = io.BytesIO(), self.members[name].gaussian
+        buffer, fit = io.BytesIO(), self.members[member].gaussian
         np.savez(buffer, mu=fit.mean.cpu().numpy(), sigma=fit.covariance.cpu().numpy())
         write_bytes(Path(path), buffer.getvalue())
 
@@ -172,6 +179,26 @@ class ReferenceFile:
             classes[label] = merged(classes[label], fit) if label in classes else fit
         together = merged(mine.gaussian, theirs.gaussian)
         return replace(mine, gaussian=together, rows=rows.get(name), fresh=fresh.get(name), classes=classes)
+
+
+def written_member(path: Path, members: Iterable[str], member: str | None) -> str | None:
+    """The member whose moments an .npz at `path` gets; None for a .safetensors file, which holds all.
+
+    Raises:
+        InputError: another suffix, a member that is not there, or none named where there are several.
+    """
+    members = list(members)
+    if path.suffix not in (".safetensors", ".npz"):
+        raise InputError(f"expected --out FILE.safetensors, or FILE.npz for mu and sigma; got {path.name!r}")
+    if member is not None and member not in members:
+        raise InputError(f"the reference has no member {member!r}; known: {', '.join(members)}")
+    if path.suffix == ".safetensors":
+        if member is not None:
+            raise InputError(f"--member says whose moments an .npz gets; {path.name} holds all; leave it out")
+        return None
+    if member is None and len(members) > 1:
+        raise InputError(f"an .npz holds one encoder's moments; give --member, one of {', '.join(members)}")
+    return member or members[0]
 
 
 def finished(file: ReferenceFile, *, landmarks: int) -> ReferenceFile:
@@ -230,9 +257,9 @@ def _tensors(member: MemberReference) -> dict[str, Tensor]:
 
 def _member(name: str, tensors: Mapping[str, Tensor], described: dict[str, Any]) -> MemberReference:
     mine = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
-    labels = sorted({int(key.split("/")[1]) for key in mine if key.startswith("class/")})
     classes = {
-        k: Gaussian(mine[f"class/{k}/mean"], mine[f"class/{k}/covariance"], int(mine[f"class/{k}/n"])) for k in labels
+        k: Gaussian(mine[f"class/{k}/mean"], mine[f"class/{k}/covariance"], int(mine[f"class/{k}/n"]))
+        for k in classes_of(name, tensors)
     }
     module = {key.removeprefix("module/"): value for key, value in mine.items() if key.startswith("module/")}
     described = dict(described)
@@ -245,15 +272,23 @@ def _member(name: str, tensors: Mapping[str, Tensor], described: dict[str, Any])
 
 
 def _from_npz(path: Path) -> ReferenceFile:
-    if not path.is_file():
-        raise InputError(f"expected a reference at {path}; there is none")
+    """Moments: two arrays of floating-point numbers, mu "d" and sigma "d d"."""
+    held = {}
     try:
-        with np.load(path, allow_pickle=False) as held:
-            mean, covariance = (torch.from_numpy(np.asarray(held[k], np.float64)) for k in ("mu", "sigma"))
-    except Exception as error:  # numpy and zipfile have their own
-        raise CorruptFileError(f"{path} is no .npz of mu and sigma ({error})") from error
-    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise CorruptFileError(f"{path}: mu {tuple(mean.shape)} and sigma {tuple(covariance.shape)} do not fit")
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            for name in ("mu", "sigma"):
+                array = archive[name]
+                if array.dtype not in (np.float64, np.float32):
+                    raise CorruptFileError(f"{path}: {name} must be float64 or float32; got {array.dtype}")
+                held[name] = torch.from_numpy(array.astype(np.float64))
+    except CorruptFileError:
+        raise
+    except Exception as error:  # numpy and zipfile have their own, and advise to unpickle what nobody should
+        kind = "cut off, altered or pickled" if not isinstance(error, KeyError) else "without one of them"
+        raise CorruptFileError(f"{path} is no .npz of the arrays mu and sigma; it is {kind}") from error
+    expect(held, record(MOMENTS), path, "compute the moments again")
+    if len(held["mu"]) == 0:
+        raise CorruptFileError(f"{path}: mu and sigma are empty; compute the moments again")
     name = "features"
-    member = MemberReference(name, Gaussian(mean, covariance, 0))
+    member = MemberReference(name, Gaussian(held["mu"], held["sigma"], 0))
     return ReferenceFile({name: member}, {"data": path.name, "n": 0, "n_fresh": 0})

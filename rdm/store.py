@@ -21,6 +21,9 @@ from torch import Tensor
 
 from rdm.errors import CorruptFileError, InputError
 
+# What safetensors, json and a look into either raise for a file that is not what it should be.
+_UNREADABLE = SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
+
 
 def digest(tensors: Mapping[str, Tensor], description: Any = None) -> str:
     """SHA-256 of named tensors (names, dtypes, shapes, bytes) and of a JSON description."""
@@ -60,11 +63,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_text(path: Path) -> str:
+    """Read UTF-8 text; a file that is none is a `CorruptFileError` that names it."""
+    try:
+        return existing(path).read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise CorruptFileError(f"{path} is no UTF-8 text ({error}); it is damaged or of another kind") from error
+
+
 def read_json(path: Path) -> Any:
     """Read JSON; a damaged file is a `CorruptFileError` that names it."""
     try:
-        return json.loads(_existing(path).read_bytes())
-    except (ValueError, UnicodeDecodeError) as error:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
         raise CorruptFileError(f"{path} is not readable JSON ({error}); it is truncated or altered") from error
 
 
@@ -92,15 +105,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         InputError: no such file.
         CorruptFileError: truncated, altered, or not written by rdm.
     """
-    data = _existing(path).read_bytes()
+    data = existing(path).read_bytes()
     try:
         tensors = load(data)
         size = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + size])["__metadata__"]
         description = json.loads(metadata["description"])
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
+        whole = isinstance(description, dict) and digest(tensors, description) == metadata.get("sha256")
+    except _UNREADABLE as error:
         raise CorruptFileError(f"{path} is not a readable rdm file ({error}); it is truncated or altered") from error
-    if digest(tensors, description) != metadata.get("sha256"):
+    if not whole:
         raise CorruptFileError(f"{path}: content does not match its SHA-256; it was altered; make it again")
     return tensors, description
 
@@ -111,7 +125,7 @@ def described(path: Path) -> dict[str, Any]:
         size = int.from_bytes(file.read(8), "little")
         try:
             found = json.loads(json.loads(file.read(min(size, 2**26)))["__metadata__"]["description"])
-        except (ValueError, KeyError, TypeError):
+        except _UNREADABLE:
             return {}
     return found if isinstance(found, dict) else {}
 
@@ -189,10 +203,11 @@ def unpack(tensors: Mapping[str, Tensor], plain: Any) -> Any:
         return tensors[content]
     if kind == "items":
         return {unpack(tensors, key): unpack(tensors, value) for key, value in content}
-    return (tuple if kind == "tuple" else list)(unpack(tensors, item) for item in content)
+    return {"tuple": tuple, "list": list}[kind](unpack(tensors, item) for item in content)
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
+    """The path of a file that is there."""
     if not path.is_file():
         raise InputError(f"expected a file at {path}; there is none")
     return path

@@ -27,7 +27,7 @@ rdm.losses
 rdm.population
 rdm.memory rdm.balance rdm.distributed
 rdm.reference_file
-rdm.accumulate
+rdm.accumulate rdm.reference_schema
 rdm.ratio
 rdm.metric
 rdm.objective
@@ -37,7 +37,7 @@ rdm.reference
 rdm.representation
 rdm.items
 rdm.source rdm.generator rdm.checkpoint rdm.augmentation rdm.data rdm.randomness rdm.schedule rdm.pictures rdm.progress
-rdm.statistic rdm.store rdm.inputs
+rdm.statistic rdm.store rdm.inputs rdm.schema
 rdm.registry rdm.numbers
 rdm.errors rdm.autocast
 """

@@ -140,7 +140,7 @@ def test_refusals_are_one_line(made, tmp_path, capsys, monkeypatch):
         ),
         ([str(made / "noisy.npy"), "--reference", str(made / "no.safetensors")], "expected a file at"),
         ([str(tmp_path / "none"), "--reference", reference], "expected data at"),
-        ([str(made / "noisy.npy"), "--reference", str(made / "v.npz")], "expected a reference at"),
+        ([str(made / "noisy.npy"), "--reference", str(made / "v.npz")], "expected a file at"),
     ):
         assert main(["evaluate", *arguments]) == 2
         line = capsys.readouterr().err.strip().splitlines()[-1]

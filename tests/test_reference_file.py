@@ -219,8 +219,53 @@ def test_fd_loss_statistics_are_written_and_read(data, capsys):
     assert main(["reference", str(path), "--out", str(data.with_name("t.npz"))]) == 2
     assert "give --member, one of" in capsys.readouterr().err
     np.savez(data.with_name("u.npz"), mu=np.zeros(3), sigma=np.zeros((2, 2)))
-    with pytest.raises(CorruptFileError, match="do not fit"):
+    with pytest.raises(CorruptFileError, match=r"sigma must be float64 \(d, d\) with d = 3"):
         ReferenceFile.load(data.with_name("u.npz"))
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.txt", "x"])
+def test_out_is_what_its_suffix_says_or_refused(data, capsys, name):
+    """Straight from data, as from a reference; a member that is not there is missed before anything is measured."""
+    out, command = data.with_name(name), ["reference", str(data), "--battery", "untrained", "--out"]
+    if out.suffix == ".npz":
+        assert main([*command, str(out), "--member", "pixels"]) == 0
+        expected = ReferenceFile.load(reference(data, "r.safetensors", seed=0, sample=16_384, batch=32))
+        with np.load(out) as held:
+            np.testing.assert_array_equal(held["mu"], expected.members["pixels"].gaussian.mean)
+            np.testing.assert_array_equal(held["sigma"], expected.members["pixels"].gaussian.covariance)
+        out.unlink()
+        refusals = (
+            (["--member", "nosuch"], "has no member 'nosuch'; known: pixels"),
+            ([], "give --member, one of pixels"),
+        )
+    else:
+        refusals = (
+            (["--member", "pixels"], f"expected --out FILE.safetensors, or FILE.npz for mu and sigma; got '{name}'"),
+        )
+    for options, message in refusals:
+        assert main([*command, str(out), *options]) == 2
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
+        assert not out.exists() and not list(data.parent.glob(f".{name}*"))
+    assert main([*command, str(data.with_name("y.safetensors")), "--member", "pixels"]) == 2
+    assert "leave it out" in capsys.readouterr().err
+
+
+def test_a_suffix_that_lies_is_found_out_by_the_content(data, capsys):
+    path = reference(data, "r.safetensors")
+    named = data.with_name("named.npz")
+    named.write_bytes(path.read_bytes())
+    assert list(ReferenceFile.load(named).members) == list(ReferenceFile.load(path).members)
+    ReferenceFile.load(path).export(data.with_name("m.npz"), "pixels")
+    moments = data.with_name("m.safetensors")
+    moments.write_bytes(data.with_name("m.npz").read_bytes())
+    assert list(ReferenceFile.load(moments).members) == ["features"]
+    objects = data.with_name("objects.npz")
+    np.savez(objects, mu=np.array([{}], dtype=object), sigma=np.zeros((1, 1)))
+    for bad in (objects, data, data.parent / "test.txt"):
+        (data.parent / "test.txt").write_text("no reference")
+        assert main(["evaluate", str(data), "--reference", str(bad)]) == 2
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert bad.name in line and "allow_pickle" not in line, line
 
 
 def test_broken_items_stop_the_run_or_are_counted(tmp_path, capsys):
