@@ -63,9 +63,9 @@ class Sinkhorn(Objective):
         is kept between sweeps up to 256 MiB (8192 x 8192 in float32) and formed again in tiles of 2 MiB beyond.
 
     Raises:
-        InputError: p outside [1, 2], blur, reach or diameter not positive, scaling outside [.001, .9999], sweeps below 1;
-        blur "auto" of a reference with all rows equal; backend "geomloss" where geomloss is not installed, p is
-        neither 1 nor 2, or sweeps is not 1.
+        InputError: p outside [1, 2], blur, reach or diameter not positive, scaling outside [.001, .9999], sweeps
+        below 1; blur "auto" of a reference with all rows equal; backend "geomloss" where geomloss is not installed,
+        p is neither 1 nor 2, or sweeps is not 1.
 
     >>> import torch, rdm
     >>> x = torch.tensor([[0.0], [1.0]])

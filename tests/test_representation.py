@@ -30,7 +30,7 @@ def test_pca_is_numpys():
 
 @pytest.mark.parametrize("whiten", [False, True])
 def test_pca_of_fewer_rows_than_numbers_is_that_of_the_covariance(whiten):
-    """By inner products of the rows; the same axes but for their signs as eigenvectors of d x d, and in time at 16,000."""
+    """By inner products of the rows: the axes of the d x d eigenvectors but for their signs, in time at 16,000."""
     items = torch.randn(12, 40, dtype=torch.float64) * torch.linspace(1, 3, 40)
     got = rdm.representation("pca", components=5, whiten=whiten).fitted(items)(items)
     centred = items - items.mean(0)
