@@ -180,6 +180,9 @@ def _evaluate_parser(commands: Any) -> None:
     evaluate.add_argument(
         "--count", type=int, metavar="N", help="items to draw from a run (default: the fresh split's)"
     )
+    evaluate.add_argument(
+        "--trust-config", action="store_true", help="let a run's config.gin import and run code, as train does"
+    )
     _reading_options(evaluate)
     evaluate.set_defaults(run=_evaluate, default=evaluate.get_default)
 
@@ -247,7 +250,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         if given:
             flag = given[0].replace("_", "-")
             raise InputError(f"--{flag} needs --reference FILE; without one a run is judged as its own config.gin says")
-        evaluate_run(options.samples, options.json)
+        evaluate_run(options.samples, options.json, trust_config=options.trust_config)
         return
     from rdm.judge_commands import evaluate_samples
 
@@ -259,6 +262,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         json=options.json,
         chart=options.chart,
         count=options.count,
+        trust_config=options.trust_config,
         **_reading(options),
     )
 

@@ -61,6 +61,11 @@ def newest_readable(folder: Path) -> tuple[int, dict[str, Any]] | None:
     return None
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds what every run has, its configuration and a checkpoint; else it is one of samples."""
+    return (folder / "config.gin").is_file() and bool(complete_checkpoints(folder / "checkpoints"))
+
+
 def read_checkpoint(path: Path) -> tuple[int, dict[str, Any]]:
     """Step and state of one checkpoint.
 

@@ -119,9 +119,9 @@ def _alone_in(out: Path) -> Iterator[None]:
             os.close(held)
 
 
-def evaluate_run(folder: Path, json: Path | None) -> None:
+def evaluate_run(folder: Path, json: Path | None, *, trust_config: bool = False) -> None:
     """Evaluate a run's newest checkpoint with the evaluation of its own configuration; print, or write JSON."""
-    config.load(_existing(folder / "config.gin"))
+    config.load_run(folder, trusted=trust_config)
     with seeded(config.seed()):
         arguments = config.plan()
         evaluation, model = arguments.get("evaluation"), arguments["model"]

@@ -1,9 +1,11 @@
 """Configuration by gin: the only module that imports it.
 
 A gin file is code: it can import modules and call what they register. `restricted` refuses imports, includes from
-outside the file's folder, and with them every name that is not in the registries.
+outside the file's folder, and with them every name that is not in the registries; what is built then may fetch, run
+and unpickle nothing (`rdm.trust`).
 """
 
+import contextlib
 import functools
 import inspect
 import re
@@ -18,13 +20,15 @@ import torch
 
 from rdm.augmentation import Jitter
 from rdm.balance import SelfNormalized, Uniform
-from rdm.errors import InputError, UnknownNameError
+from rdm.checkpoint import is_run
+from rdm.errors import InputError, RestrictedError, UnknownNameError
 from rdm.evaluate import Evaluation
 from rdm.losses import Classification, FlowMatching, Matching
 from rdm.registry import nearest, registries
 from rdm.representation import assemble
 from rdm.schedule import constant, cosine
 from rdm.train import train
+from rdm.trust import confined
 
 CORE: dict[str, Callable[..., Any]] = {
     "losses.matching": Matching,
@@ -44,23 +48,44 @@ CORE: dict[str, Callable[..., Any]] = {
 BY_COMMAND = ("out", "resume", "cache")  # arguments of `train` that the command line gives
 
 
-def load(path: Path, bindings: Iterable[str] = (), *, restricted: bool = False) -> None:
+UNRESTRICTED = "leave --restricted out if you trust the file"
+_confinement: tuple[str, str] | None = None  # of what `plan` builds: who asks for it, and how to allow it
+
+
+def load(path: Path, bindings: Iterable[str] = (), *, restricted: bool = False, remedy: str = UNRESTRICTED) -> None:
     """Read a gin file and bindings on top of it; every name in them must be known.
 
+    `remedy` says how to allow what restricted mode refuses.
+
     Raises:
-        InputError: no such file, bad syntax, or in restricted mode an import or an include from elsewhere.
+        InputError: no such file or bad syntax.
+        RestrictedError: in restricted mode an import or an include from elsewhere.
         UnknownNameError: a configurable or parameter that does not exist, with the nearest one that does.
     """
+    global _confinement
     known = _register_all()
     text = _flatten(Path(path), Path(path).resolve().parent, restricted)
     gin.clear_config()
+    _confinement = (f"what {path} names", remedy) if restricted else None
     for source, part in ((str(path), text), *((f"--bind {binding!r}", binding) for binding in bindings)):
         if restricted:
-            _refuse_imports(part, source)
+            _refuse_imports(part, source, remedy)
         try:
             gin.parse_config(part)
         except Exception as error:
             raise _explained(error, source, known) from error
+
+
+def load_run(folder: Path, *, trusted: bool) -> None:
+    """Read the configuration of a run folder: restricted, unless the user vouches for whoever made the folder.
+
+    Raises:
+        InputError: no run there, which has a configuration and a checkpoint.
+        RestrictedError: it imports something.
+    """
+    if not is_run(folder):
+        raise InputError(f"expected a run at {folder} (config.gin and a checkpoint); there is none")
+    load(folder / "config.gin", restricted=not trusted, remedy="give --trust-config if you trust who made that folder")
 
 
 def plan() -> dict[str, Any]:
@@ -68,7 +93,13 @@ def plan() -> dict[str, Any]:
 
     Raises:
         InputError: a required argument is not bound, or one cannot be used.
+        RestrictedError: in restricted mode, something that would be fetched, run or unpickled.
     """
+    with confined(*_confinement) if _confinement else contextlib.nullcontext():
+        return _built()
+
+
+def _built() -> dict[str, Any]:
     required = [p.name for p in _plan_signature().parameters.values() if p.default is p.empty]
     if missing := [name for name in required if not _bound(f"rdm.train.{name}")]:
         raise InputError(f"the configuration must bind rdm.train.{missing[0]}; it does not; add it to the file")
@@ -157,17 +188,17 @@ def _flatten(path: Path, root: Path, restricted: bool) -> str:
             continue
         inner = path.parent / included[1]
         if restricted and not inner.resolve().is_relative_to(root):
-            raise InputError(f"{path}: restricted mode refuses to include {inner} from outside {root}")
+            raise RestrictedError(f"{path}: restricted mode refuses to include {inner} from outside {root}")
         lines.append(_flatten(inner, root, restricted))
     return "\n".join(lines) + "\n"
 
 
-def _refuse_imports(text: str, source: str) -> None:
+def _refuse_imports(text: str, source: str, remedy: str) -> None:
     try:
         for statement in gin.config_parser.ConfigParser(text, gin.config.ParserDelegate()):
             if type(statement).__name__ in ("ImportStatement", "IncludeStatement"):
                 line = text.splitlines()[statement.location.line_num - 1].strip()
-                raise InputError(f"{source}: restricted mode refuses {line!r}; only registered names may be used")
+                raise RestrictedError(f"{source}: restricted mode refuses {line!r}; {remedy}")
     except SyntaxError as error:
         raise InputError(f"{source}: {own_text(error)}") from error
     except ValueError as error:

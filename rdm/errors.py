@@ -17,6 +17,13 @@ class MismatchError(InputError):
     """Two things that must agree do not; the text prints both sides."""
 
 
+class RestrictedError(InputError, OSError):
+    """Data asked for what only the user may: code, a connection, a file elsewhere; the text says how to allow it.
+
+    An `OSError` too, since libraries that are refused a connection or a program expect one and go on without.
+    """
+
+
 class CorruptFileError(InputError):
     """A file on disk is truncated or altered."""
 

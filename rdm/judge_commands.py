@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
+from rdm.checkpoint import is_run, load_weights
 from rdm.distributed import rank, started
 from rdm.errors import InputError, MismatchError
 from rdm.items import Items, first_item
@@ -116,16 +117,17 @@ def evaluate_samples(
     batch: int = BATCH,
     count: int | None = None,
     skip_broken: bool = False,
+    trust_config: bool = False,
 ) -> Verdict:
-    """Judge a folder, a file or a run folder against a reference file; print, write JSON and a chart."""
+    """Judge a folder, a file or a run folder against a reference file; write JSON, print, draw a chart."""
     file = ReferenceFile.load(reference)
-    source = _drawn(samples, file, count, seed) if (samples / "config.gin").is_file() else open_source(samples)
+    source = _drawn(samples, file, count, seed, trust_config) if is_run(samples) else open_source(samples)
     verdict = judge_source(
         source, file, reference, names=names, seed=seed, workers=workers, batch=batch, skip_broken=skip_broken
     )
-    _print(verdict, file)
     if json is not None:
         write_json(json, as_json(verdict, {"samples": str(samples), "reference": str(reference)}))
+    _print(verdict, file)
     if chart is not None:
         write_bytes(chart, bars(verdict))
     return verdict
@@ -250,13 +252,12 @@ def _merged(paths: Sequence[Path]) -> ReferenceFile:
     return whole
 
 
-def _drawn(folder: Path, file: ReferenceFile, count: int | None, seed: int) -> Source:
+def _drawn(folder: Path, file: ReferenceFile, count: int | None, seed: int, trust_config: bool) -> Source:
     """Items of a run's generator: as many as the fresh split has, or `count`."""
     from rdm import config
-    from rdm.checkpoint import load_weights
     from rdm.generator import Generator
 
-    config.load(folder / "config.gin")
+    config.load_run(folder, trusted=trust_config)
     with seeded(seed):
         model = config.plan()["model"]
         if not isinstance(model, Generator):
