@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rdm.errors import InputError
+from rdm.numbers import Count, Nonnegative, Size, validated
 
 
 class Augmentation(ABC):
@@ -17,6 +18,7 @@ class Augmentation(ABC):
         """Change a batch of items."""
 
 
+@validated
 @dataclass(frozen=True)
 class Jitter(Augmentation):
     """The batch shifted by at most `shift` along each of its last `axes` dimensions, and Gaussian noise added.
@@ -24,15 +26,9 @@ class Jitter(Augmentation):
     Zeros enter where the items leave. Images shift along two dimensions, in pixels; sound along one, in samples.
     """
 
-    noise: float = 0.1
-    shift: int = 1
-    axes: int = 2
-
-    def __post_init__(self) -> None:  # noqa: D105
-        if self.noise < 0 or self.shift < 0 or self.axes < 1:
-            raise InputError(
-                f"expected noise >= 0, shift >= 0 and axes >= 1; got {self.noise}, {self.shift} and {self.axes}"
-            )
+    noise: Nonnegative = 0.1
+    shift: Size = 1
+    axes: Count = 2
 
     def __call__(self, items: Tensor, generator: torch.Generator) -> Tensor:
         """One shift a batch, noise of its own for every number."""

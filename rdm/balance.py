@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from rdm.errors import InputError
+from rdm.numbers import Positive, validated
 
 
 class Balance(ABC):
@@ -32,6 +32,7 @@ class Uniform(Balance):
         return values.new_ones(len(values)), None
 
 
+@validated
 @dataclass(frozen=True)
 class SelfNormalized(Balance):
     """c_k = 1 / (L_k + eps), each term divided by its own detached value.
@@ -44,13 +45,9 @@ class SelfNormalized(Balance):
         InputError: eps not positive; at the population, an objective that can be negative.
     """
 
-    eps: float = 0.01
+    eps: Positive = 0.01
 
     needs_nonnegative = True
-
-    def __post_init__(self) -> None:
-        if not self.eps > 0:
-            raise InputError(f"expected eps > 0; got {self.eps}")
 
     def coefficients(
         self, values: Float[Tensor, " k"], state: Float[Tensor, " s"] | None

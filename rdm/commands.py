@@ -72,7 +72,7 @@ def _train(arguments: dict[str, Any], evaluation: Judge | None, out: Path, text:
         if rank() == 0:
             write_text(out / "config.gin", text)
         barrier()
-        torch.manual_seed(config.seed() * 1_000_003 + rank())
+        torch.manual_seed((config.seed() * 1_000_003 + rank()) % 2**63)
         model = train(**arguments, out=out, resume=resume, cache=cache_folder())
         if rank() == 0:
             began = time.monotonic()

@@ -18,6 +18,7 @@ from rdm.data import Dataset
 from rdm.errors import InputError
 from rdm.generator import Generator
 from rdm.metric import Metric, between, of_share, reweighted
+from rdm.numbers import Seed, Several, validated
 from rdm.objective import Objective
 from rdm.pictures import grid_png
 from rdm.randomness import stream
@@ -54,6 +55,7 @@ class Judge(ABC):
         return {}
 
 
+@validated
 @dataclass(frozen=True)
 class Evaluation(Judge):
     """What to measure on generated items.
@@ -76,12 +78,10 @@ class Evaluation(Judge):
     metrics: Mapping[str, Objective]
     judge: Representation | None = None
     compare: Mapping[str, Generator] | None = None
-    resamples: int = 40
-    seed: int = 0
+    resamples: Several = 40
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        if self.resamples < 2:
-            raise InputError(f"expected resamples >= 2 for an interval; got {self.resamples}")
         for side in (self.reference, self.fresh):
             if len(side.labels) == len(side.labels.unique()):
                 raise InputError(f"evaluation needs two items of some class; {side.name} has {len(side.labels)} in all")

@@ -18,6 +18,7 @@ from rdm.distributed import rank, total, world_size
 from rdm.errors import InputError
 from rdm.generator import FlowGenerator, Generator
 from rdm.memory import Memory
+from rdm.numbers import Count, Share, Size, validated
 from rdm.objective import Objective
 from rdm.population import Population
 from rdm.randomness import stream
@@ -53,6 +54,7 @@ class Loss(ABC):
         assert not state, "a loss with state restores it"
 
 
+@validated
 class Matching(Loss):
     """Distance of the generated population from the data under every member of a battery (`rdm.Population`).
 
@@ -67,15 +69,13 @@ class Matching(Loss):
         self,
         objective: Objective,
         battery: Battery,
-        population: int = 1024,
-        chunk: int | None = None,
+        population: Count = 1024,
+        chunk: Count | None = None,
         memory: Memory | None = None,
         balance: Balance | None = None,
         normalize_gradient: bool = False,
-        warm_up: int = 0,
+        warm_up: Size = 0,
     ):
-        if population < 1 or warm_up < 0:
-            raise InputError(f"expected population >= 1 and warm_up >= 0 images; got {population} and {warm_up}")
         self.objective, self.battery, self.population = objective, battery, population
         self.options = {"chunk": chunk, "memory": memory, "balance": balance, "normalize_gradient": normalize_gradient}
         self.warm_up = warm_up
@@ -120,6 +120,7 @@ class Matching(Loss):
         return model.draw(_rows(n), stream(self.setting.seed, "noise", purpose, rank(), device=device))
 
 
+@validated
 class FlowMatching(Loss):
     """Mean squared error of the velocity, E |v(x_t, t) - (z - x_0)|^2, with t uniform.
 
@@ -127,7 +128,7 @@ class FlowMatching(Loss):
     noise. Cost: one forward and backward of `batch` images.
     """
 
-    def __init__(self, batch: int = 256):
+    def __init__(self, batch: Count = 256):
         self.batch = batch
 
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
@@ -151,13 +152,14 @@ class FlowMatching(Loss):
         return {"loss": total(float(loss.detach()))}
 
 
+@validated
 class Classification(Loss):
     """Cross-entropy of a classifier's logits, on augmented items (`rdm.augmentation`; None for as they are).
 
     Cost: one forward and backward of `batch` items.
     """
 
-    def __init__(self, batch: int = 128, augmentation: Augmentation | None = None, smoothing: float = 0.05):
+    def __init__(self, batch: Count = 128, augmentation: Augmentation | None = None, smoothing: Share = 0.05):
         self.batch, self.augmentation, self.smoothing = batch, augmentation, smoothing
 
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:

@@ -5,7 +5,8 @@ A member registers itself above its class or function::
     @objectives.register("sliced_wasserstein", examples=(dict(projections=16),))
 
 and is found by every command, test and configuration. A registry loads the packages that may hold its members on the
-first look-up (`pkgutil`), so that a new file is seen without an import list. This module imports nothing of ours.
+first look-up (`pkgutil`), so that a new file is seen without an import list. What a member is given is checked against
+its annotations (`rdm.numbers`).
 """
 
 import difflib
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 from rdm.errors import InputError, UnknownNameError
+from rdm.numbers import validated
 
 T = TypeVar("T", bound=Callable[..., Any])
 _LOADING = threading.RLock()  # one for all registries: members of one are imported while another loads
@@ -74,7 +76,8 @@ class Registry(Mapping[str, Entry]):
     ) -> Callable[[T], T]:
         """Register the decorated class or function under `name`; a taken name is an error."""
 
-        def add(build: T) -> T:
+        def add(given: T) -> T:
+            build = validated(given)
             taken = self._entries.get(name)
             if taken is not None:
                 raise InputError(

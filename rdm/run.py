@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,6 +106,27 @@ def _moved(tree: Any, device: torch.device) -> Any:
     if isinstance(tree, dict):
         return {key: _moved(value, device) for key, value in tree.items()}
     return [_moved(value, device) for value in tree] if isinstance(tree, list) else tree
+
+
+def joined(records: Sequence[dict[str, float]]) -> dict[str, float]:
+    """What the losses of one step log, as one record: the sum of their "loss", and every number that each has.
+
+    A name that several losses give is followed by the number of its loss: "distance/pixels#1", "distance/pixels#2".
+    """
+    names = Counter(name for record in records for name in record)
+    numbered = {
+        f"{name}#{i}" if names[name] > 1 else name: value
+        for i, record in enumerate(records, 1)
+        for name, value in record.items()
+    }
+    return {**numbered, "loss": sum(record["loss"] for record in records)}
+
+
+def check_rates(stepper: torch.optim.Optimizer) -> None:
+    """Refuse a learning rate that is not a finite number above 0: it would train nothing, climb or destroy."""
+    for group in stepper.param_groups:
+        if not 0 < float(group["lr"]) < float("inf"):
+            raise InputError(f"the optimizer's lr must be a number above 0 and finite; got {group['lr']!r}")
 
 
 class Log:

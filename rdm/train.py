@@ -1,7 +1,7 @@
 """Training: one loop for classifiers, flow models and the post-training of generators."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,30 +13,42 @@ from rdm.data import Dataset
 from rdm.distributed import rank, sum_gradients
 from rdm.generator import Generator
 from rdm.losses import Loss, Setting
+from rdm.numbers import Count, Device, Positive, Seed, Share, Steps, validated
 from rdm.pictures import save_grid
 from rdm.progress import progress
 from rdm.randomness import stream
-from rdm.run import Interrupted, Log, check_finite, named_divergence, restore_state, stop_requests, training_state
+from rdm.run import (
+    Interrupted,
+    Log,
+    check_finite,
+    check_rates,
+    joined,
+    named_divergence,
+    restore_state,
+    stop_requests,
+    training_state,
+)
 from rdm.schedule import Schedule, constant
 
 
+@validated
 def train(
     *,
     model: nn.Module,
-    losses: Sequence[Loss],
+    losses: list[Loss] | tuple[Loss, ...],
     data: Dataset,
-    steps: int,
+    steps: Steps,
     out: Path,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
     schedule: Schedule | None = None,
-    average: float | None = None,  # decay of the weights' moving average; None for none
-    clip: float | None = None,  # largest norm of the whole gradient
-    seed: int = 0,
-    device: str = "cpu",
-    log_every: int = 10,  # steps
-    checkpoint_every: int = 500,  # steps
-    keep: int = 2,  # checkpoints
-    samples_every: int = 100,  # steps
+    average: Share | None = None,  # decay of the weights' moving average; None for none
+    clip: Positive | None = None,  # largest norm of the whole gradient
+    seed: Seed = 0,
+    device: Device = "cpu",
+    log_every: Steps = 10,  # steps
+    checkpoint_every: Steps = 500,  # steps
+    keep: Count = 2,  # checkpoints
+    samples_every: Steps = 100,  # steps
     cache: Path | None = None,
     resume: bool = False,
 ) -> nn.Module:
@@ -46,6 +58,7 @@ def train(
     bit for bit as if never interrupted.
 
     Raises:
+        InputError: an argument that cannot be used; nothing is written then.
         Interrupted: on Ctrl-C or SIGTERM, after a checkpoint.
         Diverged: features, a distance or the gradient are not finite; the step is not taken.
     """
@@ -53,6 +66,7 @@ def train(
     out, place = Path(out), torch.device(device)
     model = model.to(place).train()
     stepper = optimizer([p for p in model.parameters() if p.requires_grad])
+    check_rates(stepper)
     factor = schedule or constant()
     scheduler = torch.optim.lr_scheduler.LambdaLR(stepper, lambda step: factor(step / steps))
     averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
@@ -82,11 +96,8 @@ def train(
         for step in range(start, steps):
             # Gradient: every loss adds its own, each a function of seed, step and rank.
             stepper.zero_grad(set_to_none=True)
-            record: dict[str, float] = {}
-            for loss in losses:
-                with named_divergence(step, out / "checkpoints"):
-                    measured = loss.backward(model, step)
-                record = {**record, **measured, "loss": record.get("loss", 0.0) + measured["loss"]}
+            with named_divergence(step, out / "checkpoints"):
+                record = joined([loss.backward(model, step) for loss in losses])
             sum_gradients(model.parameters())
             norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf")))
             with named_divergence(step, out / "checkpoints"):

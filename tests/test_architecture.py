@@ -38,7 +38,8 @@ rdm.representation
 rdm.items
 rdm.source rdm.generator rdm.checkpoint rdm.augmentation rdm.data rdm.randomness rdm.schedule rdm.pictures rdm.progress
 rdm.statistic rdm.store rdm.inputs rdm.schema
-rdm.registry rdm.numbers rdm.trust
+rdm.registry
+rdm.numbers rdm.trust
 rdm.errors rdm.autocast
 """
 RANK = {name: -i for i, line in enumerate(LAYERS.split("\n")) for name in line.split()}

@@ -24,5 +24,5 @@ def test_jitter_moves_sound_in_time_and_images_in_the_plane():
     assert (Jitter(noise=0.1)(images, draw()).shape, Jitter()(images, draw()).equal(images)) == (images.shape, False)
     with pytest.raises(InputError, match="last 2 dimensions .* axes=2 for images, 1 for sound"):
         Jitter()(sound, draw())
-    with pytest.raises(InputError, match="noise >= 0"):
+    with pytest.raises(InputError, match="noise must be a number from 0"):
         Jitter(noise=-1)

@@ -69,7 +69,7 @@ def test_errors_of_constructors_stay_one_line(write):
                       "\nlosses.matching.objective = @objectives.mmd()\nobjectives.mmd.bandwidth = -1"))  # fmt: skip
     with pytest.raises(InputError) as caught:
         config.plan()
-    assert config.own_text(caught.value).startswith("bandwidth must be a positive number")
+    assert config.own_text(caught.value).startswith("MMD: bandwidth must be a number")
     assert "configurable" not in config.own_text(caught.value)
 
 

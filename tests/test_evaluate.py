@@ -105,7 +105,7 @@ def test_samples_follow_the_fresh_labels():
 
 
 def test_wrong_settings():
-    with pytest.raises(InputError, match="resamples >= 2"):
+    with pytest.raises(InputError, match="resamples must be a whole number from 2"):
         evaluation(resamples=1)
     with pytest.raises(InputError, match="metric 'kid' is an unbiased estimator; take a biased one"):
         evaluation(metrics={"kid": rdm.objective("kid")})

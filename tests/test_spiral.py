@@ -47,9 +47,9 @@ def test_the_score_sees_a_missing_turn_and_a_displacement():
 
 
 def test_wrong_settings():
-    with pytest.raises(InputError, match="resamples >= 2"):
+    with pytest.raises(InputError, match="resamples must be a whole number from 2"):
         SpiralScore(resamples=1)
-    with pytest.raises(InputError, match="dimension >= 2"):
+    with pytest.raises(InputError, match="dimension must be a whole number from 2"):
         rdm.dataset("spiral", dimension=1)
 
 

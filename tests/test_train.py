@@ -17,6 +17,7 @@ import rdm
 from rdm.checkpoint import complete_checkpoints, read_checkpoint
 from rdm.errors import InputError
 from rdm.losses import Classification, FlowMatching, Matching
+from rdm.numbers import ParameterError
 from rdm.randomness import seeded
 from rdm.registry import networks
 from rdm.run import Diverged
@@ -135,8 +136,47 @@ def test_losses_refuse_models_they_cannot_train(tmp_path):
         run("flow", tmp_path, model=wrong)
     with pytest.raises(InputError, match="Matching trains a rdm.generator.Generator"):
         run("ema", tmp_path, model=wrong)
-    with pytest.raises(InputError, match="population >= 1"):
+    with pytest.raises(InputError, match="population must be a whole number from 1 to 16777216; got 0"):
         Matching(rdm.objective("mmd"), rdm.battery("untrained"), population=0)
+
+
+@pytest.mark.parametrize("name, value", [
+    ("steps", 0), ("steps", -5), ("steps", 2.5), ("steps", "9"), ("steps", None), ("clip", -1.0), ("clip", 0),
+    ("clip", float("nan")), ("keep", -1), ("keep", 0), ("log_every", 0), ("checkpoint_every", -1),
+    ("samples_every", 2.0), ("average", 1.0), ("average", -0.1), ("seed", 2.5), ("seed", "x"), ("seed", 2**63),
+    ("device", "gpu"), ("losses", []), ("losses", [FlowMatching]), ("optimizer", "adam"), ("data", "digits"),
+    ("schedule", 0.5), ("model", None), ("optimizer", partial(torch.optim.SGD, lr=0.0)),
+    ("optimizer", partial(torch.optim.AdamW, lr=float("inf"))),
+])  # fmt: skip
+def test_values_that_undo_training_are_refused_before_anything_is_written(tmp_path, name, value):
+    with pytest.raises(InputError, match=f"{'lr' if isinstance(value, partial) else name} must be"):
+        run("flow", tmp_path, **{name: value})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("build", [
+    lambda: FlowMatching(batch=0), lambda: FlowMatching(batch=-4), lambda: Classification(batch=2.5),
+    lambda: Classification(smoothing=1.0), lambda: Matching(rdm.objective("mmd"), rdm.battery("untrained"), 24.5),
+    lambda: Matching(type(rdm.objective("mmd")), rdm.battery("untrained")), lambda: cosine(floor=-0.1),
+    lambda: Matching(rdm.objective("mmd"), rdm.battery("untrained"), memory="ema"), lambda: constant("x"),
+    lambda: rdm.SelfNormalized(float("inf")), lambda: rdm.generator("mlp_flow", width=0),
+    lambda: rdm.dataset("digits", split="test"), lambda: rdm.objective("sliced_wasserstein", projections=2.5),
+    lambda: rdm.objective("sliced_wasserstein", root="x"), lambda: rdm.objective("mmd", bandwidth="x"),
+])  # fmt: skip
+def test_what_members_are_given_is_checked_against_their_annotations(build):
+    with pytest.raises(ParameterError, match=r"^\w+: \w+ must be .*; got .*"):
+        build()
+
+
+def test_two_losses_of_one_kind_are_both_logged(tmp_path):
+    losses = [
+        Matching(rdm.objective(name), rdm.Battery((rdm.representation("pixels"),)), 16) for name in ("energy", "mmd")
+    ]
+    run("flow", tmp_path, losses=[*losses, FlowMatching(batch=8)], steps=1)
+    (record,) = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert {"distance/pixels#1", "distance/pixels#2", "loss#1", "loss#2", "loss#3"} < set(record)
+    assert record["distance/pixels#1"] == record["loss#1"] != record["loss#2"] == record["distance/pixels#2"]
+    assert record["loss"] == pytest.approx(sum(record[f"loss#{k}"] for k in (1, 2, 3)))
 
 
 def test_schedules():
@@ -144,7 +184,7 @@ def test_schedules():
     factor = cosine(0.1, floor=0.2)
     assert factor(0) == 0 and factor(0.1) == pytest.approx(1) and factor(1) == pytest.approx(0.2)
     assert factor(0.55) == pytest.approx(0.6)
-    with pytest.raises(InputError, match="0 <= warmup < 1"):
+    with pytest.raises(InputError, match="warmup must be a number from 0 and below 1; got 1.0"):
         cosine(1.0)
 
 

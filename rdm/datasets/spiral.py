@@ -10,22 +10,20 @@ import torch
 from torch import Tensor
 
 from rdm.data import Dataset
-from rdm.errors import InputError
 from rdm.evaluate import Judge, Metric
 from rdm.generator import Generator
+from rdm.numbers import Count, Nonnegative, Positive, Seed, Several
 from rdm.randomness import stream
 from rdm.registry import datasets, evaluations
 
 
 @datasets.register("spiral")
-def spiral(n: int = 2000, noise: float = 0.05, dimension: int = 64, seed: int = 0) -> Dataset:
+def spiral(n: Count = 2000, noise: Nonnegative = 0.05, dimension: Several = 64, seed: Seed = 0) -> Dataset:
     """Points on two turns of a spiral (radius 0.5 to 2.5) with Gaussian noise in its plane, without classes.
 
     Source: the toy study of Feng et al. (2026), "Representation Distribution Matching", figure 3. Items are
     "n dimension": the plane lies in the space as two orthonormal directions, the same for every seed.
     """
-    if n < 1 or noise < 0 or dimension < 2:
-        raise InputError(f"expected n >= 1, noise >= 0 and dimension >= 2; got {n}, {noise} and {dimension}")
     source = stream(seed, "spiral")
     points = _curve(torch.rand(n, generator=source)) + noise * torch.randn(n, 2, generator=source)
     return Dataset("spiral", points @ _plane(dimension).T, torch.zeros(n, dtype=torch.long), classes=1)
@@ -45,18 +43,11 @@ class SpiralScore(Judge):
 
     goals: ClassVar[Mapping[str, float]] = {"recall": math.inf}
 
-    samples: int = 4000
-    anchors: int = 60
-    radius: float = 0.15
-    resamples: int = 40
-    seed: int = 0
-
-    def __post_init__(self) -> None:  # noqa: D105
-        if min(self.samples, self.anchors) < 1 or self.resamples < 2:
-            raise InputError(
-                f"expected samples and anchors >= 1 and resamples >= 2; "
-                f"got {self.samples}, {self.anchors} and {self.resamples}"
-            )
+    samples: Count = 4000
+    anchors: Count = 60
+    radius: Positive = 0.15
+    resamples: Several = 40
+    seed: Seed = 0
 
     def __call__(self, generator: Generator) -> dict[str, Metric]:
         """All metrics of the generator's samples."""

@@ -10,6 +10,7 @@ import torch
 
 from rdm.data import Dataset
 from rdm.errors import InputError
+from rdm.numbers import Count
 from rdm.registry import datasets, nearest
 
 FILE = Path("fsdd", "fsdd_8khz_int16.npz")
@@ -20,7 +21,7 @@ def spoken_digits(
     split: Literal["train", "test", "all"] = "train",
     speakers: Sequence[str] | None = None,
     takes: tuple[int, int] | None = None,
-    length: int = 8000,
+    length: Count = 8000,
 ) -> Dataset:
     """Spoken digits (Jackson 2016), waveforms "n length" at 8,000 samples a second in [-1, 1], 10 classes.
 
@@ -34,8 +35,6 @@ def spoken_digits(
             each digit and speaker; in the place of `split`.
         length: samples of an item; 8,000 are one second, which 99.3 % of the recordings fit in.
     """
-    if split not in ("train", "test", "all") or length < 1:
-        raise InputError(f'expected split "train", "test" or "all" and length >= 1; got {split!r} and {length}')
     if takes is not None and not 0 <= takes[0] < takes[1] <= 50:
         raise InputError(f"takes are a first and a last number, left out, from 0 to 50; got {tuple(takes)}")
     with np.load(_archive(), allow_pickle=False) as stored:

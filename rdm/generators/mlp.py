@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from rdm.errors import InputError
 from rdm.generator import Generator
+from rdm.numbers import Count
 from rdm.registry import generators
 
 
@@ -17,10 +17,8 @@ class MLP(Generator):
     Raises: InputError: a size below 1.
     """
 
-    def __init__(self, inputs: int = 2, outputs: int = 64, width: int = 256, depth: int = 4):
+    def __init__(self, inputs: Count = 2, outputs: Count = 64, width: Count = 256, depth: Count = 4):
         super().__init__()
-        if min(inputs, outputs, width, depth) < 1:
-            raise InputError(f"expected inputs, outputs, width, depth >= 1; got {inputs}, {outputs}, {width}, {depth}")
         self.shape, self.classes = (inputs,), None
         sizes = [inputs, *[width] * depth]
         hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]

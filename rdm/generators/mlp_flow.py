@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rdm.checkpoint import load_weights
 from rdm.generator import FlowGenerator
+from rdm.numbers import Count, Size
 from rdm.registry import generators
 
 
@@ -23,11 +24,11 @@ class MLPFlow(FlowGenerator):
 
     def __init__(
         self,
-        shape: tuple[int, ...] = (1, 8, 8),
-        classes: int | None = 10,
-        width: int = 192,
-        depth: int = 3,
-        steps: int = 1,
+        shape: tuple[Count, ...] = (1, 8, 8),
+        classes: Count | None = 10,
+        width: Count = 192,
+        depth: Size = 3,
+        steps: Count = 1,
         solver: Literal["euler", "heun"] = "euler",
         weights: str | None = None,
     ):
