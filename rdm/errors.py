@@ -31,3 +31,9 @@ class CorruptFileError(InputError):
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or the name of its type."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """A text on one line of any terminal: control characters, and bytes of names that are not UTF-8, as escapes."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

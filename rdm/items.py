@@ -1,7 +1,7 @@
 """Items of sources end to end, read in numbered batches by worker processes."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -112,11 +112,21 @@ class Items(TorchDataset):
 
 
 def first_item(source: Source, form: Form) -> Item:
-    """The first item that can be read, which all others must be like."""
+    """The first item that can be read, which all others must be like; in colour as soon as one of them is."""
     cause = None
     for i in range(len(source)):
         try:
-            return form.item(source, i)
+            first = form.item(source, i)
         except BrokenItem as problem:
             cause = cause or problem
+            continue
+        return _coloured(source, form, i, first)
     raise InputError(f"none of the {len(source)} items can be read; {cause}")
+
+
+def _coloured(source: Source, form: Form, i: int, first: Item) -> Item:
+    """A grey first item with three channels where a picture after it has, whatever their order."""
+    if source.kind != "images" or form.channels is not None or len(first.value) != 1:
+        return first
+    grey = all(source.grey(k) for k in range(i + 1, len(source)))
+    return first if grey else replace(form, channels=3).item(source, i)

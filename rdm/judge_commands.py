@@ -146,7 +146,8 @@ def judge_source(
 ) -> Verdict:
     """Judge a source's items: features once a member, then every metric."""
     held = file.description.get("form", {})
-    form = Form(held.get("size"), held.get("channels"))
+    shape = held.get("shape") or []
+    form = Form(held.get("size"), held.get("channels") or (shape[0] if len(shape) == 3 else None))
     first = first_item(source, form)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if source.kind == "features":

@@ -2,10 +2,10 @@
 
 Every form gives arrays; one place turns them into equal tensors:
 
-- grey becomes one channel, or three equal ones where the first item (or `channels`) has three; colour in a grey
-  source is refused;
+- pictures are grey, of one channel, where all are grey or `channels` is 1; else grey ones get three equal channels;
 - 8-bit values are divided by 255, 16-bit ones by 65,535; floats must lie in [0, 1];
-- transparency is composed over white, palettes and CMYK become RGB;
+- transparency is composed over white, palettes and CMYK become RGB; Pillow reads 16-bit colour as 8-bit, and of an
+  animation the first picture is the item;
 - a picture file is read as one of `FORMATS`, whatever its name says, and has at most `LARGEST` pixels;
 - pictures of other sizes than the first are refused unless `size` says what to resize and crop to (`centre_crop`);
 - sound is mono in [-1, 1]; recordings of other lengths than the first are refused unless `size` says how many samples
@@ -14,23 +14,26 @@ Every form gives arrays; one place turns them into equal tensors:
 
 import hashlib
 import io
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import pad
 
-from rdm.errors import InputError
+from rdm.errors import InputError, first_line, printable
 from rdm.inputs import SLACK
 from rdm.registry import sources
 
 FORMATS = "PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF"  # none of which Pillow reads through another program
+SIXTEEN = "PNG", "PPM"  # whose 16-bit grey Pillow widens to 32
+GREY = "1", "L", "LA", "La"
 LARGEST = 89_478_485  # pixels of a picture: 256 MiB as RGB, where Pillow begins to warn
 
 
@@ -66,6 +69,15 @@ class Source(ABC):
         """Class of the item, -1 where there is none."""
         return -1
 
+    @property
+    def left_out(self) -> str:
+        """What lies there and is no item, and why, in one line; empty where nothing is."""
+        return ""
+
+    def grey(self, i: int) -> bool:
+        """Whether the picture has one channel, by its header; asked only of sources whose first picture is grey."""
+        return True
+
 
 class Item(NamedTuple):
     """An item as a tensor, with its class and what identifies it."""
@@ -91,24 +103,24 @@ class Form:
             BrokenItem: it cannot be decoded.
             InputError: its size or channels are others than the first item's.
         """
+        who = printable(f"{source.path}: {source.name(i)}")
         try:
             array = source.read(i)
         except InputError:
             raise
         except Exception as error:  # whatever a decoder raises
-            raise BrokenItem(f"{source.path}: {source.name(i)} cannot be read ({error})") from error
+            raise BrokenItem(f"{who} cannot be read ({printable(first_line(error))})") from error
         content = hashed(str(array.dtype), array.shape, np.ascontiguousarray(array))
         turn = {"images": self._picture, "audio": self._sound}.get(source.kind, self._row)
-        value = turn(array, source, i, like)
+        value = turn(array, who, like)
         if like is not None and value.shape != like.value.shape:
             raise InputError(
-                f"{source.path}: {like.name} is {_sizes(like.value)} and {source.name(i)} is {_sizes(value)}; "
-                "give --size to make them equal"
+                printable(f"{source.path}: {like.name} is {_sizes(like.value)} and {source.name(i)} is ")
+                + f"{_sizes(value)}; give --size to make them equal"
             )
         return Item(value, source.label(i), source.name(i), content, _depth(array))
 
-    def _picture(self, array: np.ndarray, source: Source, i: int, like: "Item | None") -> Tensor:
-        who = f"{source.path}: {source.name(i)}"
+    def _picture(self, array: np.ndarray, who: str, like: "Item | None") -> Tensor:
         array = array[:, :, None] if array.ndim == 2 else array
         channels = self.channels or (3 if like is None and array.shape[2] > 1 else 0)
         channels = channels or (1 if like is None else len(like.value))
@@ -116,15 +128,17 @@ class Form:
         if self.size is not None:
             array = centre_crop(array, self.size)
         if array.shape[2] > channels:
-            raise InputError(f"{who} has {array.shape[2]} channels, items before it {channels}; give --channels 3")
+            raise InputError(
+                f"{who} has {array.shape[2]} channels, expected {channels}; give the reference --channels 3"
+            )
         value = torch.from_numpy(unit(array, who)).permute(2, 0, 1)
         return value.expand(channels, -1, -1) if len(value) < channels else value
 
-    def _sound(self, array: np.ndarray, source: Source, i: int, like: "Item | None") -> Tensor:
-        value = torch.from_numpy(waveform(array, f"{source.path}: {source.name(i)}"))
+    def _sound(self, array: np.ndarray, who: str, like: "Item | None") -> Tensor:
+        value = torch.from_numpy(waveform(array, who))
         return value if self.size is None else pad(value[: self.size], (0, max(0, self.size - len(value))))
 
-    def _row(self, array: np.ndarray, source: Source, i: int, like: "Item | None") -> Tensor:
+    def _row(self, array: np.ndarray, who: str, like: "Item | None") -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array))
 
 
@@ -142,12 +156,24 @@ def open_source(path: Path) -> Source:
     for entry in sources.values():
         form: Any = entry.build
         if form.detects(path):
-            source: Source = form(path)
-            if len(source) == 0:
-                raise InputError(f"{path} holds no items; expected at least one")
-            return source
+            return _opened(form(path))
     forms = "; ".join(entry.summary.rstrip(".") for entry in sources.values())
-    raise InputError(f"{path} has no known form; known: {forms}")
+    raise InputError(f"{path} has no known form{_contents(path)}; known: {forms}")
+
+
+def _opened(source: Source) -> Source:
+    """A source that holds something, when what it leaves out is said."""
+    if len(source) == 0:
+        raise InputError(f"{source.path} holds no items; expected at least one")
+    if source.left_out:
+        warnings.warn(f"{printable(str(source.path))}: left out: {source.left_out}", stacklevel=3)
+    return source
+
+
+def _contents(path: Path) -> str:
+    """What a folder holds most of, in words."""
+    found = Counter(each.suffix.lower() or "without a suffix" for each in path.rglob("*") if each.is_file())
+    return f"; it holds {', '.join(f'{n} {suffix}' for suffix, n in found.most_common(3))}" if found else ""
 
 
 @dataclass(frozen=True)
@@ -179,25 +205,36 @@ class Given(Source):
 
 def decode(data: bytes | Path) -> np.ndarray:
     """A picture file as "h w c": transparency over white, palettes and CMYK as RGB, 16-bit grey kept."""
-    with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as picture:
+    with _opened_picture(data) as picture:
         if picture.width * picture.height > LARGEST:
             raise ValueError(f"{picture.width} x {picture.height} are more than {LARGEST:,} pixels; make it smaller")
         picture.load()
-        if picture.mode.startswith("I;16"):
+        mode = picture.mode
+        if mode.startswith("I;16") or (mode == "I" and picture.format in SIXTEEN):
             return np.array(picture).astype(np.uint16)
-        if picture.mode == "I":  # 16-bit grey as Pillow once gave it
-            return np.array(picture).clip(0, 65535).astype(np.uint16)
-        if picture.mode == "F":
+        if mode in ("I", "F"):
             return np.array(picture)
-        if "A" in picture.mode or "transparency" in picture.info:
+        plain = "L" if mode in GREY else "RGB"
+        if "A" in mode or "transparency" in picture.info:
             picture = picture.convert("RGBA")
-            white = Image.new("RGBA", picture.size, "white")
-            picture = Image.alpha_composite(white, picture)
-        return np.array(picture if picture.mode in ("L", "RGB") else picture.convert(_plain(picture.mode)))
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        return np.array(picture.convert(plain))
 
 
-def _plain(mode: str) -> str:
-    return "L" if mode in ("1", "LA") else "RGB"
+def is_grey(data: bytes | Path) -> bool:
+    """Whether a picture file has one channel, by its header; a broken one is said when it is read."""
+    try:
+        with _opened_picture(data) as picture:
+            return picture.mode in GREY or picture.mode.startswith(("I", "F"))
+    except Exception:  # whatever a decoder raises
+        return True
+
+
+def _opened_picture(data: bytes | Path) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"it is damaged, or none of {', '.join(FORMATS)}") from error
 
 
 def unit(array: np.ndarray, who: str) -> np.ndarray:
@@ -262,13 +299,8 @@ def hashed(*parts: object) -> int:
     """A 63-bit number from values and arrays, the same on every machine."""
     sha = hashlib.blake2b(digest_size=8)
     for part in parts:
-        sha.update(part.data if isinstance(part, np.ndarray) else f"{part}/".encode())
+        sha.update(part.data if isinstance(part, np.ndarray) else f"{part}/".encode("utf-8", "surrogateescape"))
     return int.from_bytes(sha.digest(), "little") >> 1
-
-
-def labelled(labels: Sequence[int] | np.ndarray | None, i: int) -> int:
-    """The i-th label, or -1."""
-    return -1 if labels is None else int(labels[i])
 
 
 def _sizes(value: Tensor) -> str:

@@ -7,51 +7,44 @@ from pathlib import Path
 import numpy as np
 
 from rdm.registry import sources
-from rdm.source import Source, decode
-
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".gif"}
-
-
-def files_below(path: Path, suffixes: set[str]) -> list[str]:
-    """Relative names of the files with such suffixes, sorted; hidden ones left out."""
-    found = (p.relative_to(path) for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-    return sorted(p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts))
-
-
-def top_folders(names: list[str]) -> list[int]:
-    """The number of each file's first folder among the sorted ones, -1 for files beside them."""
-    tops = sorted({name.split("/")[0] for name in names if "/" in name})
-    number = {top: k for k, top in enumerate(tops)}
-    return [number[name.split("/")[0]] if "/" in name else -1 for name in names]
+from rdm.source import Source, decode, is_grey
+from rdm.sources._files import PICTURES, SOUND, Listing, listing, mostly, top_folders
 
 
 @sources.register("image_folder")
 @dataclass(frozen=True)
 class ImageFolder(Source):
-    """A folder of picture files, subfolders included; the first folder below is the class."""
+    """A folder of picture files, subfolders and links included; the first folder below is the class."""
 
     path: Path
 
     @classmethod
     def detects(cls, path: Path) -> bool:  # noqa: D102
-        return path.is_dir() and any(p.suffix.lower() in PICTURES for p in path.rglob("*"))
+        return mostly(path, PICTURES, SOUND)
 
     @cached_property
-    def names(self) -> list[str]:  # noqa: D102
-        return files_below(self.path, PICTURES)
+    def found(self) -> Listing:  # noqa: D102
+        return listing(self.path, PICTURES)
+
+    @property
+    def left_out(self) -> str:  # noqa: D102
+        return self.found.said
 
     @cached_property
     def labels(self) -> list[int]:  # noqa: D102
-        return top_folders(self.names)
+        return top_folders(self.found.names)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.found.names)
 
     def name(self, i: int) -> str:  # noqa: D102
-        return self.names[i]
+        return self.found.names[i]
 
     def read(self, i: int) -> np.ndarray:  # noqa: D102
-        return decode(self.path / self.names[i])
+        return decode(self.path / self.name(i))
+
+    def grey(self, i: int) -> bool:  # noqa: D102
+        return is_grey(self.path / self.name(i))
 
     def label(self, i: int) -> int:  # noqa: D102
         return self.labels[i]

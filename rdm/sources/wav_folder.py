@@ -11,7 +11,7 @@ import numpy as np
 from rdm.errors import InputError
 from rdm.registry import sources
 from rdm.source import Source
-from rdm.sources.image_folder import files_below, top_folders
+from rdm.sources._files import PICTURES, SOUND, Listing, listing, mostly, top_folders
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
 CODECS = {2: "ADPCM", 6: "A-law", 7: "mu-law", 17: "IMA ADPCM", 85: "MP3"}
@@ -39,20 +39,24 @@ class WavFolder(Source):
 
     @classmethod
     def detects(cls, path: Path) -> bool:  # noqa: D102
-        return path.is_dir() and any(p.suffix.lower() == ".wav" for p in path.rglob("*"))
+        return mostly(path, SOUND, PICTURES)
 
     @cached_property
-    def names(self) -> list[str]:  # noqa: D102
-        return files_below(self.path, {".wav"})
+    def found(self) -> Listing:  # noqa: D102
+        return listing(self.path, SOUND)
+
+    @property
+    def left_out(self) -> str:  # noqa: D102
+        return self.found.said
 
     @cached_property
     def labels(self) -> list[int]:  # noqa: D102
-        return top_folders(self.names)
+        return top_folders(self.found.names)
 
     @cached_property
     def leader(self) -> tuple[str, int] | None:
         """Name and samples a second of the first file that can be read, which all must be like."""
-        for name in self.names:
+        for name in self.found.names:
             try:
                 return name, header((self.path / name).read_bytes()).rate
             except (OSError, ValueError):
@@ -65,18 +69,18 @@ class WavFolder(Source):
         return None if self.leader is None else self.leader[1]
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.found.names)
 
     def name(self, i: int) -> str:  # noqa: D102
-        return self.names[i]
+        return self.found.names[i]
 
     def read(self, i: int) -> np.ndarray:  # noqa: D102
-        data = (self.path / self.names[i]).read_bytes()
+        data = (self.path / self.found.names[i]).read_bytes()
         said = header(data)
-        first, rate = self.leader or (self.names[i], said.rate)
+        first, rate = self.leader or (self.found.names[i], said.rate)
         if said.rate != rate:
             raise InputError(
-                f"{self.path}: {first} has {rate} samples a second and {self.names[i]} {said.rate}; "
+                f"{self.path}: {first} has {rate} samples a second and {self.found.names[i]} {said.rate}; "
                 "resample them to one rate"
             )
         return samples(data[said.start : said.start + said.size], said).reshape(-1, said.channels).mean(1)
