@@ -1,7 +1,8 @@
 """Weights of encoders: found on this machine, checked by hash and by name; fetched only where that is asked for."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,10 +13,28 @@ from torch import Tensor, nn
 
 from rdm.errors import CorruptFileError, InputError, MismatchError, first_line
 from rdm.randomness import seeded
+from rdm.trust import confined, refuse_if_confined
 from representations._optional import require
 
 PRETRAINED, RANDOM = "pretrained", "random"
 Network = TypeVar("Network", bound=nn.Module)
+
+
+def loading(owner: str) -> AbstractContextManager[None]:
+    """Around what another library builds or reads: it fetches, runs, unpickles and asks nothing (`rdm.trust`)."""
+    return confined(owner, "its weights were looked for before; give a model that is whole without it")
+
+
+def checked_arguments(arguments: Mapping[str, Any] | None, refused: Iterable[str], owner: str) -> dict[str, Any]:
+    """Arguments of a library's model; refused are those that begin with what would make it look for weights itself.
+
+    Raises:
+        InputError: such an argument, with the way that weights are given.
+    """
+    for name in arguments or {}:
+        if str(name).startswith(tuple(refused)):
+            raise InputError(f"{owner}: arguments may not hold {name!r}; weights=FILE says which weights are read")
+    return dict(arguments or {})
 
 
 def sha256(path: Path) -> str:
@@ -71,6 +90,7 @@ def hub_file(repository: str, names: Sequence[str], *, allow_download: bool, own
             f"{owner}: weights of {repository!r} ({names[0]}) are not in {cache}; "
             "give weights=FILE, or allow_download=True to fetch them there"
         )
+    refuse_if_confined(f"fetch {names[0]} of {repository!r}")
     for name in names:
         try:
             return Path(hub.hf_hub_download(repository, name))
@@ -117,6 +137,7 @@ def url_file(url: str, *, allow_download: bool, owner: str) -> Path:
                 f"{owner}: {name} is not in {path.parent}; copy it there from {url}, give weights=FILE, or "
                 "allow_download=True to fetch it"
             )
+        refuse_if_confined(f"fetch {url}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), progress=False)

@@ -12,7 +12,7 @@ from rdm.registry import representations
 from rdm.representation import Representation
 from representations._images import Preprocess
 from representations._optional import require
-from representations._weights import PRETRAINED, RANDOM, hub_file, local_file, origin, untrained
+from representations._weights import PRETRAINED, RANDOM, hub_file, loading, local_file, origin, untrained
 
 FILE = "diffusion_pytorch_model.safetensors"
 TINY = {
@@ -58,10 +58,12 @@ def autoencoder(
     library = require("diffusers", extra="latents", owner=owner).AutoencoderKL
     path = None
     if weights == RANDOM:
-        network = untrained(lambda: library(**(arguments or {})))
+        with loading(owner):
+            network = untrained(lambda: library(**(arguments or {})))
     else:
         path = _file(model, subfolder, allow_download, sha256, owner)
-        network = library.from_pretrained(path.parent, local_files_only=True)
+        with loading(owner):
+            network = library.from_pretrained(path.parent, local_files_only=True, use_safetensors=True)
     network.decoder, network.post_quant_conv = None, None
     module = LatentEncoder(Preprocess(size, (0.5,), (0.5,), "bicubic"), network, patch)
     latent = size // 2 ** (len(network.config["block_out_channels"]) - 1)

@@ -1,5 +1,6 @@
 """DreamSim's perceptual embedding."""
 
+import contextlib
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -10,10 +11,18 @@ from rdm.registry import representations
 from rdm.representation import Representation
 from representations._images import Preprocess
 from representations._optional import require
-from representations._weights import PRETRAINED, sha256
+from representations._weights import PRETRAINED, loading, sha256
 
 NOTES = {"dimension": "1792", "input": "3 x 224", "pooling": "cls", "licence": "MIT"}
 CACHE = Path("~/.cache/dreamsim")
+FILES = (  # all that the package looks for; it fetches where one is missing
+    "dino_vitb16_pretrain.pth",
+    "open_clip_vitb16_pretrain.pth.tar",
+    "clip_vitb16_pretrain.pth.tar",
+    "dino_vitb16_lora",
+    "open_clip_vitb16_lora",
+    "clip_vitb16_lora",
+)
 
 
 @representations.register(
@@ -21,7 +30,7 @@ CACHE = Path("~/.cache/dreamsim")
     examples=(),
     needs="dreamsim: pip install dreamsim",
     notes=NOTES,
-    present=lambda: any(CACHE.expanduser().glob("*.pth")),
+    present=lambda: not _missing(CACHE.expanduser()),
 )
 def dreamsim(weights: str = PRETRAINED, allow_download: bool = False, name: str = "dreamsim") -> Representation:
     """Ensemble embedding of DreamSim (Fu et al. 2023): DINO, CLIP and OpenCLIP, tuned to human similarity.
@@ -35,15 +44,21 @@ def dreamsim(weights: str = PRETRAINED, allow_download: bool = False, name: str 
         InputError: the package or the files are not there.
     """
     folder = CACHE.expanduser() if weights == PRETRAINED else Path(weights).expanduser()
-    files = sorted(folder.glob("*.pth"))
-    if not files and not allow_download:
+    missing = _missing(folder)
+    if missing and not allow_download:
         raise InputError(
-            f"{name}: no weights (*.pth) in {folder}; give weights=FOLDER, or allow_download=True to fetch them there"
+            f"{name}: no weights ({missing[0]}) in {folder}; give weights=FOLDER, or allow_download=True to fetch them "
+            "there"
         )
     library = require("dreamsim", install="dreamsim", owner=name)
-    network, _ = library.dreamsim(pretrained=True, device="cpu", cache_dir=str(folder), normalize_embeds=True)
+    with contextlib.nullcontext() if missing else loading(name):
+        network, _ = library.dreamsim(pretrained=True, device="cpu", cache_dir=str(folder), normalize_embeds=True)
     settings = {"weights_sha256": {path.name: sha256(path) for path in sorted(folder.glob("*.pth"))}}
     return Representation(name, Embedding(network), settings, inputs=images())
+
+
+def _missing(folder: Path) -> list[str]:
+    return [file for file in FILES if not (folder / file).exists()]
 
 
 class Embedding(nn.Module):

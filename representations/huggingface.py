@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,9 +14,10 @@ from rdm.representation import Representation
 from representations._images import Preprocess
 from representations._optional import require
 from representations._pooling import MAP, TOKENS, pool, poolings, unknown_pooling
-from representations._weights import PRETRAINED, RANDOM, hub_file, local_file, origin, untrained
+from representations._transformers import configured, loaded
+from representations._weights import PRETRAINED, RANDOM, hub_file, local_file, origin
 
-FILES = "model.safetensors", "pytorch_model.bin"
+FILES = ("model.safetensors",)
 POOLER = "pooler"
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 
@@ -54,7 +54,7 @@ def huggingface(
     "flatten". Size, mean and std are those of its preprocessor_config.json; without one, ImageNet's and the model's
     image size. weights: "pretrained" is read from the folder or the HuggingFace cache (fetched into it with
     `allow_download`), whose `sha256` may be demanded; "random" is untrained, and `model` then a type of model
-    ("vit"), configured by `arguments`. Code that comes with a model is never run.
+    ("vit"), configured by `arguments`. Nothing but safetensors is read, and no code that comes with a model is run.
 
     Shapes: n 3 h w -> n d. Cost: one forward pass of the model.
 
@@ -65,7 +65,11 @@ def huggingface(
     owner = f"huggingface model {model!r}"
     library = require("transformers", extra="text", owner=owner)
     path = None if weights == RANDOM else _file(model, weights, allow_download, sha256, owner)
-    network = _network(library, model, path, arguments or {}, owner)
+    if path is not None and arguments:
+        raise InputError(f'{owner}: arguments configure weights="{RANDOM}"; got {dict(arguments)!r}; leave them out')
+    network = (
+        configured(library, model, arguments or {}, owner) if path is None else loaded(library, path.parent, owner)[0]
+    )
     own = _preprocessing(path)
     side = size or own.get("size") or getattr(network.config, "image_size", 224)
     prepare = Preprocess(side, mean or own["mean"], std or own["std"], "bicubic")
@@ -121,20 +125,6 @@ def _file(model: str, weights: str, allow_download: bool, sha256: str | None, ow
     for file in ("config.json", "preprocessor_config.json"):  # beside it, in the same snapshot
         hub_file(model, (file,), allow_download=allow_download, owner=owner)
     return local_file(str(path), sha256, owner)
-
-
-def _network(library: ModuleType, model: str, path: Path | None, arguments: Mapping[str, Any], owner: str) -> Any:
-    if path is None:
-        try:
-            config = library.AutoConfig.for_model(model, **arguments)
-        except ValueError as error:
-            raise InputError(f"{owner}: no such type of model ({str(error).partition('.')[0]})") from error
-        return untrained(lambda: library.AutoModel.from_config(config))
-    try:
-        return library.AutoModel.from_pretrained(path.parent, local_files_only=True, **arguments)
-    except (OSError, ValueError) as error:
-        line = str(error).strip().partition("\n")[0]
-        raise InputError(f"{owner}: transformers cannot read {path.parent} ({line})") from error
 
 
 def _preprocessing(path: Path | None) -> dict[str, Any]:

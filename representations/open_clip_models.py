@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rdm.errors import UnknownNameError
+from rdm.errors import InputError, UnknownNameError, first_line
 from rdm.inputs import Inputs, images
 from rdm.registry import nearest, representations
 from rdm.representation import Representation
@@ -20,6 +20,7 @@ from representations._weights import (
     RANDOM,
     hub_file,
     load_strictly,
+    loading,
     mismatches,
     origin,
     read,
@@ -122,7 +123,7 @@ def _network(
 ) -> tuple[Any, Mapping[str, Any], Path | None]:
     owner = f"open_clip model {model!r}"
     library = require("open_clip", extra="vision", owner=owner)
-    if library.get_model_config(model) is None:
+    if model not in library.list_models():  # its own alone: a prefix would make it read a folder, or the network
         raise UnknownNameError(f"open_clip knows no model {model!r}{nearest(model, library.list_models())}")
     tags = library.list_pretrained_tags_by_model(model)
     if (tag is not None or weights == PRETRAINED) and tag not in tags:
@@ -131,11 +132,14 @@ def _network(
     path = weights_file(weights, sha256, owner, lambda: _pretrained(config, allow_download, owner))
 
     def build() -> Any:
-        with _quiet():
+        with _quiet(), loading(owner):
             quick = bool(config.get("quick_gelu", False))
-            return library.create_model(model, pretrained=None, force_quick_gelu=quick)
+            return library.create_model(model, pretrained=None, force_quick_gelu=quick, pretrained_hf=False)
 
-    network = untrained(build)
+    try:
+        network = untrained(build)
+    except OSError as error:  # a text tower of transformers, whose settings are not in the cache
+        raise InputError(f"{owner}: open_clip cannot build it without the hub ({first_line(error)})") from error
     if path is not None:
         _load(library, network, path, owner)
     return network, {**library.get_model_preprocess_cfg(network), **_known(config)}, path
@@ -155,7 +159,8 @@ def _load(library: ModuleType, network: Any, path: Path, owner: str) -> None:
     state = read(path, owner)
     if mismatches(network, state):
         try:  # a publisher's file, which open_clip converts
-            library.load_checkpoint(network, str(path), strict=True, weights_only=True)
+            with loading(owner):
+                library.load_checkpoint(network, str(path), strict=True, weights_only=True)
             return
         except (RuntimeError, KeyError, ValueError, AttributeError):
             pass  # named below, by the file as it is

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from rdm.errors import InputError, MismatchError, first_line
 from rdm.inputs import Inputs, tokens
-from rdm.randomness import seeded
 from rdm.registry import representations
 from rdm.representation import Representation
+from rdm.trust import refuse_if_confined
 from representations._optional import require
+from representations._transformers import configured, loaded
 
 TINY = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 FILES = "config.json", "*.safetensors", "*.safetensors.index.json"
@@ -161,7 +162,7 @@ def sentence_encoder(
         )
     library = require("transformers", extra="text", owner=owner)
     if weights == "random":
-        network = _random_network(library, model, arguments or {}, owner)
+        network = _encoder(configured(library, model, arguments or {}, owner), owner)
     else:
         network = _pretrained_network(library, _folder(model, allow_download, owner), owner)
     table = network.get_input_embeddings().weight
@@ -215,35 +216,25 @@ def _folder(model: str, allow_download: bool, owner: str) -> Path:
     hub = require("huggingface_hub", extra="text", owner=owner)
     cache = require("huggingface_hub.constants", extra="text", owner=owner).HF_HUB_CACHE
     try:
-        return Path(hub.snapshot_download(model, allow_patterns=list(FILES), local_files_only=not allow_download))
+        return Path(hub.snapshot_download(model, allow_patterns=list(FILES), local_files_only=True))
     except Exception as error:
-        if allow_download:
+        if not allow_download:
             raise InputError(
-                f"{owner}: cannot fetch it into {cache} ({first_line(error)}); give a folder with "
-                "config.json and model.safetensors"
+                f"{owner} is neither a folder nor in {cache} (config.json, model.safetensors); give a folder that "
+                "holds them, or allow_download=True to fetch them there"
             ) from error
+    refuse_if_confined(f"fetch {model!r}")
+    try:
+        return Path(hub.snapshot_download(model, allow_patterns=list(FILES)))
+    except Exception as error:
         raise InputError(
-            f"{owner} is neither a folder nor in {cache} (config.json, model.safetensors); give a folder that holds "
-            "them, or allow_download=True to fetch them there"
+            f"{owner}: cannot fetch it into {cache} ({first_line(error)}); give a folder with "
+            "config.json and model.safetensors"
         ) from error
 
 
-def _random_network(library: ModuleType, model: str, arguments: Mapping[str, Any], owner: str) -> Any:
-    try:
-        config = library.AutoConfig.for_model(model, **arguments)
-    except ValueError as error:
-        raise InputError(f"{owner}: no such type of model ({first_line(error)})") from error
-    with seeded(0):
-        return _encoder(library.AutoModel.from_config(config), owner)
-
-
 def _pretrained_network(library: ModuleType, folder: Path, owner: str) -> Any:
-    try:
-        network, report = library.AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{owner}: transformers cannot read {folder} ({first_line(error)})") from error
+    network, report = loaded(library, folder, owner)
     missing = sorted(name for name in report["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise MismatchError(

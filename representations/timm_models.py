@@ -17,8 +17,10 @@ from representations._pooling import MAP, TOKENS, Tapped, pool, poolings, unknow
 from representations._weights import (
     PRETRAINED,
     RANDOM,
+    checked_arguments,
     hub_file,
     load_strictly,
+    loading,
     mismatches,
     origin,
     read,
@@ -27,6 +29,7 @@ from representations._weights import (
 )
 
 FILES = "model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
+WEIGHTS = "pretrained", "checkpoint", "cache_dir"  # beginnings of arguments by which timm looks for weights itself
 HEAD, ATTENTION, LOGITS = "head", "attention", "logits"
 
 
@@ -63,7 +66,8 @@ def timm(
     and normalised; vision transformers take other sizes than their own by interpolated position embeddings and
     padding. weights: "pretrained" is read from the HuggingFace cache (fetched into it with `allow_download`), "random"
     is untrained, else a file of timm's or the publisher's tensors, whose `sha256` may be demanded. `arguments` go to
-    `timm.create_model`, such as `channel_multiplier` or `pad_type`; mean and std replace the configuration's.
+    `timm.create_model`, such as `channel_multiplier` or `pad_type`, but for those by which it would look for weights;
+    mean and std replace the configuration's.
 
     Shapes: n 3 h w -> n d. Cost: one forward pass of the model.
 
@@ -77,7 +81,7 @@ def timm(
         raise UnknownNameError(
             f"timm knows no model {model!r}{nearest(model.partition('.')[0], library.list_models())}"
         )
-    options = {"num_classes": 0, **(arguments or {})}
+    options = {"num_classes": 0, **checked_arguments(arguments, WEIGHTS, owner)}
     if pool == LOGITS:
         options.pop("num_classes")
     path = weights_file(weights, sha256, owner, lambda: _pretrained(library, model, allow_download, owner))
@@ -145,7 +149,8 @@ def _network(library: ModuleType, model: str, options: dict[str, Any], path: Pat
     def build(**more: Any) -> Any:
         for flexible in ({"dynamic_img_size": True, "dynamic_img_pad": True}, {"dynamic_img_size": True}, {}):
             try:
-                return library.create_model(model, **flexible, **options, **more)
+                with loading(owner):
+                    return library.create_model(model, **flexible, **options, **more)
             except TypeError as error:
                 if "dynamic_img" not in str(error):
                     raise

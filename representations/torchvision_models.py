@@ -16,7 +16,9 @@ from representations._pooling import Tapped, pool, unknown_pooling
 from representations._weights import (
     PRETRAINED,
     RANDOM,
+    checked_arguments,
     load_strictly,
+    loading,
     origin,
     read,
     untrained,
@@ -69,7 +71,9 @@ def torchvision(
     known = models.list_models(module=models)
     if model not in known:
         raise UnknownNameError(f"torchvision knows no classification model {model!r}{nearest(model, known)}")
-    network = untrained(lambda: models.get_model(model, weights=None, **(arguments or {})))
+    options = checked_arguments(arguments, ("pretrained", "weights"), owner)
+    with loading(owner):
+        network = untrained(lambda: models.get_model(model, weights=None, **options))
 
     def pretrained() -> Path:
         return url_file(models.get_model_weights(model).DEFAULT.url, allow_download=allow_download, owner=owner)

@@ -1,6 +1,7 @@
 """What SECURITY.md promises, each held by a real attempt: data may run nothing, connect nowhere, write nowhere else."""
 
 import io
+import json
 import os
 import pickle
 import socket
@@ -9,13 +10,17 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from PIL import EpsImagePlugin, Image
+from safetensors.torch import save
 
+import rdm
 from rdm.__main__ import main
-from rdm.errors import RestrictedError
+from rdm.errors import InputError, RestrictedError
 from rdm.source import FORMATS, BrokenItem, Form, decode, open_source
 from rdm.sources.image_folder import PICTURES
 from rdm.trust import confined, paths_outside
+from representations._optional import require
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
 
@@ -154,9 +159,159 @@ def test_paths_that_leave_the_working_folder():
     assert paths_outside({"a": outside, "b": {"c": ("x", 3, None, "runs/digits", "org/model", "a..b", ".")}}) == outside
 
 
+# Models
+
+
+@pytest.fixture
+def model(at):
+    """A folder of a model whose code would leave PWNED, with a pickle that would too, and real settings of a ViT."""
+    require("transformers", extra="text", owner="the tests")
+    (at / "m").mkdir()
+    (at / "m" / "model.safetensors").write_bytes(save({"x": torch.zeros(1)}, {"format": "pt"}))
+    (at / "m" / "c.py").write_text("import pathlib\npathlib.Path('PWNED').touch()\nclass C: pass\nM = C\n")
+    torch.save(Touch(), at / "m" / "evil.bin")
+    return at / "m"
+
+
+CODE = {"model_type": "x", "auto_map": {"AutoConfig": "c.C", "AutoModel": "c.M"}}
+VIT = {"model_type": "vit", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+
+
+@pytest.mark.parametrize("loader", ["huggingface", "sentence_encoder"])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (CODE, "transformers cannot read"),
+        ({**VIT, "transformers_weights": "evil.bin"}, "asks for transformers_weights"),
+        ({**VIT, "attn_implementation": "somebody/kernel"}, "asks for attn_implementation 'somebody/kernel'"),
+        ({**VIT, "inner": {"_attn_implementation": "flash_attention_2"}}, "asks for _attn_implementation"),
+        ({**VIT, "quantization_config": {"quant_method": "fp8"}}, "asks for quantization_config"),
+        (None, "model.safetensors"),  # a pickle in its place
+    ],
+)
+def test_a_folder_of_a_model_runs_no_code(model, at, capsys, monkeypatch, loader, settings, message):
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))  # the answer that runs it
+    (model / "config.json").write_text(json.dumps(settings or VIT))
+    if settings is None:
+        (model / "model.safetensors").unlink()
+        (model / "evil.bin").rename(model / "pytorch_model.bin")
+    with pytest.raises(InputError, match=message):
+        rdm.representation(loader, model="m")
+    assert not (at / "PWNED").exists() and "custom code" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("loader", ["huggingface", "sentence_encoder"])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("trust_remote_code", True),
+        ("weights_only", False),
+        ("auto_map", CODE["auto_map"]),
+        ("attn_implementation", "somebody/kernel"),
+        ("_attn_implementation", "somebody/kernel"),
+        ("name_or_path", "m"),
+        ("transformers_weights", "evil.bin"),
+    ],
+)
+def test_arguments_of_transformers_are_hyperparameters_alone(model, at, monkeypatch, loader, name, value):
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    kind = {"huggingface": "vit", "sentence_encoder": "bert"}[loader]
+    with pytest.raises(InputError, match=f"declares no {name!r}"):
+        rdm.representation(loader, model=kind, weights="random", arguments={name: value})
+    if loader == "huggingface":
+        (model / "config.json").write_text(json.dumps(CODE))
+        with pytest.raises(InputError, match='arguments configure weights="random"'):
+            rdm.representation(loader, model="m", arguments={name: value})
+    assert not (at / "PWNED").exists()
+
+
+@pytest.mark.parametrize(
+    "loader, kind, arguments",
+    [
+        ("timm", "test_vit", {"checkpoint_path": "m/evil.bin"}),
+        ("timm", "test_vit", {"pretrained": True, "pretrained_cfg_overlay": {"file": "m/evil.bin"}}),
+        ("timm", "test_vit", {"pretrained_cfg": {"file": "m/evil.bin"}}),
+        ("timm", "test_vit", {"pretrained_cfg_overlay": {"url": "http://127.0.0.1:9/x.pth"}}),
+        ("timm", "test_vit", {"cache_dir": "m"}),
+        ("torchvision", "resnet18", {"pretrained": True}),
+        ("torchvision", "resnet18", {"weights": "DEFAULT"}),
+    ],
+)
+def test_arguments_name_no_weights(model, at, loader, kind, arguments):
+    require(loader, extra="vision", owner="the tests")
+    with pytest.raises(InputError, match="arguments may not hold"):
+        rdm.representation(loader, model=kind, weights="random", arguments=arguments)
+    assert not (at / "PWNED").exists()
+
+
+@pytest.mark.parametrize("loader, kind", [("timm", "test_vit"), ("torchvision", "resnet18"), ("open_clip", "RN50")])
+def test_weights_are_never_unpickled(model, at, loader, kind):
+    require(loader, extra="vision", owner="the tests")
+    with pytest.raises(InputError, match="holds more than tensors, which is never loaded"):
+        rdm.representation(loader, model=kind, weights="m/evil.bin")
+    assert not (at / "PWNED").exists()
+
+
+@pytest.fixture
+def hub(at, monkeypatch):
+    """A listening socket in place of the hub, and caches that are empty; who connects is found at the end."""
+    import huggingface_hub.constants as constants
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(at / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(at / "hub"))
+        monkeypatch.setenv("no_proxy", "*")
+        yield
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+@pytest.mark.parametrize(
+    "loader, kind",
+    [
+        *((loader, kind) for loader in ("timm", "open_clip") for kind in ("hf-hub:somebody/model", "local-dir:m")),
+        pytest.param("open_clip", "roberta-ViT-B-32", marks=pytest.mark.slow),  # its text tower is one of the hub's
+    ],
+)
+def test_names_of_models_reach_neither_folders_nor_the_hub(model, hub, loader, kind):
+    require(loader, extra="vision", owner="the tests")
+    (model / "open_clip_config.json").write_text(json.dumps({"model_cfg": {}}))
+    with pytest.raises(InputError):
+        rdm.representation(loader, model=kind, weights="random")
+
+
+ENCODER = """
+losses.matching.objective = @objectives.frechet()
+losses.matching.battery = @rdm.battery()
+rdm.train.losses = [@losses.matching()]
+rdm.battery.members = [@representations.{0}()]
+"""
+
+
+@pytest.mark.parametrize(
+    "encoder, bindings",
+    [
+        ("huggingface", "representations.huggingface.model = 'somebody/model'"),
+        ("sentence_encoder", ""),
+        ("siglip2", ""),
+        ("inception", ""),
+        ("torchvision", "representations.torchvision.model = 'resnet18'"),
+        ("open_clip", "representations.open_clip.model = 'ViT-B-32'\nrepresentations.open_clip.tag = 'openai'"),
+    ],
+)
+def test_restricted_mode_fetches_nothing(at, hub, capsys, encoder, bindings):
+    allowed = f"representations.{encoder}.allow_download = True\n"
+    (at / "a.gin").write_text(RUN + ENCODER.format(encoder) + allowed + bindings)
+    refused(["train", "a.gin", "--restricted", "--out", "o"], at, capsys, "what a.gin names may not fetch")
+
+
 # Gin files and run folders
 
 
+@pytest.mark.filterwarnings("ignore:s. left out. 1 of suffix '.gin'")
 def test_a_configuration_among_pictures_is_not_read(reference, pictures, at, capsys):
     (pictures / "config.gin").write_text(HOSTILE)
     assert main(["evaluate", "s", "--reference", reference, "--metrics", "fd"]) == 0

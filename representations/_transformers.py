@@ -1,0 +1,81 @@
+"""Models of transformers: configured here, or read from a folder of which nothing but settings and tensors is used."""
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rdm.errors import InputError, first_line
+from rdm.registry import nearest
+from representations._weights import loading, untrained
+
+OTHERS = "auto_map", "transformers_weights", "quantization_config"  # code, another file, another library's reader
+NATIVE = None, "eager", "sdpa"  # attention; others fetch kernels and run them
+
+
+def configured(library: ModuleType, model: str, arguments: Mapping[str, Any], owner: str) -> Any:
+    """An untrained model of a type ("vit"), of what its own configuration declares.
+
+    Raises:
+        InputError: no such type, or an argument that is none of its own.
+    """
+    try:
+        plain = library.AutoConfig.for_model(model)
+    except ValueError as error:
+        raise InputError(f"{owner}: no such type of model ({str(error).partition('.')[0]})") from error
+    own = _own(type(plain), library.PretrainedConfig)
+    if strange := sorted(set(arguments) - own):
+        raise InputError(f"{owner}: arguments: its configuration declares no {strange[0]!r}{nearest(strange[0], own)}")
+    _refuse(arguments, owner)
+    config = library.AutoConfig.for_model(model, **arguments)
+    with loading(owner):
+        return untrained(lambda: library.AutoModel.from_config(config, trust_remote_code=False))
+
+
+def loaded(library: ModuleType, folder: Path, owner: str) -> tuple[Any, Mapping[str, Any]]:
+    """The model of a folder and transformers' report of its weights: from safetensors, by classes of transformers.
+
+    Raises:
+        InputError: no model of transformers there, or one that asks for more than that.
+    """
+    try:
+        held = json.loads((folder / "config.json").read_bytes())
+        _refuse({key: value for key, value in held.items() if key != "auto_map"}, f"{owner}: {folder / 'config.json'}")
+        with loading(owner):
+            return library.AutoModel.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,  # without it, transformers asks on standard input
+                use_safetensors=True,
+                weights_only=True,
+                output_loading_info=True,
+            )
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(f"{owner}: transformers cannot read {folder} ({first_line(error)})") from error
+
+
+def _own(config: type, base: type) -> set[str]:
+    """What a class of configurations declares beyond what all have: its hyperparameters."""
+    declared = set(inspect.signature(config).parameters) | set(getattr(config, "attribute_map", {}))
+    return declared - set(inspect.signature(base).parameters) - {"kwargs"} - set(OTHERS)
+
+
+def _refuse(settings: Any, owner: str) -> None:
+    for key, value in _pairs(settings):
+        if key in OTHERS and value is not None:
+            raise InputError(f"{owner} asks for {key}; expected hyperparameters alone; take it out")
+        if "implementation" in key and value not in NATIVE and not isinstance(value, Mapping):
+            raise InputError(f"{owner} asks for {key} {value!r}; expected 'eager' or 'sdpa'; take it out")
+
+
+def _pairs(value: Any) -> Iterator[tuple[str, Any]]:
+    """Keys and values at any depth."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield str(key), inner
+            if isinstance(inner, Mapping):
+                yield from _pairs(inner)
