@@ -191,7 +191,7 @@ class Evaluation(Judge):
 
     def _mean(self, values: Tensor) -> Metric:
         value, n = float(values.mean()), len(values)
-        return between(value, float(values.var()) / n, n, self.seed)
+        return between(value, float(values.var()) / n, n, self.seed, least=0.0)
 
 
 def _key(name: str, metric: str) -> str:

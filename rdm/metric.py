@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rdm.autocast import own_types
 from rdm.errors import InputError
+from rdm.numbers import check_fields
 from rdm.randomness import stream
 from rdm.statistic import checked
 
@@ -30,7 +31,7 @@ E = 0.5  # relative change of weights in `reweighted`
 
 
 class Metric(NamedTuple):
-    """One number with its 95 % interval, the number of generated items and the seed."""
+    """One number with its 95 % interval (NaN where there is none), the number of generated items and the seed."""
 
     value: float
     low: float
@@ -79,7 +80,7 @@ class Real:
             raise InputError(
                 f"{user} needs rows of the reference; this one holds moments only; make it by rdm reference"
             )
-        return checked(self.rows, side="reference features")[0]
+        return checked(self.rows.detach(), side="reference features")[0]
 
     def fit(self) -> Gaussian:
         """The Gaussian fit of the whole reference."""
@@ -115,34 +116,49 @@ class Estimate(NamedTuple):
         return max(self.first - self.second, self.second)
 
     def root(self) -> "Estimate":
-        """The square root of a squared distance."""
-        value = math.sqrt(max(self.value, 0.0))
-        slope = 0.5 / value if value > 0 else 0.0
+        """The square root of a squared distance D.
+
+        Its slope is the tangent's, but where 1.96 standard deviations reach 0 that of the chord from D to their upper
+        end: towards 0, where copies of the reference lead, the tangent's grows without bound.
+        """
+        square = max(self.value, 0.0)
+        value, half = math.sqrt(square), Z * math.sqrt(self.variance)
+        if square > half / 2:
+            slope = 0.5 / value
+        else:
+            slope = 1 / (value + math.sqrt(square + half)) if half > 0 else 0.0
         return Estimate(value, self.influence * slope, self.second * slope**2)
 
     def scaled(self, factor: float) -> "Estimate":
         """The value in other units."""
         return Estimate(self.value * factor, self.influence * factor, self.second * factor**2)
 
-    def metric(self, seed: int, *, rooted: bool) -> Metric:
-        """Value and interval; `rooted` for squared distances: symmetric about the root, whose spread is even.
+    def metric(self, seed: int, *, rooted: bool, most: float = math.inf) -> Metric:
+        """Value and interval within [0, most]; `rooted` for squared distances: symmetric about the root.
 
-        (A squared distance that comes out low has low influences too, and an interval too short on the right.)
+        (Whose spread is even: a squared distance that comes out low has low influences too, and an interval too short
+        on the right.)
         """
-        if not rooted or self.value <= 0:
-            return between(self.value, self.variance, len(self.influence), seed)
-        low, high = (self.root().metric(seed, rooted=False)[k] for k in (1, 2))
-        return Metric(self.value, max(low, 0.0) ** 2, high**2, len(self.influence), seed)
+        root = self.root() if rooted else self
+        _, low, high, n, _ = between(root.value, root.variance, len(self.influence), seed, least=0.0)
+        low, high = (low**2, high**2) if rooted else (low, high)
+        return Metric(self.value, min(low, self.value), max(self.value, min(high, most)), n, seed)
 
 
 class Measure(ABC):
     """A metric: a frozen dataclass of hyperparameters, called on features. Registered in `metrics`.
 
-    The same inside `torch.autocast`, `torch.no_grad` and `torch.inference_mode` as outside.
+    Its fields are checked against their annotations (`rdm.numbers`). The same inside `torch.autocast`, `torch.no_grad`
+    and `torch.inference_mode` as outside.
     """
 
     logits: ClassVar[bool] = False  # it is about class logits, not features
     best: ClassVar[float] = 0.0  # what real data strives for: 0 or 1, infinity for the most
+    lowest: ClassVar[float] = -math.inf  # what it can be, where intervals end
+    highest: ClassVar[float] = math.inf
+
+    def __post_init__(self) -> None:  # noqa: D105
+        check_fields(self)
 
     def __init_subclass__(cls, **options: Any) -> None:  # noqa: D105
         super().__init_subclass__(**options)
@@ -162,6 +178,7 @@ class Distance(Measure):
     """A metric with per-row influences, so that it can be divided by a floor and averaged over members."""
 
     squared: ClassVar[bool] = True  # of a squared distance, never below 0: its interval is symmetric about the root
+    lowest: ClassVar[float] = 0.0
 
     @abstractmethod
     def estimate(self, x: Tensor, real: Real, *, seed: int = 0) -> Estimate:
@@ -169,7 +186,7 @@ class Distance(Measure):
 
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:
         """Value with the interval that follows from the influences."""
-        return self.estimate(x, real, seed=seed).metric(seed, rooted=self.squared)
+        return self.estimate(x, real, seed=seed).metric(seed, rooted=self.squared, most=self.highest)
 
 
 def thin(rows: Tensor, size: int | None, seed: int, side: str) -> Tensor:
@@ -222,10 +239,12 @@ def reweighted(
     return middle, max(first - second, second)
 
 
-def between(value: float, variance: float, n: int, seed: int) -> Metric:
-    """A metric whose interval is the value plus and minus 1.96 standard deviations."""
+def between(
+    value: float, variance: float, n: int, seed: int, *, least: float = -math.inf, most: float = math.inf
+) -> Metric:
+    """A metric whose interval is the value plus and minus 1.96 standard deviations, cut at what it can be."""
     half = Z * math.sqrt(max(variance, 0.0))
-    return Metric(value, value - half, value + half, n, seed)
+    return Metric(value, max(value - half, least), min(value + half, most), n, seed)
 
 
 def of_share(value: float, variance: float, n: int, seed: int) -> Metric:
@@ -237,12 +256,14 @@ def of_share(value: float, variance: float, n: int, seed: int) -> Metric:
     return Metric(value, min(value, max(0.0, middle - half)), max(value, min(1.0, middle + half)), n, seed)
 
 
-def of_groups(values: Sequence[float], n: int, seed: int) -> Metric:
-    """Mean of independent groups with Student's interval."""
+def of_groups(values: Sequence[float], n: int, seed: int, *, least: float, most: float) -> Metric:
+    """Mean of independent groups with Student's interval, cut at what it can be; of one group, without interval."""
     groups = torch.tensor(values, dtype=torch.float64)
-    half = student(len(groups) - 1) * float(groups.std() / len(groups) ** 0.5)
     mean = float(groups.mean())
-    return Metric(mean, mean - half, mean + half, n, seed)
+    if len(groups) < 2:
+        return Metric(mean, math.nan, math.nan, n, seed)
+    half = student(len(groups) - 1) * float(groups.std() / len(groups) ** 0.5)
+    return Metric(mean, max(mean - half, least), min(mean + half, most), n, seed)
 
 
 def student(freedom: int) -> float:

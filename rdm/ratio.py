@@ -13,6 +13,7 @@ from rdm.registry import metrics
 
 ROWS = 16_384
 ZERO = 1e-9  # of a distance: rounding
+NOISE = 1e-6  # of its standard deviation, which a fresh split's distance is never far below
 
 
 class RatioEstimate(NamedTuple):
@@ -35,6 +36,7 @@ class Ratio(Measure):
     """
 
     best: ClassVar[float] = 1.0
+    lowest: ClassVar[float] = 0.0
     name: ClassVar[str]
     of: ClassVar[str]  # the distance's name
     shared: ClassVar[tuple[str, ...]] = ()  # hyperparameters that are the distance's
@@ -53,7 +55,7 @@ class Ratio(Measure):
         fresh = thin(generated(real.fresh.to(x.device), least=4, user=self.name), n, seed, "fresh")
         below = self.distance.estimate(fresh, real, seed=seed)
         above = self.distance.estimate(thin(x, n, seed, "generated"), real, seed=seed)
-        nonzero(above.value, below.value, self.name)
+        nonzero(above.value, below.value, below.variance, self.name)
         return RatioEstimate(above, below)
 
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
@@ -67,30 +69,43 @@ def mean_ratio(members: Sequence[RatioEstimate], seed: int) -> Metric:
     """
     ratios = [member.value for member in members]
     value = sum(ratios) / len(ratios)
-    variance = 0.0
-    for side in (0, 1):
-        shares = [m[side].scaled(r / m[side].value / len(members)) for m, r in zip(members, ratios, strict=True)]
-        together = torch.stack([share.influence.cpu() for share in shares]).sum(0)
-        first = Estimate(value, together, 0.0).first
-        variance += first * sum(s.variance for s in shares) / max(sum(s.first for s in shares), 1e-300)
-    n = len(members[0].above.influence)
-    return of_ratio(value, variance / value**2 if value > 0 else 0.0, n, seed)
+    units = [1 / member.below.value / len(members) for member in members]
+    above = _together([m.above.scaled(unit) for m, unit in zip(members, units, strict=True)])
+    below = _together([m.below.scaled(unit * r) for m, unit, r in zip(members, units, ratios, strict=True)])
+    return of_ratio(value, above, below, len(members[0].above.influence), seed)
+
+
+def _together(parts: Sequence[Estimate]) -> float:
+    """Variance of a sum whose parts have influences of the same rows; where these vanish the parts may be one."""
+    first = Estimate(0.0, torch.stack([part.influence.cpu() for part in parts]).sum(0), 0.0).first
+    apart = sum(part.first for part in parts)
+    return (first / apart if apart > 0 else len(parts)) * sum(part.variance for part in parts)
 
 
 def quotient(above: tuple[float, float], below: tuple[float, float], n: int, seed: int) -> Metric:
     """Ratio of two independent distances, given with their variances."""
-    nonzero(above[0], below[0], "a ratio to real data")
-    spread = sum(variance / value**2 for value, variance in (above, below) if value > 0)
-    return of_ratio(above[0] / below[0], spread, n, seed)
+    nonzero(above[0], *below, "a ratio to real data")
+    value = above[0] / below[0]
+    return of_ratio(value, above[1] / below[0] ** 2, below[1] * (value / below[0]) ** 2, n, seed)
 
 
-def nonzero(above: float, below: float, user: str) -> None:
-    """Refuse to divide by a fresh split's distance that is 0 but for rounding."""
-    if below <= ZERO * above or below == 0:
+def nonzero(above: float, below: float, variance: float, user: str) -> None:
+    """Refuse to divide by a fresh split's distance, of such a variance, that is 0 but for rounding."""
+    if below <= max(ZERO * above, NOISE * math.sqrt(variance)):
         raise InputError(f"{user}: the fresh real split is at distance 0 from the reference; is it disjoint?")
 
 
-def of_ratio(value: float, variance: float, n: int, seed: int) -> Metric:
-    """A ratio with a log-normal interval, from the variance of its logarithm."""
-    spread = min(Z * math.sqrt(variance), 700.0)  # the exponential overflows at 709
-    return Metric(value, value * math.exp(-spread), value * math.exp(spread), n, seed)
+def of_ratio(value: float, above: float, below: float, n: int, seed: int) -> Metric:
+    """A ratio with a log-normal interval, from what the distances above and below the line add to its variance.
+
+    Where 1.96 standard deviations of the distance above reach 0 its logarithm knows no bound; the interval goes from 0
+    to the plain upper end then, widened by what is below the line.
+    """
+    upper, lower = Z * math.sqrt(above), Z * math.sqrt(below)
+    if value <= 0:
+        return Metric(value, value, value + upper, n, seed)
+    if value > upper:
+        spread = min(math.hypot(upper, lower) / value, 700.0)  # the exponential overflows at 709
+        return Metric(value, value * math.exp(-spread), value * math.exp(spread), n, seed)
+    spread = min(math.hypot(math.log1p(upper / value), lower / value), 700.0)
+    return Metric(value, 0.0, max(value * math.exp(spread), value + upper), n, seed)

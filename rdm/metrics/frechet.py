@@ -10,6 +10,7 @@ from objectives._linalg import above_rounding, graded_factor
 from objectives.frechet import Frechet, GaussianTarget
 from rdm.errors import InputError
 from rdm.metric import Distance, Estimate, Gaussian, Measure, Metric, Real, Z, between, generated
+from rdm.numbers import Count
 from rdm.randomness import stream
 from rdm.registry import metrics, objectives
 from rdm.statistic import Moments, Sum
@@ -80,7 +81,7 @@ class FrechetAtInfinity(Measure):
         InputError: fewer than 8 d rows, on either side.
     """
 
-    partitions: int = 3
+    partitions: Count = 3
 
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
         x = generated(x, least=8 * x.shape[-1], user="fd_infinity (8 rows a dimension)")
@@ -121,14 +122,15 @@ class FrechetAtInfinity(Measure):
 
 
 def _about_root(value: float, biased: float, variance: float, n: int, seed: int) -> Metric:
-    """The interval of the biased distance, symmetric about its root as that of `fd`, moved by the bias."""
-    if biased <= 0:
+    """The interval of the biased distance, symmetric about its root as that of `fd`, moved by the bias.
+
+    Where the distance is below its standard deviation nothing is known of the root, and the interval is the plain one.
+    """
+    if biased <= Z * math.sqrt(variance) / 2:
         return between(value, variance, n, seed)
     root = math.sqrt(biased)
     half = Z * math.sqrt(variance) / (2 * root)
-    low, high = max(root - half, 0.0) ** 2, (root + half) ** 2
-    low = min(low, biased - Z * math.sqrt(variance)) if half > root else low  # nothing is known near 0
-    return Metric(value, value - biased + low, value - biased + high, n, seed)
+    return Metric(value, value - biased + (root - half) ** 2, value - biased + (root + half) ** 2, n, seed)
 
 
 def _line(levels: Tensor, values: Tensor) -> float:
@@ -179,6 +181,8 @@ def _second_order(x: Tensor, target: GaussianTarget, seed: int) -> float:
     z = rows - gaussian.mean
     scaled = z @ (target.factor @ vectors[:, keep]) / a.sqrt()
     h = z @ z.T
+    if len(a) == 0:  # no direction in which both sides vary: the distance is linear in C_g
+        return 2 * off_diagonal_square(h) / n**2
     for u in torch.arange(math.log(1e-5 / (2 * float(a[-1]))), math.log(12 / (2 * float(a[0])))).tolist():
         half = scaled * (-a * math.exp(u)).exp()  # 1 / (a_i + a_j) = \int e^{u - (a_i + a_j) e^u} du, steps of 1
         h += 0.5 * math.exp(u) * (half @ scaled.T).square()

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rdm.errors import InputError
 from rdm.metric import Measure, Metric, Real, generated, of_groups
+from rdm.numbers import Count
 from rdm.randomness import stream
 from rdm.registry import metrics
 
@@ -22,27 +22,27 @@ class InceptionScore(Measure):
 
     Source: Salimans et al. (2016), section 4, with its 10 splits, of rows in random order; softmax in float64. Takes
     logits, of any classifier. Biased downwards in the number of rows a split, so compare equal n. Interval: of the
-    mean over new splits of that size, by Student's law over the disjoint splits.
+    mean over new splits of that size, by Student's law over the disjoint splits; none of one split.
 
     Shapes: logits n classes. Units: number of classes. Cost: n classes.
 
     Raises:
-        InputError: fewer than 2 splits or fewer rows than splits.
+        InputError: fewer rows than splits.
     """
 
     logits: ClassVar[bool] = True
     best: ClassVar[float] = math.inf
-    splits: int = 10
+    lowest: ClassVar[float] = 1.0
+    splits: Count = 10
     shuffle: bool = True
 
     def __call__(self, x: Tensor, real: Real | None = None, *, seed: int = 0) -> Metric:  # noqa: D102
-        if self.splits < 2:
-            raise InputError(f"inception_score needs at least 2 splits for an interval; got {self.splits}")
         x = generated(x, least=self.splits, user="inception_score")
         if self.shuffle:
             x = x[torch.randperm(len(x), generator=stream(seed, "splits")).to(x.device)]
         edges = [len(x) * k // self.splits for k in range(self.splits + 1)]
-        return of_groups([_score(x[a:b]) for a, b in zip(edges, edges[1:], strict=False)], len(x), seed)
+        scores = [_score(x[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+        return of_groups(scores, len(x), seed, least=self.lowest, most=float(x.shape[1]))
 
 
 def _score(logits: Tensor) -> float:

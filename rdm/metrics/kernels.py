@@ -1,7 +1,8 @@
 """Kernel distances: MMD, energy, CMMD and KID, with exact influences and second-order variance."""
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from rdm.errors import InputError
 from rdm.metric import Distance, Estimate, Measure, Metric, Real, between, generated, thin
+from rdm.numbers import Count, Positive, Range
 from rdm.objective import Objective
 from rdm.reference import Reference
 from rdm.registry import metrics, objectives
@@ -83,7 +85,8 @@ class MaximumMeanDiscrepancy(_KernelDistance):
     """
 
     user: ClassVar[str] = "mmd"
-    bandwidth: float | None = None
+    highest: ClassVar[float] = 2.0
+    bandwidth: Positive | None = None
 
     def objective(self, real: Real) -> Objective:  # noqa: D102
         return objectives.build("mmd", bandwidth=self.bandwidth or real.bandwidth or "median")
@@ -119,13 +122,15 @@ class CMMD(_KernelDistance):
     """
 
     user: ClassVar[str] = "cmmd"
+    highest: ClassVar[float] = 2000 * -math.expm1(-4 / 200)  # of rows of length 1, at most 2 apart
 
     def objective(self, real: Real) -> Objective:  # noqa: D102
         return objectives.build("cmmd")
 
     def estimate(self, x: Tensor, real: Real, *, seed: int = 0) -> Estimate:  # noqa: D102
-        rows = torch.nn.functional.normalize(real.required_rows("cmmd"), dim=1)
-        found = super().estimate(torch.nn.functional.normalize(x, dim=1), Real(rows), seed=seed)
+        x, rows = generated(x, least=self.least, user=self.user), real.required_rows(self.user)
+        x, rows = (torch.nn.functional.normalize(side, dim=1) for side in (x, rows))
+        found = super().estimate(x, Real(rows), seed=seed)
         return Estimate(found.value, found.influence * 1000, found.second * 1e6)
 
 
@@ -175,13 +180,11 @@ def _subset_sums(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
 class _OfSubsets(Measure):
     user: ClassVar[str]
 
-    subsets: int = 100
-    size: int | None = None
+    subsets: Count = 100
+    size: Annotated[int, Range(least=2)] | None = None
 
     def values(self, x: Tensor, real: Real, seed: int, *, size: int) -> Tensor:
         """One squared MMD a subset."""
-        if self.subsets < 2:
-            raise InputError(f"{self.user} needs at least 2 subsets; got {self.subsets}")
         x, y = generated(x, least=size, user=self.user), real.required_rows(self.user).to(x.device)
         if len(y) < size:
             raise InputError(f"{self.user} needs at least {size} reference rows, a subset; got {len(y)}; give a size")
@@ -197,7 +200,8 @@ class KernelInceptionDistance(_OfSubsets):
     has fewer rows and no `size` is given, a subset is as large as the smaller side: the estimate is unbiased at any
     size, so the same number is estimated. Below 0 for half of the samples of one law. Interval: of the population's
     value given the reference's rows, from the variance of the estimator on all rows (16,384 a side at most) and of the
-    choice of subsets; the published spread over subsets, `kid_spread`, is no interval.
+    choice of subsets; the published spread over subsets, `kid_spread`, is no interval. One subset of some of the rows
+    has none: the spread of the choice is unknown.
 
     Shapes: features n d. Units: sixth power of features. Cost: subsets size^2 d + n (n + m) d in float64.
 
@@ -211,8 +215,11 @@ class KernelInceptionDistance(_OfSubsets):
         rows = len(x), len(real.required_rows("kid"))
         size = self.size or min(PUBLISHED, *rows)
         values = self.values(x, real, seed, size=size)
-        chosen = float(values.var()) / self.subsets if size < max(rows) else 0.0
-        return between(float(values.mean()), _Cubic().estimate(x, real, seed=seed).variance + chosen, len(x), seed)
+        mean, every = float(values.mean()), size >= max(rows)
+        if self.subsets < 2 and not every:
+            return Metric(mean, math.nan, math.nan, len(x), seed)
+        chosen = 0.0 if every else float(values.var()) / self.subsets
+        return between(mean, _Cubic().estimate(x, real, seed=seed).variance + chosen, len(x), seed)
 
 
 @metrics.register("kid_spread")
@@ -231,10 +238,12 @@ class KernelInceptionSpread(_OfSubsets):
 
     user: ClassVar[str] = "kid_spread"
     best: ClassVar[float] = float("nan")
+    lowest: ClassVar[float] = 0.0
+    subsets: Annotated[int, Range(least=2)] = 100
 
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
         spread = float(self.values(x, real, seed, size=self.size or PUBLISHED).std(correction=0))
-        return between(spread, spread**2 / (2 * self.subsets), len(x), seed)
+        return between(spread, spread**2 / (2 * self.subsets), len(x), seed, least=self.lowest)
 
 
 class _Cubic(_KernelDistance):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rdm.errors import InputError
 from rdm.metric import Measure, Metric, Real, between, generated, of_share, thin
+from rdm.numbers import Count
 from rdm.randomness import stream
 from rdm.registry import metrics
 
@@ -20,21 +21,31 @@ KEPT = 48  # neighbours kept a row, of which a half holds k with all but certain
 
 @dataclass(frozen=True)
 class _Neighbours(Measure):
-    k: int = 5
-    rows: int = ROWS
+    k: Count = 5
+    rows: Count = ROWS
     best: ClassVar[float] = 1.0
+    lowest: ClassVar[float] = 0.0
+    highest: ClassVar[float] = 1.0
     user: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rows < self._least:
+            raise InputError(f"{self.user} with k={self.k} needs rows >= {self._least}; got {self.rows}")
+
+    @property
+    def _least(self) -> int:
+        return 2 * self.k + 2
 
     def sides(self, x: Tensor, real: Real, seed: int) -> tuple[Tensor, Tensor]:
         """Both sides about the reference's mean, thinned, with enough rows for k neighbours."""
-        if self.k < 1:
-            raise InputError(f"{self.user} needs k >= 1 neighbours; got {self.k}")
-        x = thin(generated(x, least=2 * self.k + 2, user=self.user), self.rows, seed, "generated")
+        x = thin(generated(x, least=self._least, user=self.user), self.rows, seed, "generated")
         y = thin(real.required_rows(self.user), self.rows, seed, "reference").to(x.device)
         if len(y) < self.k + 1:
             raise InputError(f"{self.user} needs at least {self.k + 1} reference rows; got {len(y)}")
         centre = y.double().mean(0)
-        return (x.double() - centre).to(x.dtype), (y.double() - centre).to(y.dtype)
+        kind = torch.promote_types(x.dtype, y.dtype)
+        return (x.double() - centre).to(kind), (y.double() - centre).to(kind)
 
 
 @metrics.register("precision")
@@ -67,12 +78,12 @@ class Density(_Neighbours):
     """
 
     user: ClassVar[str] = "density"
+    highest: ClassVar[float] = float("inf")
 
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
         x, y = self.sides(x, real, seed)
         hits = _hits(x, y, _radii(y, self.k)).double() / self.k
-        found = between(float(hits.mean()), float(hits.var()) / len(x), len(x), seed)
-        return found._replace(low=max(found.low, 0.0))
+        return between(float(hits.mean()), float(hits.var()) / len(x), len(x), seed, least=self.lowest)
 
 
 @metrics.register("recall")

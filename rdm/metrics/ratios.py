@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rdm.numbers import Count
 from rdm.ratio import Ratio
 from rdm.registry import metrics
 
@@ -37,7 +38,7 @@ class SlicedRatio(Ratio):
     of: ClassVar[str] = "sw"
     shared: ClassVar[tuple[str, ...]] = ("projections",)
 
-    projections: int = 1024
+    projections: Count = 1024
 
 
 @metrics.register("mmd_r")

@@ -1,13 +1,14 @@
 """Sliced Wasserstein distance along fixed directions."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from objectives._sorted import directions, sort_rows
 from rdm.metric import Distance, Estimate, Real, draw, generated
+from rdm.numbers import Count, Range
 from rdm.randomness import stream
 from rdm.registry import metrics
 from rdm.statistic import Samples
@@ -44,8 +45,8 @@ class SlicedWasserstein(Distance):
     """
 
     squared: ClassVar[bool] = False
-    projections: int = 1024
-    rows: int = ROWS
+    projections: Count = 1024
+    rows: Annotated[int, Range(least=4)] = ROWS
 
     def estimate(self, x: Tensor, real: Real, *, seed: int = 0) -> Estimate:  # noqa: D102
         x, y = generated(x, least=4, user="sw"), real.required_rows("sw")
