@@ -13,7 +13,7 @@ from rdm.randomness import stream
 from rdm.registry import metrics
 from rdm.statistic import Samples
 
-BLOCK = 64  # directions at a time
+BLOCK = 2**20  # projected rows at a time
 ROWS = 16_384
 SPLITS = 32  # random halves that estimate the second-order variance
 
@@ -64,7 +64,7 @@ def mean_squared(x: Tensor, y: Tensor, projections: int, seed: int) -> Estimate:
     vectors, halves = directions(y, projections, None), _halves(n, seed).to(x.device)
     value, split = 0.0, torch.zeros(len(halves), dtype=torch.float64, device=x.device)
     influence = torch.zeros(n, dtype=torch.float64, device=x.device)
-    for some in vectors.split(BLOCK):
+    for some in vectors.split(max(64, BLOCK // n)):
         rows, order = sort_rows(some @ x.T)
         targets = sort_rows(some @ y.T)[0]
         value += float((rows - targets).square().sum(dtype=torch.float64)) / n
