@@ -15,7 +15,7 @@ from rdm.distributed import rank, started
 from rdm.errors import InputError, MismatchError
 from rdm.items import Items, first_item
 from rdm.judge import Verdict, as_json, battery_of, encode, judge, rows_of_table
-from rdm.measure import FIT, Encoders, Survey
+from rdm.measure import FIT, Encoders, Survey, check_apart
 from rdm.metric import Metric
 from rdm.randomness import seeded, stream
 from rdm.ratio import Ratio
@@ -23,7 +23,7 @@ from rdm.reference_file import ReferenceFile, written_member
 from rdm.reference_schema import KIND
 from rdm.registry import batteries, metrics
 from rdm.representation import Battery
-from rdm.source import Form, Given, Source, open_source
+from rdm.source import Form, Given, Source, hashed, open_source
 from rdm.store import described, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def measure_source(
         form = Form(size, channels)
         first = first_item(source, form)
         sides = [(source, None)] if fresh is None else [(source, False), (fresh, True)]
+        if fresh is not None:
+            check_apart(*(torch.tensor([hashed(item.name, item.content)]) for item in (first, first_item(fresh, form))))
         items = Items(sides, form, first, 0.0 if fresh else split, seed, batch)
         encoders, held_out = _encoders(source, items, battery, arguments or {})
         written_member(out, encoders.describe(), member)

@@ -3,11 +3,12 @@
 The items are taken in batches of consecutive numbers, each encoded as one whatever the workers and ranks; sums are
 exact and the sample is keyed by the items (`rdm.accumulate`), so that the file's bytes depend on nothing else. While
 it runs, each rank keeps its state in a folder beside the file, replaced atomically every few seconds; the next call,
-of any number of ranks, merges what is there and measures the batches that are missing.
+of any number of ranks, merges what is there and sound (`rdm.partial`) and measures the batches that are missing.
 """
 
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,17 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rdm.accumulate import MomentSums, Reservoir
+from rdm.accumulate import MomentSums
 from rdm.distributed import barrier, rank, world_size
-from rdm.errors import InputError
+from rdm.errors import InputError, MismatchError
 from rdm.items import Batch, Items
+from rdm.partial import State, moments_of, sound_states
 from rdm.progress import progress
 from rdm.reference_file import MemberReference, ReferenceFile, finished
 from rdm.representation import Battery, Representation
 from rdm.run import Interrupted, stop_requests
 from rdm.source import hashed
 from rdm.statistic import checked
-from rdm.store import digest, read_tensors, remove_folder, write_tensors
+from rdm.store import digest, read_tensors, remove_folder
 
 PILOT, FIT = 128, 512  # items that set shifts and units; items that encoders are fitted on
 
@@ -68,70 +70,6 @@ class Encoders:
         }
 
 
-class State:
-    """Everything a pass has gathered, as tensors."""
-
-    def __init__(self, moments: Mapping[str, MomentSums], *, sample: int, per_class: bool, batches: int):
-        self.moments = {name: MomentSums(like.shift, like.unit) for name, like in moments.items()}
-        self.classes: dict[str, dict[int, MomentSums]] = {name: {} for name in moments}
-        self.samples = {"reference": Reservoir(sample), "fresh": Reservoir(sample)}
-        self.done = torch.zeros(batches, dtype=torch.bool)
-        self.per_class, self.fresh, self.broken = per_class, 0, list[str]()
-        self.depths: set[str] = set()
-
-    def add(self, batch: Batch, features: Mapping[str, Tensor]) -> None:
-        """Take in one batch."""
-        here = ~batch.fresh
-        for name, rows in features.items():
-            self.moments[name].add(rows[here.to(rows.device)])
-            if self.per_class:
-                for label in batch.labels[here].unique().tolist():
-                    chosen = (here & (batch.labels == label)).to(rows.device)
-                    self._of_class(name, label).add(rows[chosen])
-        for side, mask in (("reference", here), ("fresh", batch.fresh)):
-            rows = {name: value[mask.to(value.device)].float() for name, value in features.items()}
-            self.samples[side].add(batch.keys[mask], {"labels": batch.labels[mask], **rows})
-        self.fresh += int(batch.fresh.sum())
-        self.done[batch.number] = True
-        self.broken += batch.broken
-        self.depths |= batch.depths
-
-    def save(self, path: Path, plan: str, includes: Sequence[str] = ()) -> None:
-        """Write everything, whole or not at all; `includes` names the files that it takes the place of."""
-        tensors: dict[str, Tensor] = {"done": self.done}
-        for name, sums in self.moments.items():
-            tensors |= {f"moments/{name}/{key}": value for key, value in sums.state().items()}
-            for label, part in self.classes[name].items():
-                state = part.state()
-                tensors |= {f"class/{name}/{label}/{key}": state[key] for key in ("high", "low", "count")}
-        for side, reservoir in self.samples.items():
-            tensors |= {f"sample/{side}/{key}": value for key, value in reservoir.state().items()}
-        rest = {"fresh": self.fresh, "broken": self.broken, "depths": sorted(self.depths)}
-        write_tensors(path, tensors, {**rest, "plan": plan, "includes": list(includes)})
-
-    def merge(self, path: Path) -> None:
-        """Add what a file holds."""
-        tensors, rest = read_tensors(path)
-        for name in self.moments:
-            self.moments[name].merge(_below(tensors, f"moments/{name}/"))
-            for label in {key.split("/")[2] for key in tensors if key.startswith(f"class/{name}/")}:
-                self._of_class(name, int(label)).merge(_below(tensors, f"class/{name}/{label}/"))
-        for side, reservoir in self.samples.items():
-            reservoir.merge(_below(tensors, f"sample/{side}/"))
-        self.done |= tensors["done"]
-        self.fresh += rest["fresh"]
-        self.broken += rest["broken"]
-        self.depths |= set(rest["depths"])
-
-    def _of_class(self, name: str, label: int) -> MomentSums:
-        like = self.moments[name]
-        return self.classes[name].setdefault(label, MomentSums(like.shift, like.unit))
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
 @dataclass(frozen=True)
 class Survey:
     """A pass to make: items through encoders into a file."""
@@ -158,15 +96,20 @@ class Survey:
         plan, folder = self._plan(), self.out.with_name(f".{self.out.name}.partial")
         state = self._begin(folder, plan)
         missing = torch.nonzero(~state.done)[:, 0].tolist()
-        mine, path = self._blank(state.moments), folder / f"{time.time_ns()}-{rank()}.safetensors"
+        mine, path = self._blank(state.moments), folder / f"{uuid.uuid4().hex}-{rank()}.safetensors"
         self._pass(mine, missing[rank() :: world_size()], path, plan, missing)
         mine.save(path, plan)
         barrier()
         found = None
         if rank() == 0:
             whole = self._blank(state.moments)
-            for part in _states(folder, plan):
+            for part in self._states(folder, plan):
                 whole.merge(part)
+            if whole.items != self.items.total:
+                raise MismatchError(
+                    f"{self.out}: {whole.items} of {self.items.total} items are measured; something else writes into "
+                    f"{folder}; the same command measures the others"
+                )
             found = self._file(whole)
             found.write(self.out, self.member)
             remove_folder(folder)
@@ -211,17 +154,17 @@ class Survey:
         """What earlier calls left, merged into one file that all ranks read: with it shifts and units are equal."""
         base = folder / "base.safetensors"
         if rank() == 0:
-            earlier = _states(folder, plan)
+            earlier = self._states(folder, plan)
             if not earlier:
                 shutil.rmtree(folder, ignore_errors=True)
                 self._blank(self._pilot()).save(base, plan)
             elif earlier != [base]:
-                state = self._blank(_moments(base))
+                state = self._blank(self._moments(base))
                 for path in earlier:
                     state.merge(path)
                 state.save(base, plan, [path.name for path in earlier if path != base])
         barrier()
-        state = self._blank(_moments(base))
+        state = self._blank(self._moments(base))
         state.merge(base)
         for path in folder.glob("*-*.safetensors") if rank() == 0 else ():
             path.unlink()  # merged, or of another plan
@@ -231,6 +174,9 @@ class Survey:
     def _pilot(self) -> dict[str, MomentSums]:
         items, labels = self.items.pick(max(16, min(PILOT, self.items.total // 32)))
         return {name: MomentSums.like(rows.cpu()) for name, rows in self.encoders.features(items, labels).items()}
+
+    def _moments(self, base: Path) -> dict[str, MomentSums]:
+        return moments_of(read_tensors(base)[0], list(self.encoders.describe()), base)
 
     def _blank(self, moments: Mapping[str, MomentSums]) -> State:
         place = self.encoders.device
@@ -252,9 +198,14 @@ class Survey:
             },
         )
 
+    def _states(self, folder: Path, plan: str) -> list[Path]:
+        sizes = [min(self.items.size, self.items.total - k * self.items.size) for k in range(len(self.items))]
+        return sound_states(folder, plan, list(self.encoders.describe()), self._blank, sizes)
+
     def _file(self, state: State) -> ReferenceFile:
         samples = {side: reservoir.state() for side, reservoir in state.samples.items()}
         here, fresh = samples["reference"], samples["fresh"]
+        check_apart(here.get("keys"), fresh.get("keys"))
         modules = {m.name: m for m in self.encoders.members if m.fit is not None and m.module is not None}
         members = {}
         for name, described in self.encoders.describe().items():
@@ -284,18 +235,12 @@ class Survey:
         return finished(ReferenceFile(members, description, *keys), landmarks=self.landmarks)
 
 
-def _states(folder: Path, plan: str) -> list[Path]:
-    """State files of a plan, without those that another one includes; none without the base that set the units."""
-    if not (folder / "base.safetensors").is_file():
-        return []
-    described = {path: read_tensors(path)[1] for path in sorted(folder.glob("*.safetensors"))}
-    included = {name for rest in described.values() for name in rest["includes"]}
-    found = [path for path, rest in described.items() if rest["plan"] == plan and path.name not in included]
-    return found if folder / "base.safetensors" in found else []
+def check_apart(keys: Tensor | None, fresh: Tensor | None) -> None:
+    """Refuse a fresh split that holds items of the reference.
 
-
-def _moments(base: Path) -> dict[str, MomentSums]:
-    """Shifts and units as a state file holds them."""
-    tensors, _ = read_tensors(base)
-    names = [key.split("/")[1] for key in tensors if key.startswith("moments/") and key.endswith("/shift")]
-    return {n: MomentSums(tensors[f"moments/{n}/shift"], tensors[f"moments/{n}/unit"]) for n in names}
+    Raises:
+        InputError: how many at least.
+    """
+    shared = 0 if keys is None or fresh is None else len(set(keys.tolist()) & set(fresh.tolist()))
+    if shared:
+        raise InputError(f"both sides hold {shared} equal items or more; a fresh split is of other items")

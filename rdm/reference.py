@@ -1,5 +1,6 @@
 """The reference: the data side of a distance, as features of one representation."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rdm.errors import MismatchError
+from rdm.errors import InputError, MismatchError
 from rdm.representation import Representation
+from rdm.schema import expect as must_hold
+from rdm.schema import record, tensor
 from rdm.statistic import Statistic, Summary, checked
 from rdm.store import digest, read_tensors, write_tensors
+
+CONTENT = record({"features": tensor("float32 float64", "m d"), "weights": tensor("float64", "m", low=0)})
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class Reference:
     ) -> "Reference":
         """Encode `items` (chunk by chunk) or read the same features from `cache`.
 
-        The cache file is named and checked by the hash of items and representation (weights, settings, dtype).
+        The cache file is named and checked by the hash of items and representation (weights, settings, dtype). One
+        that cannot be read, used or written is no cache: a warning says so.
         """
         representation.check(items, condition)
         origin = {
@@ -56,15 +62,18 @@ class Reference:
             "n": len(items),
         }
         path = None if cache is None else Path(cache) / f"reference-{digest({}, origin)[:16]}.safetensors"
-        if path is not None and path.exists():
-            return cls.load(path, expect=origin).to(items.device)
+        if path is not None and (held := _cached(path, origin)) is not None:
+            return held.to(items.device)
         parts = items.split(chunk)
         pieces = parts, (None,) * len(parts) if condition is None else condition.split(chunk)
         with torch.no_grad():
             features = torch.cat([representation(x, c) for x, c in zip(*pieces, strict=True)])
         reference = cls.from_features(features, **origin)
         if path is not None:
-            reference.save(path)
+            try:
+                reference.save(path)
+            except OSError as error:  # full, read-only, or no folder
+                warnings.warn(f"the cache {path.parent} cannot be written ({error}); going on without", stacklevel=2)
         return reference
 
     def to(self, device: torch.device | str) -> "Reference":
@@ -113,6 +122,7 @@ class Reference:
             MismatchError: made from other data or by another representation than expected.
         """
         tensors, origin = read_tensors(Path(path))
+        must_hold(tensors, CONTENT, path, "measure the reference again")
         for key, value in (expect or {}).items():
             if origin.get(key) != value:
                 raise MismatchError(
@@ -120,3 +130,20 @@ class Reference:
                 )
         side = f"reference {origin.get('representation', path)!r}"
         return cls(*checked(tensors["features"], tensors["weights"], side=side), origin)
+
+
+def _cached(path: Path, origin: dict[str, Any]) -> Reference | None:
+    """What a cache file holds, or None where there is none, or none that can be used."""
+    try:
+        if not path.exists():
+            return None
+        found = Reference.load(path, expect=origin)
+        rows = {
+            "features": tensor("float32 float64", f"{origin['n']} d"),
+            "weights": tensor("float64", "m", low=1, high=1),
+        }
+        must_hold({"features": found.features, "weights": found.weights}, record(rows), path)
+        return found
+    except (InputError, OSError) as problem:
+        warnings.warn(f"{problem}; the cache is not used, the reference is measured", stacklevel=3)
+        return None

@@ -226,6 +226,11 @@ def covariance(rounding: float) -> Law:
     return law
 
 
+def equal_to(wanted: Tensor) -> Law:
+    """A `Law`: the same numbers."""
+    return lambda value: "" if torch.equal(value, wanted.cpu()) else "must be what the others have"
+
+
 def ascending(value: Tensor) -> str:
     """A `Law`: entries in order."""
     return "" if bool((value[1:] >= value[:-1]).all()) else "must be in ascending order"

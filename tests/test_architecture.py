@@ -22,7 +22,7 @@ rdm.gallery
 rdm.report
 rdm.judge rdm.streaming
 rdm.train rdm.evaluate rdm.measure
-rdm.run
+rdm.run rdm.partial
 rdm.losses
 rdm.population
 rdm.memory rdm.balance rdm.distributed

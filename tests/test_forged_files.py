@@ -5,6 +5,8 @@ of these tests; all that a description, a count, an order or a second entry of t
 """
 
 import random
+import shutil
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,16 @@ import numpy as np
 import pytest
 import torch
 
+import rdm.measure
 from rdm.__main__ import main
 from rdm.errors import InputError
 from rdm.judge import Rows, battery_of, judge
+from rdm.judge_commands import make_reference
+from rdm.partial import sound_states
+from rdm.reference import Reference
 from rdm.reference_file import ReferenceFile
+from rdm.registry import representations
+from rdm.store import read_tensors
 from tests.forge import altered, forgeries, put
 
 shares = pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
@@ -122,3 +130,96 @@ def test_moments(folder, tmp_path):
         with pytest.raises(InputError, match=r"m.npz") as caught:
             ReferenceFile.load(tmp_path / "m.npz")
         assert "pickle" not in str(caught.value) or "allow" not in str(caught.value)
+
+
+@shares
+def test_what_an_interrupted_reference_leaves(folder, tmp_path, share, monkeypatch):
+    """A state that is not sound is measured again: the same bytes, whichever file was changed."""
+    options = {"batch": 8, "sample": 16, "split": 0.4, "per_class": True, "save_every": 0.0}
+    expected, out = tmp_path / "whole.safetensors", tmp_path / "r.safetensors"
+    make_reference([folder / "rows.npz"], expected, **options)
+    add, calls = rdm.measure.State.add, []
+
+    def interrupted(self, batch, features):
+        calls.append(batch.number)
+        if len(calls) in (3, 6):
+            raise KeyboardInterrupt
+        add(self, batch, features)
+
+    asked = []
+    monkeypatch.setattr(rdm.measure.State, "add", interrupted)
+    monkeypatch.setattr(rdm.measure, "sound_states", lambda *given: asked.append(given) or sound_states(*given))
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            make_reference([folder / "rows.npz"], out, **options)
+    kept = shutil.copytree(tmp_path / ".r.safetensors.partial", tmp_path / "kept")
+    _, *survey = asked[-1]
+    names = sorted(path.name for path in kept.iterdir())
+    assert len(sound_states(kept, *survey)) == len(names) == 2
+
+    def gathered(at):
+        """What the files of a folder hold together, where all are sound."""
+        state = survey[2](
+            {"features": rdm.measure.moments_of(read_tensors(at / names[-1])[0], ["features"], at)["features"]}
+        )
+        for path in sound_states(at, *survey):
+            state.merge(path)
+        state.save(tmp_path / "state", survey[0])
+        return (tmp_path / "state").read_bytes()
+
+    whole = gathered(kept)
+    for name in names:
+        several = each(forgeries(kept / name), share)
+        for k, (what, write) in enumerate(several):
+            here = shutil.copytree(kept, tmp_path / ".r.safetensors.partial", dirs_exist_ok=True)
+            write(here / name)
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                found = sound_states(here, *survey)
+                assert len(found) < 2 or gathered(here) == whole, (name, what)
+                assert len(found) == 2 or said or "plan" in what or "includes" in what, (name, what)
+                if k % (len(several) // 4) == 0:
+                    make_reference([folder / "rows.npz"], out, **options)
+                    assert out.read_bytes() == expected.read_bytes(), (name, what)
+                    assert not here.exists()
+                    out.unlink()
+    shutil.rmtree(tmp_path / ".r.safetensors.partial", ignore_errors=True)
+    (tmp_path / ".r.safetensors.partial").mkdir()
+    for path in kept.iterdir():
+        (tmp_path / ".r.safetensors.partial" / path.name).write_bytes(path.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="measured again"):
+        make_reference([folder / "rows.npz"], out, **options)
+    assert out.read_bytes() == expected.read_bytes()
+
+
+def test_a_reference_counts_every_item(folder, tmp_path, monkeypatch):
+    """A state that is gone when the file is written is missed."""
+    monkeypatch.setattr(rdm.measure, "sound_states", lambda at, *given: sound_states(at, *given)[:1])
+    with pytest.raises(InputError, match="0 of 60 items are measured"):
+        make_reference([folder / "rows.npz"], tmp_path / "r.safetensors")
+    assert not (tmp_path / "r.safetensors").exists()
+
+
+@shares
+def test_a_cache_is_used_or_measured_again(tmp_path, share):
+    items, encoder = torch.rand(40, 1, 3, 3), representations.build("pixels")
+    expected = Reference.measure(items, encoder, cache=tmp_path / "cache").features
+    (path,) = (tmp_path / "cache").iterdir()
+    whole, used = path.read_bytes(), 0
+    damaged = ("cut", lambda at: at.write_bytes(whole[:200])), ("empty", lambda at: at.write_bytes(b""))
+    for what, write in (*each(forgeries(path), share), *damaged):
+        write(path)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            found = Reference.measure(items, encoder, cache=tmp_path / "cache")
+        used += not said
+        assert found.features.tolist() == expected.tolist() and bool((found.weights == 1).all()), what
+        assert all("the reference is measured" in str(each.message) for each in said)
+        if said:
+            assert path.read_bytes() == whole, f"{what}: mended"
+        path.write_bytes(whole)
+    assert used < 10
+    (tmp_path / "file").write_text("no folder")
+    with pytest.warns(UserWarning, match="file cannot be written .*; going on without"):
+        found = Reference.measure(items, encoder, cache=tmp_path / "file")
+    assert torch.equal(found.features, expected)

@@ -223,6 +223,18 @@ def test_fd_loss_statistics_are_written_and_read(data, capsys):
         ReferenceFile.load(data.with_name("u.npz"))
 
 
+def test_a_fresh_split_is_of_other_items(data, capsys):
+    held = np.load(data)
+    some = data.with_name("some.npz")  # equal items under equal names but for the first
+    images = np.concatenate([held["images"][:1] ^ 1, held["images"][1:40]])
+    np.savez(some, images=images, labels=held["labels"][:40])
+    for fresh, count in ((data, 1), (some, 39)):
+        arguments = ["reference", str(data), "--fresh", str(fresh), "--battery", "untrained", "--out"]
+        assert main([*arguments, str(data.with_name("f.safetensors"))]) == 2
+        assert f"both sides hold {count} equal items or more" in capsys.readouterr().err.strip().splitlines()[-1]
+        assert not data.with_name("f.safetensors").exists()
+
+
 @pytest.mark.parametrize("name", ["x.npz", "x.txt", "x"])
 def test_out_is_what_its_suffix_says_or_refused(data, capsys, name):
     """Straight from data, as from a reference; a member that is not there is missed before anything is measured."""
