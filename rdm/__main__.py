@@ -181,6 +181,13 @@ def _evaluate_parser(commands: Any) -> None:
         "--count", type=int, metavar="N", help="items to draw from a run (default: the fresh split's)"
     )
     evaluate.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="argument of the reference's battery, over its own",
+    )
+    evaluate.add_argument(
         "--trust-config", action="store_true", help="let a run's config.gin import and run code, as train does"
     )
     _reading_options(evaluate)
@@ -245,7 +252,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         from rdm.commands import evaluate_run
         from rdm.errors import InputError
 
-        choices = ("metrics", "chart", "count", "seed", "batch", "workers", "skip_broken")
+        choices = ("set", "metrics", "chart", "count", "seed", "batch", "workers", "skip_broken")
         given = [name for name in choices if getattr(options, name) != options.default(name)]
         if given:
             flag = given[0].replace("_", "-")
@@ -263,6 +270,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         chart=options.chart,
         count=options.count,
         trust_config=options.trust_config,
+        arguments=dict(map(setting, options.set)),
         **_reading(options),
     )
 

@@ -1,5 +1,6 @@
 """Judging samples against a reference file: features once a member, every metric, the alarm against gaming."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rdm.distributed import rank
-from rdm.errors import CorruptFileError, InputError, MismatchError, first_line
+from rdm.errors import CorruptFileError, InputError, MismatchError, RestrictedError, first_line
 from rdm.items import Batch, Items
 from rdm.measure import Encoders
 from rdm.metric import Measure, Metric
@@ -19,6 +20,9 @@ from rdm.reference_file import ReferenceFile
 from rdm.registry import batteries, metrics
 from rdm.representation import Battery, Representation
 from rdm.schema import expect, like, record
+from rdm.trust import confined, paths_outside
+
+DOWNLOAD = "allow_download"  # an argument of batteries that only the user may give
 
 
 @dataclass(frozen=True)
@@ -157,15 +161,34 @@ def _about(rows: Rows, file: ReferenceFile) -> list[str]:
     return notes
 
 
-def battery_of(file: ReferenceFile, shape: Sequence[int], path: Path, device: torch.device) -> Battery:
+def battery_of(
+    file: ReferenceFile,
+    shape: Sequence[int],
+    path: Path,
+    device: torch.device,
+    given: Mapping[str, Any] | None = None,
+) -> Battery:
     """The battery that a reference file names, checked against the fingerprints that it holds.
 
+    The file is data: it may not have weights fetched, nor name files outside the working folder. What the user has
+    `given` of the battery's arguments goes before the file's, and may.
+
     Raises:
+        RestrictedError: the file asks for a download or for such a file.
         MismatchError: an encoder has other weights, settings or preprocessing than when the file was made.
     """
-    described = file.description["battery"]
+    described, given = file.description["battery"], given or {}
+    own = {key: value for key, value in described["arguments"].items() if key not in {DOWNLOAD, *given}}
+    for key, value in own.items():
+        if outside := paths_outside(value):
+            raise RestrictedError(
+                f"{path} would open {outside[0]!r}, which is not below this folder; give --set {key}=... if you mean it"
+            )
+    fetching = given.get(DOWNLOAD, False)
+    guard = confined(str(path), f"give --set {DOWNLOAD}=True to have weights fetched")
     try:
-        battery: Battery = batteries.build(described["name"], **described["arguments"])
+        with contextlib.nullcontext() if fetching else guard:
+            battery: Battery = batteries.build(described["name"], **own, **given)
     except Exception as error:  # whatever a constructor makes of arguments that are not its own
         kind = type(error) if isinstance(error, InputError) else CorruptFileError
         raise kind(f"{path}: its battery {described['name']!r} cannot be made ({first_line(error)})") from error

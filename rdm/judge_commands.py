@@ -14,7 +14,7 @@ from rdm.checkpoint import is_run, load_weights
 from rdm.distributed import rank, started
 from rdm.errors import InputError, MismatchError
 from rdm.items import Items, first_item
-from rdm.judge import Verdict, as_json, battery_of, encode, judge, rows_of_table
+from rdm.judge import DOWNLOAD, Verdict, as_json, battery_of, encode, judge, rows_of_table
 from rdm.measure import FIT, Encoders, Survey, check_apart
 from rdm.metric import Metric
 from rdm.randomness import seeded, stream
@@ -97,7 +97,7 @@ def measure_source(
         rate = {} if source.rate is None else {"rate": source.rate}
         description = {
             "data": source.path.name + (f", fresh {fresh.path.name}" if fresh else ""),
-            "battery": {"name": battery, "arguments": dict(arguments or {})},
+            "battery": {"name": battery, "arguments": {k: v for k, v in (arguments or {}).items() if k != DOWNLOAD}},
             "held_out": held_out,
             "form": {"size": size, "channels": channels, "shape": list(first.value.shape), "kind": source.kind, **rate},
         }
@@ -120,13 +120,16 @@ def evaluate_samples(
     count: int | None = None,
     skip_broken: bool = False,
     trust_config: bool = False,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Verdict:
-    """Judge a folder, a file or a run folder against a reference file; write JSON, print, draw a chart."""
+    """Judge a folder, a file or a run folder against a reference file; write JSON, print, draw a chart.
+
+    `arguments` of the reference's battery go before those that it was made with.
+    """
     file = ReferenceFile.load(reference)
     source = _drawn(samples, file, count, seed, trust_config) if is_run(samples) else open_source(samples)
-    verdict = judge_source(
-        source, file, reference, names=names, seed=seed, workers=workers, batch=batch, skip_broken=skip_broken
-    )
+    options = {"seed": seed, "workers": workers, "batch": batch, "skip_broken": skip_broken, "arguments": arguments}
+    verdict = judge_source(source, file, reference, names=names, **options)
     if json is not None:
         write_json(json, as_json(verdict, {"samples": str(samples), "reference": str(reference)}))
     _print(verdict, file)
@@ -145,6 +148,7 @@ def judge_source(
     workers: int = 0,
     batch: int = BATCH,
     skip_broken: bool = False,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Judge a source's items: features once a member, then every metric."""
     held = file.description.get("form", {})
@@ -164,7 +168,7 @@ def judge_source(
                 f"{source.path}: items of shape {list(first.value.shape)}; {path} was made of {held['shape']}; "
                 "make both with the same --size and --channels"
             )
-        encoders = Encoders(battery_of(file, held["shape"], path, device), device=device)
+        encoders = Encoders(battery_of(file, held["shape"], path, device, arguments), device=device)
     _check_rate(source, {str(path): held.get("rate")}, encoders)
     items = Items([(source, False)], form, first, size=batch)
     rows = encode(items, encoders, workers=workers, skip_broken=skip_broken)

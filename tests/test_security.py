@@ -7,6 +7,7 @@ import pickle
 import socket
 import subprocess
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +18,11 @@ from safetensors.torch import save
 import rdm
 from rdm.__main__ import main
 from rdm.errors import InputError, RestrictedError
+from rdm.reference_file import ReferenceFile
+from rdm.registry import batteries
 from rdm.source import FORMATS, BrokenItem, Form, decode, open_source
 from rdm.sources.image_folder import PICTURES
+from rdm.store import read_tensors, write_tensors
 from rdm.trust import confined, paths_outside
 from representations._optional import require
 
@@ -330,3 +334,46 @@ def test_a_run_that_imports_is_evaluated_when_the_user_vouches_for_it(at, monkey
     refused(["evaluate", "run"], at, capsys, "refuses 'import mine_of_this_test'; give --trust-config")
     assert main(["evaluate", "run", "--trust-config"]) == 2 and (at / "PWNED").exists()
     assert "binds no rdm.train.evaluation" in capsys.readouterr().err
+
+
+# Reference files
+
+
+def rewritten(path: str, change) -> None:
+    """A reference with other metadata, its hash made right again."""
+    tensors, description = read_tensors(Path(path))
+    change(description)
+    write_tensors(Path(path), tensors, description)
+
+
+@pytest.mark.parametrize(
+    "name, arguments, message",
+    [
+        ("sim", {"allow_download": True}, "are not in"),  # what a file says of it counts for nothing
+        ("sim", {"weights": {"clip": "/etc/passwd"}}, "r.safetensors would open '/etc/passwd', which is not below"),
+        ("mobile", {"folder": "~"}, "would open '~'"),
+        ("digits", {"classifier": "../runs/x"}, "if you mean it"),
+    ],
+)
+def test_a_reference_fetches_nothing_and_opens_nothing_elsewhere(reference, hub, at, capsys, name, arguments, message):
+    rewritten(reference, lambda description: description.update(battery={"name": name, "arguments": arguments}))
+    refused(["evaluate", "s", "--reference", reference], at, capsys, message)
+
+
+def test_what_the_user_gives_goes_before_what_a_reference_says(reference, at, capsys):
+    """A path of the user's own is no business of the file's, and may lie anywhere."""
+    rewritten(reference, lambda d: d.update(battery={"name": "digits", "arguments": {"classifier": "/a"}}))
+    given = ["--set", f"classifier={at}/none"]
+    refused(["evaluate", "s", "--reference", reference, *given], at, capsys, f"expected weights at {at}/none")
+    assert main(["evaluate", "s", *given]) == 2 and "--set needs --reference" in capsys.readouterr().err
+
+
+def test_a_download_that_the_user_allowed_is_not_written_into_the_reference(pictures):
+    def fetching(allow_download: bool = False) -> rdm.Battery:
+        return batteries.build("untrained")
+
+    command = ["reference", "s", "--battery", "fetching", "--set", "allow_download=True", "--out", "f.safetensors"]
+    with batteries.temporarily():
+        batteries.register("fetching")(fetching)
+        assert main(command) == 0
+    assert ReferenceFile.load(Path("f.safetensors")).description["battery"] == {"name": "fetching", "arguments": {}}
