@@ -93,7 +93,7 @@ def _warn(message: Warning | str, category: type[Warning], *place: object, **opt
 def _fail(error: BaseException | str, status: int, debug: bool) -> int:
     if debug and isinstance(error, BaseException):
         raise error
-    from rdm.config import own_text
+    from rdm.explain import own_text
 
     kind = "" if status == 2 or isinstance(error, str) else f"{type(error).__name__}: "
     text = error if isinstance(error, str) else kind + own_text(error)

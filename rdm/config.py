@@ -8,8 +8,7 @@ and unpickle nothing (`rdm.trust`).
 import contextlib
 import functools
 import inspect
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,26 @@ import gin.config
 import gin.config_parser
 import torch
 
+from rdm import bindings
 from rdm.augmentation import Jitter
 from rdm.balance import SelfNormalized, Uniform
+from rdm.bindings import Binding, Reference, Text
 from rdm.checkpoint import is_run
-from rdm.errors import InputError, RestrictedError, UnknownNameError
-from rdm.evaluate import Evaluation
+from rdm.errors import (
+    CorruptFileError,
+    InputError,
+    MismatchError,
+    NonFiniteError,
+    RestrictedError,
+    UnknownNameError,
+)
+from rdm.evaluate import Evaluation, Judge
+from rdm.explain import in_one_line, missing, placed
 from rdm.losses import Classification, FlowMatching, Matching
-from rdm.registry import nearest, registries
+from rdm.numbers import Seed, check, check_given
+from rdm.registry import registries
 from rdm.representation import assemble
+from rdm.run import check_rates
 from rdm.schedule import constant, cosine
 from rdm.train import train
 from rdm.trust import confined
@@ -49,10 +60,14 @@ BY_COMMAND = ("out", "resume", "cache")  # arguments of `train` that the command
 
 
 UNRESTRICTED = "leave --restricted out if you trust the file"
+MACRO = "gin.macro"
+# whose type says more than the place would
+OF_THEIR_OWN = (RestrictedError, UnknownNameError, MismatchError, CorruptFileError, NonFiniteError)
+_written: list[Binding] = []  # what `load` read, in order
 _confinement: tuple[str, str] | None = None  # of what `plan` builds: who asks for it, and how to allow it
 
 
-def load(path: Path, bindings: Iterable[str] = (), *, restricted: bool = False, remedy: str = UNRESTRICTED) -> None:
+def load(path: Path, binds: Iterable[str] = (), *, restricted: bool = False, remedy: str = UNRESTRICTED) -> None:
     """Read a gin file and bindings on top of it; every name in them must be known.
 
     `remedy` says how to allow what restricted mode refuses.
@@ -62,18 +77,22 @@ def load(path: Path, bindings: Iterable[str] = (), *, restricted: bool = False, 
         RestrictedError: in restricted mode an import or an include from elsewhere.
         UnknownNameError: a configurable or parameter that does not exist, with the nearest one that does.
     """
-    global _confinement
-    known = _register_all()
-    text = _flatten(Path(path), Path(path).resolve().parent, restricted)
+    global _confinement, _written
+    _register_all()
+    root = Path(path).resolve().parent
+    parts = [bindings.read(Path(path), _admit(root) if restricted else lambda *_: None), *map(bindings.given, binds)]
     gin.clear_config()
+    _written = []
     _confinement = (f"what {path} names", remedy) if restricted else None
-    for source, part in ((str(path), text), *((f"--bind {binding!r}", binding) for binding in bindings)):
+    for number, part in enumerate(parts):
         if restricted:
-            _refuse_imports(part, source, remedy)
-        try:
-            gin.parse_config(part)
-        except Exception as error:
-            raise _explained(error, source, known) from error
+            _refuse_imports(part, remedy)
+        with _explained(part):
+            gin.parse_config(part.text)
+            found = list(_bindings(part, part.text if number else None))
+        if number and not found and not part.text.lstrip().startswith(("import ", "from ")):
+            raise InputError(f"{part.place(1)}: expected 'NAME = VALUE'; got no binding")
+        _written += found
 
 
 def load_run(folder: Path, *, trusted: bool) -> None:
@@ -103,12 +122,15 @@ def _built() -> dict[str, Any]:
     required = [p.name for p in _plan_signature().parameters.values() if p.default is p.empty]
     if missing := [name for name in required if not _bound(f"rdm.train.{name}")]:
         raise InputError(f"the configuration must bind rdm.train.{missing[0]}; it does not; add it to the file")
-    arguments = gin.get_configurable("rdm.train")()
-    if "optimizer" in arguments:  # called only while training: a trial checks and records its hyperparameters
-        try:
-            arguments["optimizer"]([torch.zeros(1, requires_grad=True)])
-        except (TypeError, ValueError) as error:
-            raise InputError(f"rdm.train.optimizer: {own_text(error)}") from error
+    _refuse_unread()
+    try:
+        arguments = gin.get_configurable("rdm.train")()
+        if "optimizer" in arguments:  # called only while training: a trial checks and records its hyperparameters
+            check_rates(arguments["optimizer"]([torch.zeros(1, requires_grad=True)]))
+    except OF_THEIR_OWN:
+        raise
+    except (TypeError, ValueError) as error:
+        raise placed(error, _written, _registered) from error
     return arguments
 
 
@@ -118,7 +140,7 @@ def grid() -> dict[str, Any]:
     Raises:
         InputError: it binds none.
     """
-    found = gin.query_parameter("rdm.sweep.grid") if _bound("rdm.sweep.grid") else None
+    found = _value("rdm.sweep.grid")
     if not isinstance(found, dict) or not found:
         example = "rdm.sweep.grid = {'rdm.train.seed': [0, 1, 2]}"
         raise InputError(f"a sweep's file must bind rdm.sweep.grid to axes; got {found!r}; add e.g. {example}")
@@ -127,17 +149,26 @@ def grid() -> dict[str, Any]:
 
 def seed() -> int:
     """The seed that the configuration binds, 0 by default."""
-    return gin.query_parameter("rdm.train.seed") if _bound("rdm.train.seed") else 0
+    found = _value("rdm.train.seed")
+    if found is None:
+        return 0
+    check("rdm.train.seed", found, Seed)
+    return found
+
+
+def _value(name: str) -> Any:
+    """What is bound to a name, macros in their place; None for nothing."""
+    while _bound(name):
+        found = gin.query_parameter(name)
+        if not isinstance(found, gin.config.ConfigurableReference) or found.config_key[1] != MACRO:
+            return found
+        name = f"{'/'.join(found.scopes)}/{MACRO}.value"
+    return None
 
 
 def operative() -> str:
     """The configuration as used so far, defaults included."""
     return gin.operative_config_str()
-
-
-def own_text(error: BaseException) -> str:
-    """An error's own text without the call chain that gin appends, on one line."""
-    return " ".join(str(error).split("\n  In call to configurable")[0].split())
 
 
 @functools.cache
@@ -148,6 +179,7 @@ def _plan_signature() -> inspect.Signature:
 
 
 def _plan(**arguments: Any) -> dict[str, Any]:
+    check_given(_plan, arguments, "rdm.train")
     return arguments
 
 
@@ -156,6 +188,7 @@ def _sweep(grid: dict[str, Any]) -> None:
 
 
 _plan.__signature__ = _plan_signature()  # type: ignore[attr-defined]  # gin validates parameter names against it
+_plan.__annotations__ = {**train.__annotations__, "evaluation": Judge | None}
 _registered: dict[str, Callable[..., Any]] = {}
 
 
@@ -176,53 +209,86 @@ def _register_all() -> dict[str, Callable[..., Any]]:
     return _registered
 
 
-def _flatten(path: Path, root: Path, restricted: bool) -> str:
-    """The file's text with included files in place of their include lines, paths relative to the including file."""
-    if not path.is_file():
-        raise InputError(f"expected a gin file at {path}; there is none")
-    lines = []
-    for line in path.read_text().splitlines():
-        included = re.match(r"""\s*include\s+['"](.+)['"]\s*(#.*)?$""", line)
-        if included is None:
-            lines.append(line)
-            continue
-        inner = path.parent / included[1]
-        if restricted and not inner.resolve().is_relative_to(root):
-            raise RestrictedError(f"{path}: restricted mode refuses to include {inner} from outside {root}")
-        lines.append(_flatten(inner, root, restricted))
-    return "\n".join(lines) + "\n"
+def _admit(root: Path) -> Callable[[Path, Path], None]:
+    """Refuse includes from outside a folder."""
+
+    def admit(path: Path, included: Path) -> None:
+        if not included.resolve().is_relative_to(root):
+            raise RestrictedError(f"{path}: restricted mode refuses to include {included} from outside {root}")
+
+    return admit
 
 
-def _refuse_imports(text: str, source: str, remedy: str) -> None:
-    try:
-        for statement in gin.config_parser.ConfigParser(text, gin.config.ParserDelegate()):
+def _refuse_imports(part: Text, remedy: str) -> None:
+    with _explained(part):
+        for statement in gin.config_parser.ConfigParser(part.text, gin.config.ParserDelegate()):
             if type(statement).__name__ in ("ImportStatement", "IncludeStatement"):
-                line = text.splitlines()[statement.location.line_num - 1].strip()
-                raise RestrictedError(f"{source}: restricted mode refuses {line!r}; {remedy}")
-    except SyntaxError as error:
-        raise InputError(f"{source}: {own_text(error)}") from error
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise _explained(error, source, _registered) from error
+                number = statement.location.line_num
+                line = part.text.splitlines()[number - 1].strip()
+                raise RestrictedError(f"{part.place(number)}: restricted mode refuses {line!r}; {remedy}")
 
 
-def _explained(error: Exception, source: str, known: dict[str, Callable[..., Any]]) -> InputError:
-    """A one-line error from gin's, with the nearest valid name where a name is unknown."""
-    text = own_text(error)
-    if match := re.search(r"No configurable matching (?:reference )?'@?([^'()]+)", text):
-        return UnknownNameError(f"{source}: unknown name {match[1]!r}{_nearest_configurable(match[1], known)}")
-    if match := re.search(r"(?:'|\")(\S+?)(?:'|\") doesn't have a parameter named (?:'|\")(\S+?)(?:'|\")", text):
-        full = next((name for name in known if name == match[1] or name.endswith(f".{match[1]}")), None)
-        accepted = inspect.signature(known[full]).parameters if full else ()
-        return UnknownNameError(f"{source}: {match[1]} has no parameter {match[2]!r}{nearest(match[2], accepted)}")
-    return InputError(f"{source}: {text}")
+def _bindings(part: Text, command: str | None) -> Iterator[Binding]:
+    """What a part binds; nothing where names are those of imported modules, which only gin's own reading knows."""
+    if "__gin__" in part.text:
+        return
+    for statement in gin.config_parser.ConfigParser(part.text, gin.config.ParserDelegate()):
+        if not isinstance(statement, gin.config_parser.BindingStatement):
+            continue
+        references = tuple(_references(statement.value))
+        scope, name, parameter = "/".join(filter(None, (statement.scope, statement.selector))), MACRO, "value"
+        if statement.arg_name:
+            full = f"{statement.scope}/{statement.selector}.{statement.arg_name}".removeprefix("/")
+            key = gin.config.ParsedBindingKey.parse(full)
+            scope, name, parameter = key.scope, key.complete_selector, key.arg_name
+        yield Binding(scope, name, parameter, references, part.place(statement.location.line_num), command)
 
 
-def _nearest_configurable(name: str, known: Iterable[str]) -> str:
-    short = {full.rsplit(".", 1)[1]: full for full in known}
-    hint = nearest(name, known)
-    return hint if "did you mean" in hint else nearest(name.rsplit(".", 1)[-1], [*short])
+def _references(value: Any) -> Iterator[Reference]:
+    """Every reference within a value; a text that starts with @ is one where a grid holds it."""
+    if isinstance(value, str) and value.startswith("@"):
+        with contextlib.suppress(Exception):  # a text like any other
+            value = gin.config_parser.ConfigParser(value, gin.config.ParserDelegate()).parse_value()
+    if isinstance(value, gin.config.ConfigurableReference):
+        yield Reference("/".join(value.scopes), value.config_key[1], value.evaluate)
+    elif isinstance(value, dict | list | tuple):
+        for each in (*value.keys(), *value.values()) if isinstance(value, dict) else value:
+            yield from _references(each)
+
+
+def unread() -> list[Binding]:
+    """Bindings of the command line that nothing reads, as the configuration is now."""
+    effective = list({(b.scope, b.name, b.parameter): b for b in _written}.values())
+    idle, _ = bindings.unread(effective, _roots({"rdm.train"}))
+    return [binding for binding in idle if binding.command is not None]
+
+
+def _roots(own: set[str]) -> set[str]:
+    """Where reading starts: what the commands call, and names that a user's own modules registered."""
+    return own | {b.name for b in _written if b.name not in _registered and b.name != MACRO}
+
+
+def _refuse_unread() -> None:
+    """Refuse --bind that nothing reads, and a file's bindings to which not even overridden lines lead."""
+    idle, reached = bindings.unread(_written, _roots({"rdm.train", "rdm.sweep"}))
+    for binding in (*unread(), *idle):
+        if binding.name == MACRO:
+            raise InputError(f"{binding.place}: nothing reads %{binding.scope}; refer to it so, or take it out")
+        remedy = missing(binding, reached, _registered)
+        raise InputError(f"{binding.place}: nothing reads {binding.full}; {remedy}, or take it out")
+
+
+@contextlib.contextmanager
+def _explained(part: Text) -> Iterator[None]:
+    """One-line errors from gin's, with the place, and the nearest valid name where a name is unknown."""
+    try:
+        yield
+    except InputError:
+        raise
+    except RecursionError as error:
+        raise InputError(f"{part.place(1)}: nested too deeply") from error
+    except Exception as error:
+        raise in_one_line(error, part, _registered) from error
 
 
 def _bound(name: str) -> bool:

@@ -95,7 +95,7 @@ def check_given(build: Callable[..., Any], given: Mapping[str, Any], owner: str)
     Raises:
         ParameterError: the first that does not fit.
     """
-    hints = _hints(build)
+    hints = hints_of(build)
     for name, value in given.items():
         if name in hints and not _fits(value, hints[name]):
             raise ParameterError(owner, name, hints[name], value)
@@ -139,14 +139,14 @@ def _checking(function: Callable[..., Any], owner: str) -> Callable[..., Any]:
 
 
 @functools.cache
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Annotations by parameter; none where they name what cannot be found."""
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Annotations by parameter, and of what is returned; none where they name what cannot be found."""
     try:
         hints = typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError, AttributeError):
         return {}
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    kinds = {p.name: p.kind for p in inspect.signature(function).parameters.values()}
+    kinds = {p.name: p.kind for p in inspect.signature(function).parameters.values()} | {"return": None}
     return {name: hint for name, hint in hints.items() if name in kinds and kinds[name] not in variadic}
 
 

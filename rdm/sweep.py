@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from rdm import config
 from rdm.errors import InputError
+from rdm.explain import own_text
 from rdm.progress import Reporter, progress
 from rdm.randomness import seeded
 from rdm.run import Interrupted, stop_requests
@@ -137,18 +138,25 @@ def plan(path: Path, out: Path, *, restricted: bool = False) -> list[Point]:
     """
     config.load(path, restricted=restricted)
     grid = axes(config.grid())
-    points, goals = [], {}
+    points, goals, read = [], {}, set()
     for chosen in itertools.product(*grid.values()):
         labels = {axis: value.label for axis, value in zip(grid, chosen, strict=True)}
         bindings = tuple(f"{name} = {text}" for value in chosen for name, text in value.bindings.items())
         try:
             config.load(path, bindings, restricted=restricted)
+            unread = {binding.command for binding in config.unread()}
+            bindings = tuple(binding for binding in bindings if binding not in unread)
+            read |= {binding.partition(" = ")[0] for binding in bindings}
+            config.load(path, bindings, restricted=restricted)
             with seeded(config.seed()):
                 evaluation = config.plan().get("evaluation")
         except Exception as error:
-            raise InputError(f"{path}, point {_named(labels)!r}: {config.own_text(error)}") from error
+            raise InputError(f"{path}, point {_named(labels)!r}: {own_text(error)}") from error
         goals |= {} if evaluation is None else {name: str(goal) for name, goal in evaluation.goals.items()}
         points.append(Point(labels, bindings, out / "points" / digest({}, config.operative())[:16]))
+    bound = (name for values in grid.values() for value in values for name in value.bindings)
+    if idle := [name for name in bound if name not in read]:
+        raise InputError(f"{path}: no point of rdm.sweep.grid reads {idle[0]}; take it out of its axis")
     listed = [{"labels": p.labels, "bindings": p.bindings, "folder": f"points/{p.folder.name}"} for p in points]
     write_json(out / INDEX, {"file": str(path), "axes": list(grid), "goals": goals, "points": listed})
     return points

@@ -18,6 +18,8 @@ LAYERS = """
 rdm.__main__
 rdm.commands rdm.sweep rdm.judge_commands
 rdm.config rdm.sweep_report
+rdm.explain
+rdm.bindings
 rdm.gallery
 rdm.report
 rdm.judge rdm.streaming
