@@ -16,7 +16,7 @@ from rdm import config, sweep
 from rdm.__main__ import main
 from rdm.errors import InputError
 from rdm.evaluate import Metric
-from rdm.store import write_json, write_text
+from rdm.store import lock, write_json, write_text
 from rdm.sweep_report import Found, Row, print_table, read_sweep, write_csv, write_sweep_report
 
 TINY = """
@@ -189,17 +189,17 @@ def test_a_failed_point_is_reported_and_tried_again(at, capsys):
 def test_a_point_in_another_process_hands_is_left_to_it(at):
     (at / "s.gin").write_text("include 'base.gin'\n" + SEEDS)
     first, second = sweep.plan(Path("s.gin"), at / "out")
-    lock = sweep._locked(first)
-    assert lock is not None and sweep._locked(first) is None
+    held = lock(first.folder / "lock")
+    assert held is not None and lock(first.folder / "lock") is None
     work = sweep._Work(Path("s.gin"), 1, False, [first], total=1)
     said = []
     work.start(type("Report", (), {"say": said.append, "update": lambda *a: None}))  # type: ignore[arg-type]
     assert work.waiting == [first] and not work.running and "another sweep" in said[0]
     write_json(first.folder / "result.json", {})
-    os.close(lock)
+    os.close(held)
     work.start(type("Report", (), {"say": said.append, "update": lambda *a: None}))  # type: ignore[arg-type]
     assert not work.waiting and not work.running and work.done == 1, "finished meanwhile, not run again"
-    assert sweep._locked(second) is not None
+    assert lock(second.folder / "lock") is not None
 
 
 def test_what_a_point_said_last(at):
