@@ -91,8 +91,10 @@ def test_references_may_be_texts_and_labels_stay_distinct():
 
 
 def test_the_hash_is_of_the_operative_configuration(at):
-    one, same = planned(at, "{'objectives.frechet.correction': [0, 1]}")  # the objective is mmd
-    assert one.folder == same.folder
+    chosen = "'losses.matching.objective': [@objectives.mmd(), @objectives.frechet()]"
+    one, other, same, another = planned(at, f"{{'objectives.frechet.correction': [0, 1], {chosen}}}")
+    assert one.folder == same.folder and other.folder != another.folder
+    assert "objectives.frechet.correction = 0" in other.bindings and len(one.bindings) == 1, "mmd has no correction"
     spelled = planned(
         at, "{'losses.matching.population': [8]}", more="# a comment\nobjectives.mmd.estimator = 'biased'"
     )
