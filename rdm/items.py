@@ -1,16 +1,26 @@
-"""Items of sources end to end, read in numbered batches by worker processes."""
+"""Items of sources end to end, read in numbered batches by worker processes.
 
-from collections.abc import Iterator, Sequence
+Workers send bytes through pipes: torch's own way, shared tensors, ends in silence where /dev/shm is full, as it soon
+is in a container. 8-bit pictures go as 8 bits, which costs no more than sharing floats does.
+"""
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing.sharedctypes import RawArray
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data import Dataset as TorchDataset
 
-from rdm.errors import InputError
-from rdm.source import BrokenItem, Form, Item, Source, hashed
+from rdm.errors import InputError, printable
+from rdm.source import BrokenItem, Form, Item, Source, hashed, unit
 
 
 class Batch(NamedTuple):
@@ -27,7 +37,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Items(TorchDataset):
+class Items:
     """Sources end to end as numbered batches.
 
     Args:
@@ -52,12 +62,13 @@ class Items(TorchDataset):
         """Number of items."""
         return sum(len(source) for source, _ in self.sources)
 
-    def __getitem__(self, number: int) -> Batch:
-        """One batch; what is broken is listed, not raised."""
+    def batch(self, number: int, begun: Callable[[int], None] = lambda k: None) -> Batch:
+        """One batch; what is broken is listed, not raised. `begun` is told each item's number before it is read."""
         found: list[tuple[Item, bool]] = []
         broken, error = [], ""
         for k in range(number * self.size, min((number + 1) * self.size, self.total)):
             source, i, fresh = self.place(k)
+            begun(k)
             try:
                 item = self.form.item(source, i, self.first)
             except BrokenItem as problem:
@@ -91,10 +102,47 @@ class Items(TorchDataset):
         """Whether an item of a source that is split falls on the fresh side."""
         return hashed("split", item.content) < self.share * 2**63
 
-    def read(self, numbers: Sequence[int], *, workers: int) -> Iterator[Batch]:
-        """Batches of these numbers in this order, read by worker processes."""
-        options: dict[str, Any] = {"num_workers": workers, "prefetch_factor": 2} if workers else {}
-        yield from DataLoader(self, batch_size=None, sampler=list(numbers), **options)
+    @contextmanager
+    def read(self, numbers: Sequence[int], *, workers: int) -> Iterator[Iterator[Batch]]:
+        """Batches of these numbers in this order, read by worker processes.
+
+        Raises:
+            RuntimeError: a worker was killed; the text says what it was reading.
+        """
+        if workers < 1:
+            yield map(self.batch, numbers)
+            return
+        reading = RawArray("q", 2 * workers)
+        try:
+            loader = DataLoader(
+                _Reader(self, reading),
+                batch_size=None,
+                sampler=list(numbers),
+                num_workers=workers,
+                prefetch_factor=2,
+                collate_fn=_as_is,
+            )
+            yield map(_received, loader)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise RuntimeError(
+                f"{workers} reading processes cannot start ({error}); enlarge /dev/shm or give --workers 0"
+            ) from error
+        except RuntimeError as error:
+            raise (self._killed(error, reading) or error) from error.__cause__
+
+    def _killed(self, error: RuntimeError, reading: Any) -> RuntimeError | None:
+        """What torch says of a worker that is gone, with the item that it was reading."""
+        if not str(error).startswith("DataLoader worker"):
+            return None
+        gone = {int(pid) for pid in re.findall(r"\d+", str(error))}
+        found = [k for pid, k in zip(reading[::2], reading[1::2], strict=True) if pid in gone]
+        source, i, _ = self.place(found[0] if found else 0)
+        return RuntimeError(
+            printable(f"a reading process was killed at {source.path}: {source.name(i)}; it may need ")
+            + "more memory than there is; give fewer --workers, or 0 to see the item's own error"
+        )
 
     def pick(self, count: int) -> tuple[Tensor, Tensor]:
         """A uniform draw of items with their labels, the same at every call; broken ones are left out."""
@@ -109,6 +157,51 @@ class Items(TorchDataset):
         if not found:
             raise InputError(f"none of {len(order)} items can be read; {cause}")
         return torch.stack([item.value for item in found]), torch.tensor([item.label for item in found])
+
+
+@dataclass(frozen=True)
+class _Reader(TorchDataset):
+    """Items in a worker process, which notes its number and the item that it reads in shared memory."""
+
+    items: Items
+    reading: Any  # pid and item by worker
+
+    def __getitem__(self, number: int) -> Batch:
+        worker = get_worker_info()
+        assert worker is not None
+
+        def begun(k: int) -> None:
+            self.reading[2 * worker.id : 2 * worker.id + 2] = os.getpid(), k
+
+        batch = self.items.batch(number, begun)
+        return batch._replace(**{key: _sent(value) for key, value in batch._asdict().items()})
+
+
+def _sent(value: Any) -> Any:
+    """A tensor as an array, of 8 bits where they hold the same values."""
+    if not isinstance(value, Tensor):
+        return value
+    array = value.numpy()
+    if array.dtype == np.float32 and array.ndim == 4:
+        small = (array * 255).round().astype(np.uint8)
+        return small if np.array_equal(unit(small, ""), array) else array
+    return array
+
+
+def _received(batch: Batch) -> Batch:
+    """The batch that was sent."""
+
+    def tensor(value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            return value
+        return torch.from_numpy(unit(value, "") if value.dtype == np.uint8 else value)
+
+    return batch._replace(**{key: tensor(value) for key, value in batch._asdict().items()})
+
+
+def _as_is(batch: Any) -> Any:
+    """Instead of torch's collation, which makes shared tensors of arrays."""
+    return batch
 
 
 def first_item(source: Source, form: Form) -> Item:

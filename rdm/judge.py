@@ -53,8 +53,9 @@ def encode(items: Items, encoders: Encoders, *, workers: int = 0, skip_broken: b
     """
     parts: dict[str, list[Tensor]] = {}
     broken, depths = list[str](), set[str]()
-    with progress(len(items), quiet=rank() > 0) as report:
-        for k, batch in enumerate(items.read(range(len(items)), workers=workers)):
+    shown, read = progress(len(items), quiet=rank() > 0), items.read(range(len(items)), workers=workers)
+    with shown as report, read as batches:
+        for k, batch in enumerate(batches):
             if batch.error:
                 raise InputError(batch.error)
             broken += batch.broken

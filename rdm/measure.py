@@ -120,27 +120,20 @@ class Survey:
         saved, read = time.monotonic(), 0
         before = len(self.items) - len(missing)
         shown = progress(len(self.items), done=before, quiet=rank() > 0)
-        with shown as report, stop_requests(together=False) as stopping:
-            for k, batch in enumerate(self._batches(numbers, stopping)):
+        source = self.items.read(numbers, workers=self.workers)
+        with shown as report, stop_requests(together=False) as stopping, source as batches:
+            for k, batch in enumerate(_until(stopping, batches)):
                 read += len(batch.values) + len(batch.broken)
                 self._refuse(batch, len(state.broken) + len(batch.broken), read)
                 state.add(batch, self.encoders.features(batch.values, batch.labels) if len(batch.values) else {})
                 report.update(min(before + (k + 1) * world_size(), len(self.items)), {})
-                if stopping() or time.monotonic() - saved > self.save_every:
+                if time.monotonic() - saved > self.save_every:
                     state.save(path, plan)
                     saved = time.monotonic()
-                if stopping():
-                    break
         if stopping():
+            state.save(path, plan)
             kept = before + int(state.done.sum())
             raise Interrupted(f"interrupted; {kept} of {len(self.items)} batches are kept, the same command goes on")
-
-    def _batches(self, numbers: Sequence[int], stopping: Callable[[], bool]) -> Iterator[Batch]:
-        try:
-            yield from self.items.read(numbers, workers=self.workers)
-        except RuntimeError:
-            if not stopping():  # Ctrl-C ends the reading processes too
-                raise
 
     def _refuse(self, batch: Batch, broken: int, read: int) -> None:
         if batch.error:
@@ -233,6 +226,18 @@ class Survey:
         }
         keys = (here.get("keys"), here.get("labels"), fresh.get("keys"), fresh.get("labels"))
         return finished(ReferenceFile(members, description, *keys), landmarks=self.landmarks)
+
+
+def _until(stopping: Callable[[], bool], batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Batches until a stop is asked for, by a signal that ends the reading processes too."""
+    try:
+        for batch in batches:
+            yield batch
+            if stopping():
+                return
+    except RuntimeError:
+        if not stopping():
+            raise
 
 
 def check_apart(keys: Tensor | None, fresh: Tensor | None) -> None:

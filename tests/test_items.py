@@ -1,12 +1,22 @@
 """Items as the commands read them: one sampling rate, worker processes, what is said of what cannot be read."""
 
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 
 import rdm
 from rdm.__main__ import main
+from rdm.items import Items, first_item
 from rdm.reference_file import ReferenceFile
 from rdm.registry import batteries
+from rdm.source import Form, Given
 
 
 @pytest.fixture
@@ -39,3 +49,66 @@ def test_sound_of_another_rate_is_refused(tmp_path, capsys, ears):
         assert main(["evaluate", samples, "--reference", str(tmp_path / "r.safetensors"), "--metrics", "sw"]) == status
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "8000.npz has 8,000 samples a second and" in said and "resample" in said
+
+
+def items_of(source: Given) -> Items:
+    return Items([(source, False)], Form(), first_item(source, Form()), size=8)
+
+
+def values(kind: str) -> torch.Tensor:
+    draw = np.random.default_rng(0)
+    pictures = draw.integers(0, 2**16, (20, 3, 5, 4)).astype(np.uint16)
+    if kind == "16-bit":
+        return torch.from_numpy(pictures)
+    return torch.from_numpy((pictures % 256).astype(np.uint8) if kind == "8-bit" else pictures / 65535)
+
+
+@pytest.mark.parametrize("kind", ["8-bit", "16-bit", "float", "sound"])
+def test_workers_send_the_same_bits_and_share_no_memory(kind):
+    given = Given(values(kind)) if kind != "sound" else Given(values("float").flatten(1), kind="audio")
+    items = items_of(given)
+    with items.read(range(3), workers=0) as batches:
+        expected = list(batches)
+    with items.read([2, 0, 1], workers=2) as batches:
+        found = list(batches)
+    for batch in found:
+        other = expected[batch.number]
+        for mine, theirs in zip(batch, other, strict=True):
+            assert torch.equal(mine, theirs) if isinstance(theirs, torch.Tensor) else mine == theirs  # type: ignore
+        assert not batch.values.is_shared() and batch.values.dtype == torch.float32
+    assert [batch.number for batch in found] == [2, 0, 1] and sum(len(batch.values) for batch in found) == 20
+
+
+@dataclass(frozen=True)
+class Deadly(Given):
+    """Item 13 ends the process that reads it, unless that is the parent."""
+
+    parent: int = 0
+
+    def read(self, i: int) -> np.ndarray:
+        if i == 13 and os.getpid() != self.parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(i)
+
+
+def test_a_killed_worker_names_what_it_was_reading():
+    items = items_of(Deadly(values("8-bit"), path=Path("set"), parent=os.getpid()))
+    with pytest.raises(RuntimeError, match="a reading process was killed at set: 13; .* --workers, or 0") as caught:
+        with items.read(range(3), workers=2) as batches:
+            list(batches)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode != 0, reason="needs a mount namespace"
+)
+def test_a_full_shared_memory_does_not_matter(tmp_path):
+    np.save(tmp_path / "pictures.npy", np.random.default_rng(0).random((200, 3, 16, 16), np.float32))
+    out = tmp_path / "r.safetensors"
+    command = f"{sys.executable} -m rdm reference {tmp_path}/pictures.npy --battery untrained --workers 2 --out {out}"
+    subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=64k tmpfs /dev/shm && {command} --batch 100"],
+        check=True, timeout=60, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert ReferenceFile.load(out).description["n"] > 100
