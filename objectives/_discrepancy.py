@@ -28,6 +28,7 @@ def kernel_target(kernel: Kernel, reference: Reference, estimator: Estimator) ->
     measured = statistic.measure(reference.features, reference.weights)
     rows = measured.value.double() if kernel.exact else measured.value
     weights = measured.weight / measured.mass
+    kernel = kernel.fitted(rows, weights)
     return statistic, KernelTarget(kernel, rows, weights, _within(kernel, rows, weights, estimator))
 
 

@@ -25,8 +25,9 @@ class Energy(Objective):
     Source: Szekely and Rizzo (2013), eq. 2.4, with a the `exponent`, 0 < a < 2. It is the squared MMD of the kernel
     -|x - y|^a (Sejdinovic et al. 2013, theorem 22, whose kernel is half of it), without a bandwidth to choose. biased:
     the V-statistic as written; unbiased: the sums within a side are divided by 1 - sum a_i^2. For exponent <= 1 the
-    distance has a cusp: rows that coincide (within rounding) do not pull each other. To train, take the biased
-    estimator where exponent > 1: one row far off can make the unbiased one as negative as you like.
+    distance has a cusp: rows that coincide (within 1e-7 of their distance from the mean) do not pull each other. To
+    train, take the biased estimator where exponent > 1: one row far off can make the unbiased one as negative as you
+    like.
 
     Shapes:
         features: n d; weights: n; result ().

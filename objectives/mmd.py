@@ -45,7 +45,7 @@ class MMD(Objective):
 
     Kernels of a list of bandwidths are summed. bandwidth "median": the square root of the median squared pairwise
     distance of the reference (10,000 rows at most), fitted once. The laplacian has a cusp at r = 0: rows that coincide
-    (within rounding) do not pull each other.
+    (within 1e-7 of their distance from the mean) do not pull each other.
 
     Shapes:
         features: n d; weights: n; result ().

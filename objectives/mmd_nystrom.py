@@ -81,10 +81,10 @@ class NystromMMD(Objective):
 
     def bind(self, reference: Reference) -> tuple[Samples, NystromTarget]:
         """Rows about the reference's mean; the target is the reference's embedding on its landmarks."""
-        kernel = radial(self.kernel, bandwidths(self.bandwidth, reference), self.alpha)
         statistic, held = Samples(reference.mean), present(reference)
         rows = statistic.measure(held.features, held.weights).value
         exact, weights = rows.double(), held.weights / held.weights.sum()
+        kernel = radial(self.kernel, bandwidths(self.bandwidth, reference), self.alpha).fitted(rows, weights)
         # landmarks as the rows' dtype holds them, so that coefficients belong to what `distance` will see
         chosen = landmarks(exact, weights, self.landmarks, method=self.method, seed=self.seed).to(rows.dtype)
         points = chosen.double()
@@ -95,22 +95,22 @@ class NystromMMD(Objective):
         squared_norm = coefficients @ gram @ coefficients
         own = held.subset(OWN, seed=self.seed)
         sampled = statistic.measure(own.features, own.weights)
-        norm = kernel.at_zero + self_sum(kernel, sampled.value, sampled.weight / sampled.mass, diagonal=True)
+        norm = kernel.origin + self_sum(kernel, sampled.value, sampled.weight / sampled.mass, diagonal=True)
         return statistic, NystromTarget(kernel, chosen, coefficients, squared_norm, (norm - squared_norm).clamp_min(0))
 
     def distance(self, summary: Any, target: NystromTarget, *, generator: Any = None) -> Tensor:
-        """Repulsion within the population, attraction to the embedding, and k_rr; sums are counted from k(0)."""
+        """Repulsion within the population, attraction to the embedding, and k_rr; sums are from the kernel's origin."""
         weights = summary.weight / summary.mass
         repulsion = self_sum(target.kernel, summary.value, weights, diagonal=True)
         attraction = cross_sum(target.kernel, summary.value, weights, target.landmarks, target.coefficients)
-        constant = target.kernel.at_zero * (1 - 2 * target.coefficients.sum()) + target.squared_norm + target.residual
+        constant = target.kernel.origin * (1 - 2 * target.coefficients.sum()) + target.squared_norm + target.residual
         return above_zero(repulsion - 2 * attraction + constant)
 
 
 def _values(kernel: Radial, x: Tensor, y: Tensor) -> Tensor:
     """k(x_i, y_j) itself."""
     squared = squared_distances(x, y, coinciding=True)
-    return kernel.profile(squared)[0].add_(kernel.at_zero)
+    return kernel.profile(squared)[0].add_(kernel.origin)
 
 
 def _total(kernel: Radial, points: Tensor, rows: Tensor, weights: Tensor) -> Tensor:

@@ -205,6 +205,47 @@ def test_wide_bandwidth_keeps_its_digits(kernel: str):
     assert torch.isclose(single, exact, rtol=1e-4)
 
 
+@radial
+@pytest.mark.parametrize("d", [1, 64, 1024])
+def test_float32_values_beside_float64_for_any_bandwidth(kernel: str, d: int):
+    """From a tenth of the median distance, where k is 1e-22, to a hundredfold, where 1 - k is 5e-5.
+
+    At .17 of it k is 3e-8, next to 1 nothing in float32 (test of counting far pairs from 0).
+    """
+    scales = torch.linspace(1, 0.2, d)
+    x, y = (draw(n, d, seed=n, dtype=torch.float32) * scales for n in (200, 300))
+    x = 1.1 * x + 3.1
+    y = y + 3
+    median = bandwidth_module.median_distance(Reference.from_features(y.double()))
+    settings = [{"bandwidth": median * f} for f in (0.1, 0.17, 0.25, 1.0, 8.0, 100.0)]
+    settings.append({"bandwidth": [median * f for f in (0.125, 0.25, 1.0, 4.0)]})
+    for name, more in (("mmd", {}), ("mmd_nystrom", {"landmarks": 40, "method": "random"})):
+        if d == 1 and name != "mmd":
+            continue  # landmarks so near each other make the coefficients large: 1e-5
+        for setting in settings:
+            options = {"kernel": kernel, **setting, **more}
+            single, exact = (rdm.distance(name, x.to(t), y.to(t), **options) for t in (torch.float32, torch.float64))
+            assert torch.isclose(single, exact, rtol=1e-6, atol=0), (name, setting)
+
+
+@pytest.mark.parametrize("name, options", [("energy", {}), ("mmd", {"kernel": "laplacian", "bandwidth": 2.0})])
+@pytest.mark.parametrize("d", [1, 8, 768])
+def test_a_collapsing_mode_keeps_its_repulsion_in_float32(name: str, options: dict, d: int):
+    """64 rows within r of their distance from the mean: value, and the part of the gradient that spreads them."""
+    y, direction, noise = (draw(n, d, seed=n) for n in (128, 1, 64))
+    for r in (1e-1, 1e-2, 1e-3, 1e-4):
+        x = (direction / direction.norm() * d**0.5 * 2 + noise * r).float()
+        found = []
+        for dtype in (torch.float32, torch.float64):
+            rows = x.to(dtype).requires_grad_()
+            value = rdm.distance(name, rows, y.float().to(dtype), **options)
+            (gradient,) = torch.autograd.grad(value, rows)
+            found.append((value.detach(), (gradient - gradient.mean(0)).double()))
+        (value, spreading), (exact, expected) = found
+        assert torch.isclose(value, exact, rtol=1e-6)
+        assert (spreading - expected).norm() <= 1e-3 * expected.norm(), r
+
+
 @pytest.mark.parametrize("name, options", [
     ("mmd", {}), *(("mmd", {"kernel": k, "bandwidth": 1e25}) for k in RADIAL), ("energy", {})])  # fmt: skip
 def test_huge_features_in_float32_are_done_in_float64(name: str, options: dict):
