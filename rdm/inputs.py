@@ -88,6 +88,13 @@ class Inputs:
                 f"{'correct' if self.integer else 'rescale or clamp'} them"
             )
 
+    def outside(self, items: Tensor) -> float:
+        """Share of the values that lie outside the range."""
+        form = self.soft if self.soft is not None and items.is_floating_point() else self
+        if form.low is None or form.high is None:
+            return 0.0
+        return float(((items < form.low - SLACK) | (items > form.high + SLACK)).float().mean())
+
     def clamp(self, items: Tensor) -> Tensor:
         """Items with their values moved into the range; the gradient of what is moved is 0."""
         form = self.soft if self.soft is not None and items.is_floating_point() else self

@@ -13,25 +13,38 @@ Source of the two passes: gradient caching, Gao et al. (2021), "Scaling Deep Con
 Memory Limited Setup", here for every statistic: a `Sum` caches its value, not its rows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rdm.autocast import own_types
 from rdm.balance import Balance, Uniform
 from rdm.distributed import merge_across_ranks, total
-from rdm.errors import InputError, NonFiniteError
+from rdm.errors import InputError, MismatchError, NonFiniteError
 from rdm.memory import Memory, NoMemory
+from rdm.numbers import Count, check
 from rdm.objective import Objective
 from rdm.reference import Reference
-from rdm.representation import Battery, Representation
-from rdm.statistic import Cat, Statistic, Summary, checked, checked_weights
-
-Generate = Callable[..., Tensor]
+from rdm.registry import memories, objectives
+from rdm.replay import (
+    Chunk,
+    Generate,
+    check_differentiable,
+    check_rows_apart,
+    check_same,
+    chunked,
+    generated,
+    random_state,
+    restore_random_state,
+    sketch,
+    warn_of_range,
+)
+from rdm.representation import Battery, Representation, as_battery
+from rdm.statistic import Cat, Statistic, Summary, checked
 
 
 class Step(NamedTuple):
@@ -53,14 +66,14 @@ class _Term:
     target: Any
     past: Summary | None = None
 
-    def encode(self, items: Tensor, chunk: "_Chunk") -> tuple[Tensor, Tensor]:
+    def encode(self, items: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Checked features, and the chunk's weights."""
         features = self.representation(items, chunk.condition)
         features, equal = checked(features, side=f"generated features of {self.representation.name!r}")
         return features, equal if chunk.weights is None else chunk.weights
 
     @own_types()
-    def backward(self, leaf: Tensor, chunk: "_Chunk", cotangent: Tensor) -> None:
+    def backward(self, leaf: Tensor, chunk: Chunk, cotangent: Tensor) -> None:
         """Back-propagate the chunk's cotangent to its items, one micro-batch of the encoder at a time."""
         slices = self.representation.slices(len(leaf))
         parts = self.statistic.kind.split(cotangent, [rows.stop - rows.start for rows in slices])
@@ -68,30 +81,16 @@ class _Term:
             self.statistic.measure(*self.encode(leaf[rows], chunk.part(rows))).value.backward(part)
 
 
-class _Chunk(NamedTuple):
-    """Inputs of one forward pass and the random state that it started from."""
-
-    noise: Tensor
-    condition: Tensor | None
-    weights: Tensor | None
-    random: list[Tensor]
-
-    def part(self, rows: slice) -> "_Chunk":
-        """Some of its rows."""
-        condition, weights = (None if each is None else each[rows] for each in (self.condition, self.weights))
-        return _Chunk(self.noise[rows], condition, weights, self.random)
-
-
 class Population:
     """Distances of a generated population from reference items, under every member of a battery.
 
     Args:
-        objective: bound once to the reference under each member.
-        battery: representations with weights, or one representation.
+        objective: bound once to the reference under each member; or its registered name.
+        battery: representations with weights; one or a list of them; registered names and modules do as well.
         items: reference items (images "n c h w" in [0, 1], or what the representations take).
         condition: the items' conditions, for conditional representations.
         chunk: images in one forward pass; None for all at once.
-        memory: what of the past joins the live batch (`NoMemory`, `EMA`, `Queue`).
+        memory: what of the past joins the live batch (`NoMemory`, `EMA`, `Queue`), or its registered name.
         balance: how the members' terms are weighed against each other.
         normalize_gradient: divide the gradient by the share that the memory leaves to the live batch.
         cache: folder for encoded reference features.
@@ -99,28 +98,33 @@ class Population:
     The generator runs in the caller's autocast, if any; encoders and distances in their own types.
 
     Raises:
-        InputError: chunk below 1; a balance that needs non-negative terms over an objective that is not.
+        InputError: chunk below 1; arguments of other types; a condition that is not one row an item; a balance that
+            needs non-negative terms over an objective that is not.
     """
 
     @own_types()
     def __init__(
         self,
-        objective: Objective,
-        battery: Battery | Representation,
+        objective: Objective | str,
+        battery: Battery | Representation | nn.Module | str | Sequence[Representation | nn.Module | str],
         items: Tensor,
         *,
         condition: Tensor | None = None,
         chunk: int | None = None,
-        memory: Memory | None = None,
+        memory: Memory | str | None = None,
         balance: Balance | None = None,
         normalize_gradient: bool = False,
         cache: Path | None = None,
     ):
-        battery = Battery((battery,)) if isinstance(battery, Representation) else battery
-        self.objective, self.memory, self.balance = objective, memory or NoMemory(), balance or Uniform()
+        check("chunk", chunk, Count | None)
+        check("balance", balance, Balance | None)
+        if not isinstance(items, Tensor):
+            raise InputError(f"reference items must be a tensor; got {type(items).__name__}")
+        battery = as_battery(battery)
+        objective = objectives.take(objective, Objective)
+        self.objective, self.balance = objective, balance or Uniform()
+        self.memory = NoMemory() if memory is None else memories.take(memory, Memory)
         self.chunk, self.normalize_gradient = chunk, normalize_gradient
-        if chunk is not None and chunk < 1:
-            raise InputError(f"expected chunk >= 1 images a forward pass; got {chunk}")
         if self.balance.needs_nonnegative and not objective.traits.nonnegative:
             raise InputError(
                 f"{self.balance} divides by the distance and needs a non-negative objective; got {objective}; "
@@ -128,6 +132,7 @@ class Population:
             )
         self.terms: list[_Term] = []
         self.balance_state: Tensor | None = None
+        self._looked = False  # at the range of what is generated
         self.battery = battery.fitted(items, condition).to(items.device)
         for representation, weight in zip(self.battery.members, self.battery.member_weights, strict=True):
             reference = Reference.measure(items, representation, condition=condition, cache=cache)
@@ -144,16 +149,20 @@ class Population:
     ) -> Step:
         """Add the gradient of the loss over generate(noise, condition) to the parameters' `.grad`.
 
-        `generate` is called as generate(noise) where no condition is given. It may use randomness (dropout, crops),
-        which is replayed, but nothing else that differs between two calls, such as batch statistics. `weights` weighs
+        `generate` is called as generate(noise) where no condition is given, and gives an item a row. With chunks it is
+        called twice for each: it may use torch's global randomness (dropout, crops), which is replayed as long as no
+        other thread draws, but nothing else that differs between two calls or chunks, such as batch statistics: other
+        items in the second pass (by more than rounding) end the step with an error. `weights` weighs
         the rows against each other, equally by default; `generator` draws what a randomized objective needs. On
         several ranks, each gives its own rows (any number) and the same `generator`; sum the parameters' gradients
         after the call with `rdm.distributed.sum_gradients`.
 
         Raises:
             NonFiniteError: NaN or infinity in features (which representation, how many rows) or in a distance.
+            InputError: what generate() gives is not one item a row, has no gradient, or is not the same again.
         """
-        chunks = _chunks(noise, condition, weights, self.chunk)
+        check("generator", generator, torch.Generator | None)
+        chunks = chunked(noise, condition, weights, self.chunk)
         if len(chunks) == 1:
             step, batches, rows = self._in_one_pass(generate, chunks[0], generator)
         else:
@@ -161,37 +170,48 @@ class Population:
             live = int(total(len(noise)))
             pulls = [self._pull(t, s, live, generator) for t, s in zip(self.terms, measured.summaries, strict=True)]
             step, scales = self._weigh(pulls)
-            self._recompute(generate, measured.chunks, [s * p.cotangent for s, p in zip(scales, pulls, strict=True)])
+            self._recompute(generate, measured, [s * p.cotangent for s, p in zip(scales, pulls, strict=True)])
             batches, rows = [pull.batch for pull in pulls], measured.rows
         return step._replace(dropped=self._write(batches, rows))
 
     def warm_up(self, generate: Generate, noise: Tensor, condition: Tensor | None = None) -> None:
         """Write one batch of any size to the memory, chunk by chunk and without gradient, before the first step."""
-        measured = self._measure(generate, _chunks(noise, condition, None, self.chunk))
+        measured = self._measure(generate, chunked(noise, condition, None, self.chunk))
         self._write([merge_across_ranks(summary) for summary in measured.summaries], measured.rows)
 
     def state(self) -> dict[str, Any]:
         """What changes from step to step, for a checkpoint (see `rdm.store.pack`)."""
         pasts = {t.representation.name: None if t.past is None else [t.past.value, t.past.weight] for t in self.terms}
-        return {"pasts": pasts, "balance": self.balance_state}
+        made_by = {"memory": type(self.memory).__name__, "objective": type(self.objective).__name__}
+        return {"pasts": pasts, "balance": self.balance_state, "made_by": made_by}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave."""
+        """Take back what `state` gave.
+
+        Raises:
+            MismatchError: the state of a population with other encoders, another objective or another memory.
+        """
+        mine = self.state()
+        given, own = ({"encoders": sorted(each["pasts"]), **each["made_by"]} for each in (state, mine))
+        if given != own:
+            raise MismatchError(f"the state of a population of {given} cannot be restored into one of {own}")
         for term in self.terms:
             past = state["pasts"][term.representation.name]
             kind = Cat if self.memory.keeps_rows else term.statistic.kind
             term.past = None if past is None else kind(*past)
         self.balance_state = state["balance"]
 
-    def _measure(self, generate: Generate, chunks: Sequence["_Chunk"]) -> "_Measured":
+    def _measure(self, generate: Generate, chunks: Sequence[Chunk]) -> "_Measured":
         """Pass 1: summaries of this rank's rows, without gradient."""
         parts: list[list[Summary]] = [[] for _ in self.terms]
         rows: list[list[Cat]] = [[] for _ in self.terms]
-        states = []
+        states, seen = [], []
         with torch.no_grad():
             for chunk in chunks:
-                states.append(_random_state(chunk.noise.device))
-                items = _generate(generate, chunk)
+                states.append(random_state(chunk.noise.device))
+                items = generated(generate, chunk)
+                self._look(items)
+                seen.append(sketch(items))
                 for k, term in enumerate(self.terms):
                     with own_types():
                         features, weights = term.encode(items, chunk)
@@ -201,18 +221,19 @@ class Population:
                         rows[k].append(Cat(features, weights))
             summaries = [term.statistic.kind.merge(p) for term, p in zip(self.terms, parts, strict=True)]
         replayable = [chunk._replace(random=random) for chunk, random in zip(chunks, states, strict=True)]
-        return _Measured(replayable, summaries, [Cat.merge(r) for r in rows if r])
+        return _Measured(replayable, summaries, [Cat.merge(r) for r in rows if r], torch.cat(seen))
 
     def _in_one_pass(
-        self, generate: Generate, chunk: "_Chunk", generator: torch.Generator | None
+        self, generate: Generate, chunk: Chunk, generator: torch.Generator | None
     ) -> tuple[Step, list[Summary], list[Cat]]:
         """All passes for a single chunk, which is computed once; one encoder's graph at a time.
 
         Each member's gradient is pulled back to the items before the next member is encoded, and weighed when the
         distances of all are known.
         """
-        items, live = _generate(generate, chunk), int(total(len(chunk.noise)))
-        _check_differentiable(items)
+        items, live = generated(generate, chunk), int(total(len(chunk.noise)))
+        check_differentiable(items)
+        self._look(items)
         pulls, gradients, rows = [], [], []
         for term in self.terms:
             leaf = items.detach().requires_grad_()
@@ -253,21 +274,30 @@ class Population:
         scales = list(weights / raw.new_tensor(list(shares.values()))) if self.normalize_gradient else list(weights)
         return Step((weights * raw).sum(), distances, shares, {}), scales
 
-    def _recompute(self, generate: Generate, chunks: Sequence["_Chunk"], cotangents: list[Tensor]) -> None:
+    def _recompute(self, generate: Generate, measured: "_Measured", cotangents: list[Tensor]) -> None:
         """Pass 3: each chunk again, with gradient and its randomness replayed; one encoder's graph at a time."""
-        device = chunks[0].noise.device
-        after = _random_state(device)
+        chunks, device, start = measured.chunks, measured.chunks[0].noise.device, 0
+        after = random_state(device)
         rows = [len(chunk.noise) for chunk in chunks]
         shares = [t.statistic.kind.split(c, rows) for t, c in zip(self.terms, cotangents, strict=True)]
         for i, chunk in enumerate(chunks):
-            _restore_random_state(device, chunk.random)
-            items = _generate(generate, chunk)
-            _check_differentiable(items)
+            restore_random_state(device, chunk.random)
+            items = generated(generate, chunk)
+            check_differentiable(items)
+            if i == 0:
+                check_rows_apart(items)
+            check_same(items, slice(start, start := start + rows[i]), measured.seen)
             leaf = items.detach().requires_grad_()
             for term, share in zip(self.terms, shares, strict=True):
                 term.backward(leaf, chunk, share[i])
             items.backward(leaf.grad)
-        _restore_random_state(device, after)
+        restore_random_state(device, after)
+
+    def _look(self, items: Tensor) -> None:
+        """At the first items that are generated."""
+        if not self._looked:
+            warn_of_range(items, {term.representation.name: term.representation.inputs for term in self.terms})
+        self._looked = True
 
     def _write(self, batches: list[Summary], rows: list[Cat]) -> dict[str, float]:
         """Pass 4: the memory takes this step's batch, of all ranks; returns the shares of mass that it dropped."""
@@ -290,41 +320,11 @@ class _Pull(NamedTuple):
 class _Measured(NamedTuple):
     """What pass 1 leaves."""
 
-    chunks: list[_Chunk]
+    chunks: list[Chunk]
     summaries: list[Summary]  # one a term, of this rank's rows
     rows: list[Cat]  # one a term where the memory keeps rows, else empty
-
-
-def _chunks(noise: Tensor, condition: Tensor | None, weights: Tensor | None, size: int | None) -> list[_Chunk]:
-    if len(noise) == 0:
-        raise InputError("expected at least one row of noise; got none; give every rank a share of the population")
-    if weights is not None:
-        weights = checked_weights(weights, len(noise), side="the population").to(noise.device)
-    pieces = noise.split(size or len(noise))
-    rows = [len(piece) for piece in pieces]
-    others = [[None] * len(pieces) if each is None else each.split(rows) for each in (condition, weights)]
-    return [_Chunk(z, c, w, []) for z, c, w in zip(pieces, *others, strict=True)]
-
-
-def _generate(generate: Generate, chunk: _Chunk) -> Tensor:
-    return generate(chunk.noise) if chunk.condition is None else generate(chunk.noise, chunk.condition)
+    seen: Tensor  # sketch of the items, by which the second pass is compared
 
 
 def _gradient(leaf: Tensor) -> Tensor:
     return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-
-
-def _check_differentiable(tensor: Tensor) -> None:
-    if not tensor.requires_grad:
-        raise InputError("generate() gave items without gradient; call it on parameters that require one")
-
-
-def _random_state(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-def _restore_random_state(device: torch.device, states: list[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)

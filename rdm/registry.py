@@ -22,6 +22,7 @@ from rdm.errors import InputError, UnknownNameError
 from rdm.numbers import validated
 
 T = TypeVar("T", bound=Callable[..., Any])
+K = TypeVar("K")
 _LOADING = threading.RLock()  # one for all registries: members of one are imported while another loads
 
 
@@ -97,6 +98,15 @@ class Registry(Mapping[str, Entry]):
                 raise InputError(f"{self.kind} {name!r} has no hyperparameter {given!r}{nearest(given, accepted)}")
         return build(**hyperparameters)
 
+    def take(self, given: Any, kind: type[K]) -> K:
+        """What is given where a member is wanted: an object of that kind, or the name of one with its defaults."""
+        if isinstance(given, kind):
+            return given
+        if isinstance(given, str):
+            return self.build(given)
+        found = f"the class {given.__name__} (call it)" if isinstance(given, type) else type(given).__name__
+        raise InputError(f"expected a {kind.__name__} or the registered name of one; got {found}")
+
     @contextmanager
     def temporarily(self) -> Iterator[None]:
         """Undo every registration made inside the block (for tests)."""
@@ -124,6 +134,9 @@ class Registry(Mapping[str, Entry]):
         if name not in entries:
             raise UnknownNameError(f"unknown {self.kind} {name!r}{nearest(name, entries)}")
         return entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._loaded()
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._loaded()))

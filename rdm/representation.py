@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,13 @@ from torch.utils.checkpoint import checkpoint
 
 from rdm.errors import InputError
 from rdm.inputs import ANYTHING, Inputs, check_condition
-from rdm.registry import nearest
+from rdm.numbers import Count, Range, check
+from rdm.registry import batteries, nearest, representations
 from rdm.store import digest
 
 Fit = Callable[..., nn.Module]
 Precision = Literal["float32", "bfloat16", "float16"]
+Weight = Annotated[float, Range(least=0, below=float("inf"))]
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,10 @@ class Representation:
     compile: bool = False
 
     def __post_init__(self) -> None:  # noqa: D105
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise InputError(f"representation {self.name!r}: expected micro_batch >= 1; got {self.micro_batch}")
-        if self.precision not in ("float32", "bfloat16", "float16"):
-            raise InputError(
-                f'representation {self.name!r}: precision must be "float32", "bfloat16" or "float16"; '
-                f"got {self.precision!r}"
-            )
+        owner = f"representation {self.name!r}"
+        check(f"{owner}: module", self.module, nn.Module | None)
+        check(f"{owner}: micro_batch", self.micro_batch, Count | None)
+        check(f"{owner}: precision", self.precision, Precision)
         if self.module is not None:
             self.module.eval().requires_grad_(False)
 
@@ -152,6 +151,12 @@ class Battery:
     weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:  # noqa: D105
+        for side in ("members", "held_out"):
+            given = getattr(self, side)
+            if isinstance(given, str) or not isinstance(given, Sequence):
+                raise InputError(f"{side} of a battery must be a list of representations; got {type(given).__name__}")
+            for each in given:
+                check(f"each of the {side} of a battery", each, Representation)
         names = [r.name for r in (*self.members, *self.held_out)]
         if not self.members:
             raise InputError("a battery needs at least one representation; got none")
@@ -159,8 +164,8 @@ class Battery:
             raise InputError(f"names in a battery must differ; {repeated} occur more than once")
         if self.weights is not None and len(self.weights) != len(self.members):
             raise InputError(f"expected {len(self.members)} weights, one a member; got {len(self.weights)}")
-        if self.weights is not None and not all(0 <= w < float("inf") for w in self.weights):
-            raise InputError(f"weights of a battery must be finite and not negative; got {list(self.weights)}")
+        for weight in self.weights or ():
+            check("weights of a battery", weight, Weight)
 
     def running(self, **options: Any) -> "Battery":
         """The battery with how its encoders run: micro_batch, precision, clamp, compile (see `Representation`).
@@ -226,6 +231,26 @@ class Battery:
     def member_weights(self) -> tuple[float, ...]:
         """One weight a member, ones by default."""
         return tuple(self.weights) if self.weights is not None else (1.0,) * len(self.members)
+
+
+def as_representation(given: Any) -> Representation:
+    """A representation as it is, a registered name, or a module, which is called by its class's name.
+
+    Raises:
+        InputError: anything else.
+    """
+    if isinstance(given, nn.Module):
+        return Representation(type(given).__name__, given)
+    return representations.take(given, Representation)
+
+
+def as_battery(given: Any) -> Battery:
+    """A battery as it is, its registered name, or one or a list of what `as_representation` takes."""
+    if isinstance(given, Battery):
+        return given
+    if isinstance(given, str) and given in batteries:
+        return batteries.build(given)
+    return Battery(tuple(map(as_representation, given if isinstance(given, list | tuple) else (given,))))
 
 
 def assemble(

@@ -27,7 +27,7 @@ rdm.train rdm.evaluate rdm.measure
 rdm.run rdm.partial
 rdm.losses
 rdm.population
-rdm.memory rdm.balance rdm.distributed
+rdm.memory rdm.balance rdm.distributed rdm.replay
 rdm.reference_file
 rdm.accumulate rdm.reference_schema
 rdm.ratio

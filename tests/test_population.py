@@ -1,6 +1,8 @@
 """The population's gradient is plain autograd's, whatever objective, memory, chunk, rank and randomness."""
 
 import itertools
+import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch import nn
 
 import rdm
 from rdm.balance import SelfNormalized, Uniform
-from rdm.errors import InputError, NonFiniteError
+from rdm.errors import InputError, MismatchError, NonFiniteError
 from rdm.memory import EMA, NoMemory, Queue
 from rdm.population import Population
 from rdm.representation import Battery, Representation
@@ -132,7 +134,7 @@ def test_encoders_stay_frozen_and_in_evaluation_mode():
 def test_wrong_input_is_named():
     items = torch.randn(40, 6)
     pixels = rdm.representation("pixels")
-    with pytest.raises(InputError, match="chunk >= 1"):
+    with pytest.raises(InputError, match="chunk must be a whole number from 1"):
         Population(rdm.objective("frechet"), pixels, items, chunk=0)
     population = Population(rdm.objective("frechet"), pixels, items, chunk=4)
     net = nn.Linear(3, 6)
@@ -153,6 +155,152 @@ def test_wrong_input_is_named():
         population.backward(net, torch.randn(0, 3))
     with pytest.raises(NonFiniteError, match="representation 'pixels': NaN or infinity in"):
         Population(rdm.objective("frechet"), pixels, items / 0)
+
+
+def test_wrong_types_are_named(untyped):
+    """What a hostile user gave in place of each argument: one line that says what is expected."""
+    items, net, noise = torch.rand(40, 6), nn.Linear(3, 6), torch.randn(8, 3)
+    build = {"objective": "energy", "battery": "pixels", "items": items}
+    for change, message in (
+        ({"objective": None}, "expected a Objective or the registered name of one; got NoneType"),
+        ({"objective": type(rdm.objective("energy"))}, r"got the class Energy \(call it\)"),
+        ({"objective": "energie"}, "unknown objective 'energie'; did you mean 'energy'"),
+        ({"battery": None}, "expected a Representation or the registered name of one; got NoneType"),
+        ({"battery": Battery}, r"got the class Battery \(call it\)"),
+        ({"battery": []}, "at least one representation"),
+        ({"battery": "pixel"}, "did you mean 'pixels'"),
+        ({"memory": EMA}, r"got the class EMA \(call it\)"),
+        ({"memory": 0.9}, "expected a Memory .* got float"),
+        ({"balance": "uniform"}, "balance must be Balance or None; got 'uniform'"),
+        ({"chunk": 2.0}, "chunk must be a whole number from 1 .* got 2.0"),
+        ({"items": items.numpy()}, "reference items must be a tensor; got ndarray"),
+        ({"items": None}, "reference items must be a tensor; got NoneType"),
+        ({"condition": torch.zeros(3).long()}, "must have 40 rows, one an item; got 3"),
+    ):
+        with pytest.raises(InputError, match=message) as caught:
+            Population(**{**build, **change})
+        assert "\n" not in str(caught.value)
+    population = Population("energy", "pixels", items, chunk=4)
+    for arguments, message in (
+        ((None, noise), "generate must be called as generate\\(noise\\); got NoneType"),
+        ((net, noise.numpy()), "noise must be a tensor, one row an item; got ndarray"),
+        ((net, noise, torch.zeros(3).long()), "condition for the noise must have 8 rows, one an item; got 3"),
+        ((lambda z: None, noise), r"generate\(\) must return a tensor of items; got NoneType"),
+        ((lambda z: (net(z), z), noise), "must return a tensor of items; got tuple"),
+        ((lambda z: net(z)[:-1], noise), r"one item a row of noise, 4; got shape \(3, 6\)"),
+        ((lambda z: net(z).repeat(2, 1), noise), r"one item a row of noise, 4; got shape \(8, 6\)"),
+    ):
+        for call in (population.backward, population.warm_up):
+            with pytest.raises(InputError, match=message):
+                call(*arguments)
+    with pytest.raises(InputError, match="generator must be Generator or None; got 0"):
+        population.backward(net, noise, generator=0)
+    for other in (Population("mmd", "pixels", items), Population("energy", "pixels", items, memory="ema"),
+                  Population("energy", ["pixels", "identity"], items)):  # fmt: skip
+        with pytest.raises(MismatchError, match="cannot be restored into one of {'encoders': \\['pixels'\\]"):
+            population.restore(other.state())
+
+
+def test_names_lists_and_modules_are_taken_where_objects_are():
+    net, noise, items = nn.Linear(3, 6), torch.randn(20, 3), torch.rand(40, 6)
+    encoder = nn.Linear(6, 2)
+    named = Population("frechet", ["pixels", encoder], items, memory="ema")
+    pixels, module = rdm.representation("pixels"), Representation("Linear", encoder)
+    built = Population(rdm.objective("frechet"), Battery((pixels, module)), items, memory=EMA())
+    assert named.backward(net, noise).distances == built.backward(net, noise).distances
+    assert list(Population("energy", "untrained", torch.rand(40, 1, 8, 8)).battery.held_out) != []
+
+
+class Spoilt(nn.Module):
+    """A generator that is not the same again, or not row by row."""
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind, self.calls, self.draw = kind, 0, torch.Generator().manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(3, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 6))
+        self.extra = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 6), n_power_iterations=1)
+        with torch.no_grad():  # singular values 1 and .5, and a vector that is far from the first one yet
+            self.extra.parametrizations.weight.original.copy_(torch.diag(torch.tensor([0.5, 1, 0.1, 0, 0, 0]))[:, :3])
+        self.extra.parametrizations.weight[0]._u.copy_(torch.tensor([1, 0.02, 0, 0, 0, 0]))
+
+    def forward(self, noise):
+        self.calls += 1
+        if self.kind == "own generator":
+            noise = torch.randn(noise.shape, generator=self.draw)
+        if self.kind == "one row":
+            noise = noise + 3 * (torch.arange(len(noise))[:, None] == 1) * (self.calls > 4)
+        if self.kind == "power iteration":
+            return self.extra(noise)
+        return self.layers(noise)
+
+
+@pytest.mark.parametrize("kind", ["own generator", "one row", "power iteration"])
+def test_other_items_in_the_second_pass_end_the_step(kind):
+    torch.manual_seed(0)
+    net = Spoilt(kind)
+    net.layers.eval()
+    population = Population("energy", "pixels", torch.rand(40, 6), chunk=5)
+    with pytest.raises(InputError, match="gave other items in the second pass, .* for the same noise; .* GroupNorm"):
+        population.backward(net, torch.randn(20, 3))
+    population.chunk = None  # one pass: nothing is called again
+    population.backward(net, torch.randn(20, 3))
+    if kind == "power iteration":  # which ends: the passes agree then
+        population.chunk = 5
+        for _ in range(60):
+            net(torch.randn(2, 3))
+        population.backward(net, torch.randn(20, 3))
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: lambda z: net(z)], ids=["module", "function"])
+def test_batch_statistics_are_refused_where_they_depend_on_the_chunk(wrap):
+    net, noise = Spoilt("batch norm"), torch.randn(20, 3)
+    population = Population("energy", "pixels", torch.rand(40, 6), chunk=5)
+    with pytest.raises(
+        InputError, match=r"takes statistics of the rows of a chunk \(batch norm in train\(\)\); .* eval"
+    ):
+        population.backward(wrap(net), noise)
+    net.eval()
+    population.backward(wrap(net), noise)
+    apart = nn.Sequential(nn.Linear(3, 12), nn.Unflatten(1, (3, 2, 2)), nn.InstanceNorm2d(3), nn.GroupNorm(1, 3))
+    Population("energy", "pixels", torch.rand(40, 3, 2, 2), chunk=5).backward(apart, noise)
+
+
+def test_rounding_between_the_passes_is_no_other_item():
+    """In bfloat16 inside, with kernels chosen by whether a gradient is wanted; even where all items are alike."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 64), nn.GELU(), nn.Linear(64, 6))
+
+    def generate(noise, spread):
+        rounded = net(noise).bfloat16().float() if torch.is_grad_enabled() else net(noise)
+        return 0.5 + spread * rounded
+
+    for spread in (1.0, 0.0):
+        population = Population("energy", "pixels", torch.rand(40, 6), chunk=5)
+        population.backward(partial(generate, spread=spread), torch.randn(20, 3))
+        with torch.autocast("cpu", torch.bfloat16):
+            population.backward(partial(generate, spread=spread), torch.randn(20, 3))
+
+
+def test_items_in_another_range_are_warned_of_once():
+    images = torch.rand(40, 1, 8, 8)
+    net = nn.Sequential(nn.Linear(3, 64), nn.Unflatten(1, (1, 8, 8)), nn.Tanh())
+    noise = torch.randn(20, 3)
+    for chunk in (None, 5):
+        population = Population("energy", "random_convolutions", images, chunk=chunk)
+        with pytest.warns(UserWarning, match=r"reach from -.* outside those of images .* map them, \(x \+ 1\) / 2"):
+            population.backward(net, noise)
+        population.backward(net, noise)  # warnings are errors here
+        Population("energy", "random_convolutions", images, chunk=chunk).backward(lambda z: (net(z) + 1) / 2, noise)
+
+
+@memories
+def test_a_population_pickles_in_the_middle_of_training(memory):
+    problem = Problem(rdm.objective("sliced_wasserstein", projections=8), memory)
+    problem.battery = Battery((rdm.representation("pca", components=3), *problem.battery.members))
+    population = problem.population(7)
+    population.backward(problem.net, problem.noise)
+    steps = [p.backward(problem.net, problem.noise) for p in (pickle.loads(pickle.dumps(population)), population)]
+    assert steps[0].distances == steps[1].distances and steps[0].shares == steps[1].shares
 
 
 def test_weights_of_the_battery_scale_the_terms():

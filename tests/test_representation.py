@@ -65,14 +65,17 @@ def test_fingerprints_follow_weights_and_settings():
     assert Representation("x", b).fingerprint in prints
 
 
-def test_batteries_refuse_confusion():
+def test_batteries_refuse_confusion(untyped):
     pixels = rdm.representation("pixels")
     for members, options, message in (
         ((), {}, "at least one"),
         ((pixels, pixels), {}, "names in a battery must differ"),
         ((pixels,), {"held_out": (pixels,)}, "names in a battery must differ"),
         ((pixels,), {"weights": (1.0, 2.0)}, "expected 1 weights"),
-        ((pixels,), {"weights": (-1.0,)}, "not negative"),
+        ((pixels,), {"weights": (-1.0,)}, "a number from 0; got -1"),
+        ((pixels,), {"weights": ("1",)}, "a number from 0; got '1'"),
+        ("pixels", {}, "must be a list of representations; got str"),
+        ((pixels, None), {}, "each of the members of a battery must be Representation; got None"),
     ):
         with pytest.raises(InputError, match=message):
             Battery(members, **options)
@@ -221,7 +224,7 @@ def test_a_population_with_micro_batches_has_the_same_gradient(name, memory):
         encode = Representation("encoder", encoder, inputs=images(), micro_batch=micro_batch)
         population = rdm.Population(rdm.objective(name), encode, items, chunk=chunk, memory=memory)
         net.zero_grad()
-        population.backward(lambda z: net(z).view(-1, 3, 6, 6), noise)
+        population.backward(lambda z: net(z).sigmoid().view(-1, 3, 6, 6), noise)
         gradients.append(net.weight.grad.clone())
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], rtol=1e-9, atol=1e-12)
