@@ -78,14 +78,14 @@ def judge(rows: Rows, file: ReferenceFile, names: Sequence[str] | None = None, *
     """Every metric under every member that both sides have.
 
     Without `names`, what a metric cannot measure here (too few rows, no logits, moments only) becomes a note; a metric
-    that was asked for and cannot be measured is an error.
+    that was asked for and cannot be measured is an error, and so is a list of which none can be.
     """
     shared = [name for name in file.members if name in rows.features]
     if not shared:
         raise MismatchError(f"samples have features {list(rows.features)}; the reference has {list(file.members)}")
     held_out = [name for name in file.description.get("held_out", ()) if name in shared]
     found: dict[str, Metric] = {}
-    notes = _about(rows, file)
+    notes, left_out = _about(rows, file), list[str]()
     for name in names or list(metrics):
         measure: Measure = metrics.build(name)
         try:
@@ -93,8 +93,10 @@ def judge(rows: Rows, file: ReferenceFile, names: Sequence[str] | None = None, *
         except InputError as problem:
             if names:
                 raise
-            notes.append(f"{name} not measured: {problem}")
-    return Verdict(found, notes, alarms(found, shared, held_out), held_out, shared)
+            left_out.append(f"{name} not measured: {problem}")
+    if not found:
+        raise InputError(f"no metric could be measured; {left_out[0]}; {len(left_out) - 1} others neither")
+    return Verdict(found, [*notes, *left_out], alarms(found, shared, held_out), held_out, shared)
 
 
 def _measured(

@@ -74,6 +74,13 @@ class Real:
     fresh: Float[Tensor, "f d"] | None = None
     bandwidth: float | None = None
 
+    @property
+    def dimension(self) -> int | None:
+        """Number of features, where anything says it."""
+        if self.gaussian is not None:
+            return len(self.gaussian.mean)
+        return None if self.rows is None else self.rows.shape[-1]
+
     def required_rows(self, user: str) -> Tensor:
         """The rows, checked, or an error that says who needs them."""
         if self.rows is None:
@@ -201,11 +208,18 @@ def draw(n: int, size: int, seed: int, side: str) -> Tensor:
     return torch.randperm(n, generator=stream(seed, "thin", side))[:size]
 
 
-def generated(x: Tensor, *, least: int, user: str) -> Tensor:
-    """Checked generated rows; fewer than `least` are refused."""
+def generated(x: Any, real: Real | None = None, *, least: int, user: str) -> Tensor:
+    """Checked generated rows; fewer than `least` are refused, and rows of another width than the reference's."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"{user} takes generated features as a tensor (n, d); got {type(x).__name__}; convert it")
     rows = checked(x.detach(), side="generated features")[0]
     if len(rows) < least:
         raise InputError(f"{user} needs at least {least} generated rows; got {len(rows)}")
+    if real is not None and real.dimension not in (None, rows.shape[1]):
+        raise InputError(
+            f"{user}: features must have the reference's dimension d={real.dimension}; got d={rows.shape[1]}; "
+            "encode both sides with the same representation"
+        )
     return rows
 
 

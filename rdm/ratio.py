@@ -48,11 +48,11 @@ class Ratio(Measure):
 
     def estimate(self, x: Tensor, real: Real, *, seed: int = 0) -> RatioEstimate:
         """Both distances, of min(n, fresh, 16,384) rows."""
-        x = generated(x, least=4, user=self.name)
+        x = generated(x, real, least=4, user=self.name)
         if real.fresh is None:
             raise InputError(f"{self.name} divides by a fresh real split's distance; this reference holds none")
         n = min(len(x), len(real.fresh), ROWS)
-        fresh = thin(generated(real.fresh.to(x.device), least=4, user=self.name), n, seed, "fresh")
+        fresh = thin(generated(real.fresh.to(x.device), real, least=4, user=self.name), n, seed, "fresh")
         below = self.distance.estimate(fresh, real, seed=seed)
         above = self.distance.estimate(thin(x, n, seed, "generated"), real, seed=seed)
         nonzero(above.value, below.value, below.variance, self.name)

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 import rdm
 from rdm.errors import InputError
 from rdm.judge_commands import judge_source, make_reference
-from rdm.metric import Distance, Gaussian, Metric, Real
+from rdm.metric import Distance, Gaussian, Metric, Real, generated
 from rdm.ratio import Ratio
 from rdm.reference_file import ReferenceFile
 from rdm.registry import batteries, metrics
@@ -86,6 +86,22 @@ def test_types_mix(name):
     for kind, other, third in ((half, double, single), (single, half, double), (double, single, half)):
         found = metric(name)(x.to(kind), Real(y.to(other), fresh=fresh.to(third)))
         assert found[:4] == pytest.approx(exact[:4], rel=2e-5, abs=2e-6), (kind, other, third)
+
+
+@pytest.mark.parametrize("name", rdm.names("metrics"))
+def test_what_is_no_rows_of_the_reference_is_refused_in_words(name):
+    measure, refused = metric(name), [(X[:, 0], r"shape \(n, d\)")]
+    if not measure.logits:
+        refused += [(X[:, :3], "dimension d=4; got d=3")]
+    for x, message in refused:
+        with pytest.raises(InputError, match=message) as caught:
+            measure(x, Real(Y, fresh=FRESH))
+        assert "\n" not in str(caught.value)
+
+
+def test_arrays_are_refused_by_name():
+    with pytest.raises(InputError, match=r"sw takes generated features as a tensor \(n, d\); got ndarray"):
+        generated(X.numpy(), least=2, user="sw")
 
 
 def test_a_collapsed_side_is_as_far_as_the_loss_says():

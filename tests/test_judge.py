@@ -95,6 +95,19 @@ def test_features_are_judged_without_encoder(tmp_path, capsys):
     assert "needs rows of the reference; this one holds moments only" in capsys.readouterr().err
 
 
+def test_that_nothing_was_measured_is_an_error(tmp_path, capsys):
+    rows = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    for name, array in (("real", rows), ("one", rows[:1]), ("narrow", rows[:, :3])):
+        np.save(tmp_path / f"{name}.npy", array)
+    assert main(["reference", str(tmp_path / "real.npy"), "--out", str(tmp_path / "r.safetensors")]) == 0
+    for name, reason in (("one", "needs at least 2 generated rows; got 1"), ("narrow", "d=4; got d=3")):
+        assert main(["evaluate", str(tmp_path / f"{name}.npy"), "--reference", str(tmp_path / "r.safetensors")]) == 2
+        printed = capsys.readouterr()
+        (line,) = printed.err.strip().splitlines()[-1:]
+        assert "no metric could be measured; cmmd not measured: " in line and reason in line, line
+        assert "metric" not in printed.out
+
+
 def test_float_images_differ_from_eight_bit_ones_and_it_is_said(made):
     """The same pictures before and after rounding to 8 bits: a small difference, not none."""
     file = ReferenceFile.load(made / "r.safetensors")

@@ -44,7 +44,7 @@ class FrechetDistance(Distance):
     """
 
     def estimate(self, x: Tensor, real: Real, *, seed: int = 0) -> Estimate:  # noqa: D102
-        x = generated(x, least=2, user="fd")
+        x = generated(x, real, least=2, user="fd")
         return _estimate(x, _target(real.fit(), x.device), seed)
 
     def streamed(self, fit: Gaussian, x: Tensor, real: Real, *, seed: int = 0) -> Metric:
@@ -84,7 +84,7 @@ class FrechetAtInfinity(Measure):
     partitions: Count = 3
 
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
-        x = generated(x, least=8 * x.shape[-1], user="fd_infinity (8 rows a dimension)")
+        x = generated(x, real, least=8 * x.shape[-1], user="fd_infinity (8 rows a dimension)")
         fit = real.fit()
         value, noise = self._intercept(x, _target(fit, x.device), seed)
         spread = _estimate(x, _target(fit, x.device), seed)

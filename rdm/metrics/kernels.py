@@ -31,7 +31,7 @@ class _KernelDistance(Distance):
         raise NotImplementedError
 
     def estimate(self, x: Tensor, real: Real, *, seed: int = 0) -> Estimate:  # noqa: D102
-        x = thin(generated(x, least=self.least, user=self.user), ROWS, seed, "generated")
+        x = thin(generated(x, real, least=self.least, user=self.user), ROWS, seed, "generated")
         rows = thin(real.required_rows(self.user), ROWS, seed, "reference").to(x.device)
         objective = self.objective(real)
         statistic, target = objective.bind(Reference.from_features(rows))
@@ -128,7 +128,7 @@ class CMMD(_KernelDistance):
         return objectives.build("cmmd")
 
     def estimate(self, x: Tensor, real: Real, *, seed: int = 0) -> Estimate:  # noqa: D102
-        x, rows = generated(x, least=self.least, user=self.user), real.required_rows(self.user)
+        x, rows = generated(x, real, least=self.least, user=self.user), real.required_rows(self.user)
         x, rows = (torch.nn.functional.normalize(side, dim=1) for side in (x, rows))
         found = super().estimate(x, Real(rows), seed=seed)
         return Estimate(found.value, found.influence * 1000, found.second * 1e6)
@@ -185,7 +185,7 @@ class _OfSubsets(Measure):
 
     def values(self, x: Tensor, real: Real, seed: int, *, size: int) -> Tensor:
         """One squared MMD a subset."""
-        x, y = generated(x, least=size, user=self.user), real.required_rows(self.user).to(x.device)
+        x, y = generated(x, real, least=size, user=self.user), real.required_rows(self.user).to(x.device)
         if len(y) < size:
             raise InputError(f"{self.user} needs at least {size} reference rows, a subset; got {len(y)}; give a size")
         return kid_subsets(x, y, subsets=self.subsets, size=size, seed=seed)

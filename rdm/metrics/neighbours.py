@@ -39,7 +39,7 @@ class _Neighbours(Measure):
 
     def sides(self, x: Tensor, real: Real, seed: int) -> tuple[Tensor, Tensor]:
         """Both sides about the reference's mean, thinned, with enough rows for k neighbours."""
-        x = thin(generated(x, least=self._least, user=self.user), self.rows, seed, "generated")
+        x = thin(generated(x, real, least=self._least, user=self.user), self.rows, seed, "generated")
         y = thin(real.required_rows(self.user), self.rows, seed, "reference").to(x.device)
         if len(y) < self.k + 1:
             raise InputError(f"{self.user} needs at least {self.k + 1} reference rows; got {len(y)}")

@@ -49,7 +49,7 @@ class SlicedWasserstein(Distance):
     rows: Annotated[int, Range(least=4)] = ROWS
 
     def estimate(self, x: Tensor, real: Real, *, seed: int = 0) -> Estimate:  # noqa: D102
-        x, y = generated(x, least=4, user="sw"), real.required_rows("sw")
+        x, y = generated(x, real, least=4, user="sw"), real.required_rows("sw")
         n = min(len(x), len(y), self.rows)
         x = x[draw(len(x), n, seed, "generated").to(x.device)] if n < len(x) else x
         y = y[draw(len(y), n, seed, "reference").to(y.device)] if n < len(y) else y
