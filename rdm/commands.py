@@ -22,11 +22,12 @@ from rdm.errors import InputError, MismatchError
 from rdm.evaluate import Judge, table
 from rdm.generator import Generator
 from rdm.metric import Metric
+from rdm.pictures import save_compared
 from rdm.randomness import seeded
 from rdm.registry import registries
 from rdm.report import write_report
 from rdm.run import Interrupted, last_logged
-from rdm.store import digest, lock, read_json, remove_temporaries, write_bytes, write_json, write_text
+from rdm.store import digest, lock, read_json, remove_temporaries, write_json, write_text
 from rdm.sweep_report import INDEX, write_sweep_report
 from rdm.train import train
 
@@ -175,8 +176,7 @@ def _evaluate(evaluation: Judge | None, model: nn.Module, out: Path) -> dict[str
     if not isinstance(model, Generator):
         raise InputError(f"an evaluation measures a generator; got {type(model).__name__}")
     _say("evaluating")
-    for name, png in evaluation.pictures(model).items():
-        write_bytes(out / "samples" / f"compare {name}.png", png)
+    save_compared(out / "samples", evaluation.pictures(model))
     return evaluation(model)
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from rdm.pictures import compared_pictures
 from rdm.report import blank_figure
 from rdm.source import decode
 
@@ -23,8 +24,8 @@ class Panel(NamedTuple):
 
 def newest_picture(point: Path) -> Path | None:
     """The last of the pictures that a point's evaluation drew, which is of the run itself; None without any."""
-    drawn = sorted((point / "samples").glob("compare *.png"), key=lambda path: path.stat().st_mtime_ns)
-    return drawn[-1] if drawn else None
+    drawn = compared_pictures(point / "samples")
+    return drawn[-1][1] if drawn else None
 
 
 def gallery(panels: Sequence[Panel]) -> bytes:

@@ -1,6 +1,8 @@
-"""Grids of generated images as PNG files."""
+"""Grids of generated images as PNG files, and the order of those that an evaluation draws."""
 
 import io
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,3 +31,18 @@ def grid_png(images: Tensor, *, columns: int, gap: int = 1, least: int = 32) -> 
 def save_grid(path: Path, images: Tensor, *, columns: int) -> None:
     """Write a grid, whole or not at all."""
     write_bytes(path, grid_png(images, columns=columns))
+
+
+def save_compared(folder: Path, pictures: Mapping[str, bytes]) -> None:
+    """Write an evaluation's pictures in the place of earlier ones, numbered in their order."""
+    earlier = {path for _, path in compared_pictures(folder)}
+    paths = [folder / f"compare {k:02} {name}.png" for k, name in enumerate(pictures)]
+    for path, png in zip(paths, pictures.values(), strict=True):
+        write_bytes(path, png)
+    for path in earlier - set(paths):
+        path.unlink()
+
+
+def compared_pictures(folder: Path) -> list[tuple[str, Path]]:
+    """Titles and paths of an evaluation's pictures by their numbers, the judged generator's last."""
+    return [(re.sub(r"^compare (\d\d )?", "", path.stem), path) for path in sorted(folder.glob("compare *.png"))]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rdm.errors import InputError
 from rdm.evaluate import table
 from rdm.metric import Metric
+from rdm.pictures import compared_pictures
 from rdm.store import read_json, write_text
 
 if TYPE_CHECKING:
@@ -101,9 +102,8 @@ def _table(metrics: dict[str, Metric]) -> str:
 
 
 def _grids(folder: Path, metrics: dict[str, Metric]) -> str:
-    compared = sorted((folder / "samples").glob("compare *.png"), key=lambda p: p.stat().st_mtime_ns)
-    if compared:
-        titled = [(path.stem.removeprefix("compare "), path) for path in compared]
+    titled = compared_pictures(folder / "samples")
+    if titled:
         by_class = '<p class="note">A column is a class; the same noise in every picture but the real one.</p>'
         note = by_class if any(": " in name for name in metrics) else ""
     else:

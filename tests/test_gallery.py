@@ -8,14 +8,13 @@ import torch
 from PIL import Image
 
 from rdm.gallery import Panel, gallery, newest_picture
-from rdm.pictures import save_grid
+from rdm.pictures import compared_pictures, save_compared, save_grid
 from rdm.store import write_json
 from rdm.sweep_report import write_sweep_report
 
 
-def picture(path, colour, *, age: int = 0):
+def picture(path, colour):
     save_grid(path, torch.tensor(colour).view(1, 3, 1, 1).expand(1, 3, 40, 40), columns=1)
-    os.utime(path, (1e9 - age, 1e9 - age))
     return path
 
 
@@ -28,11 +27,15 @@ def shares(png: bytes) -> dict[str, float]:
 
 def test_the_newest_picture_of_a_point(tmp_path):
     assert newest_picture(tmp_path) is None
-    old = picture(tmp_path / "samples" / "compare a.png", (1.0, 0.0, 0.0), age=9)
-    assert newest_picture(tmp_path) == old
-    new = picture(tmp_path / "samples" / "compare this run.png", (0.0, 1.0, 0.0))
-    picture(tmp_path / "samples" / "00000010.png", (0.0, 0.0, 1.0), age=-9)
-    assert newest_picture(tmp_path) == new
+    old = picture(tmp_path / "samples" / "compare a.png", (1.0, 0.0, 0.0))
+    assert newest_picture(tmp_path) == old, "of a version that did not number them"
+    save_compared(tmp_path / "samples", dict.fromkeys(("real", "a", "10 steps", "this run"), old.read_bytes()))
+    found = compared_pictures(tmp_path / "samples")
+    for age, (_, path) in enumerate(found):
+        os.utime(path, (1e9 - age, 1e9 - age))  # as a copy may have them
+    picture(tmp_path / "samples" / "00000010.png", (0.0, 0.0, 1.0))
+    assert [title for title, _ in compared_pictures(tmp_path / "samples")] == ["real", "a", "10 steps", "this run"]
+    assert newest_picture(tmp_path) == tmp_path / "samples" / "compare 03 this run.png" and not old.exists()
 
 
 def test_a_panel_a_place_and_the_first_of_several(tmp_path):

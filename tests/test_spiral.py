@@ -62,7 +62,7 @@ def test_a_run_without_classes_or_pictures(tmp_path, capsys):
         "distance",
         "off plane",
     }
-    assert [p.name for p in (tmp_path / "run" / "samples").iterdir()] == ["compare samples in the plane.png"]
+    assert [p.name for p in (tmp_path / "run" / "samples").iterdir()] == ["compare 00 samples in the plane.png"]
     page = (tmp_path / "run" / "report.html").read_text()
     assert "samples in the plane" in page and "A column is a class" not in page and "ratios" not in page
     assert main(["evaluate", str(tmp_path / "run")]) == 0
