@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rdm.errors import InputError, UnknownNameError, first_line
@@ -57,11 +58,12 @@ def open_clip(
     Shapes: n 3 h w -> n d. Cost: one forward pass of the image tower.
 
     Raises:
-        InputError: a model or tag that does not exist, with the nearest; no weights there.
+        InputError: a model or tag that does not exist, with the nearest; no weights there; a size that the tower does
+            not take (most have a fixed grid of positions).
         MismatchError: weights of another architecture, with the first ten tensors; a file of another hash.
     """
     network, config, path = _network(model, tag, weights, allow_download, sha256)
-    side = size or config["size"][0]
+    side = _side(network.visual, config, size, f"open_clip model {model!r}")
     prepare = Preprocess(side, config["mean"], config["std"], "bicubic")
     module = nn.Sequential(prepare, network.visual, *([Unit()] if unit else []))
     settings = {"model": model, "tag": tag, "unit": unit, "size": side, **origin(path)}
@@ -143,6 +145,20 @@ def _network(
     if path is not None:
         _load(library, network, path, owner)
     return network, {**library.get_model_preprocess_cfg(network), **_known(config)}, path
+
+
+def _side(tower: nn.Module, config: Mapping[str, Any], size: int | None, owner: str) -> int:
+    """The square that images are resized to: the model's own, or another one that its tower takes."""
+    own = config["size"] if isinstance(config["size"], int) else config["size"][0]
+    if size is None or size == own:
+        return own
+    try:
+        with torch.no_grad():
+            tower.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        why = first_line(error)
+        raise InputError(f"{owner} takes images at {own}, not at {size} ({why}); leave size out") from error
+    return size
 
 
 def _known(config: Mapping[str, Any]) -> dict[str, Any]:

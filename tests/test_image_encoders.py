@@ -160,10 +160,23 @@ def test_a_named_layer_is_what_the_network_computes_there():
     torch.testing.assert_close(encoder(images), torch.cat([prefix, patches], 1).flatten(1))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("model, own", [("RN50", 224), ("RN50x4", 288)])
+def test_open_clips_residual_networks_take_their_own_size_alone(model, own):
+    """Their attention pools have a fixed grid, as transformers have."""
+    library("open_clip")
+    encode = rdm.representation("open_clip", model=model, weights="random")
+    assert encode.settings["size"] == own and torch.isfinite(encode(torch.rand(1, 3, 40, 30))).all()
+    with pytest.raises(InputError, match=rf"'{model}' takes images at {own}, not at 64 .* leave size out"):
+        rdm.representation("open_clip", model=model, weights="random", size=64)
+
+
 def test_open_clip_features_are_open_clips_own():
     open_clip = library("open_clip")
     image = rdm.representation("open_clip", model="ViT-S-32-alt", weights="random")
     text = rdm.representation("open_clip_text", model="ViT-S-32-alt", weights="random")
+    with pytest.raises(InputError, match="takes images at 224, not at 64 .* leave size out"):
+        rdm.representation("open_clip", model="ViT-S-32-alt", weights="random", size=64)
     own = open_clip.create_model("ViT-S-32-alt").eval()
     state = {f"visual.{k}": v for k, v in image.module[1].state_dict().items()}
     state |= {k: v for k, v in text.module[0].network.state_dict().items() if not k.startswith("visual")}
