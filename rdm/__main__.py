@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -111,15 +111,29 @@ def _nobody_reads() -> bool:
     return False
 
 
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path; got ''")
+    return Path(text)
+
+
+def _check(options: argparse.Namespace, function: Callable[..., Any], *names: str) -> None:
+    """Check flags against the annotations of the function that takes them."""
+    from rdm.numbers import check, hints_of
+
+    for name in names:
+        check(f"--{name.replace('_', '-')}", getattr(options, name), hints_of(function)[name])
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="rdm", description="Train and judge generators by matching distributions of features.")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train or post-train what a gin file says")
-    train.add_argument("config", type=Path, metavar="CONFIG.gin")
+    train.add_argument("config", type=_path, metavar="CONFIG.gin")
     train.add_argument("--bind", action="append", default=[], metavar="'NAME = VALUE'", help="a binding on top")
-    train.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/<name of the file>)")
+    train.add_argument("--out", type=_path, metavar="DIR", help="run folder (default: runs/<name of the file>)")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder")
     train.add_argument("--restricted", action="store_true", help="refuse imports, foreign includes, unregistered names")
     train.set_defaults(run=_train)
@@ -128,14 +142,14 @@ def _parser() -> argparse.ArgumentParser:
     _evaluate_parser(commands)
 
     sweep = commands.add_parser("sweep", help="train every point of a grid of bindings; finished ones are kept")
-    sweep.add_argument("config", type=Path, metavar="SWEEP.gin")
+    sweep.add_argument("config", type=_path, metavar="SWEEP.gin")
     sweep.add_argument("--workers", type=int, default=1, metavar="N", help="points at a time (default: 1)")
-    sweep.add_argument("--out", type=Path, metavar="DIR", help="sweep folder (default: runs/<name of the file>)")
+    sweep.add_argument("--out", type=_path, metavar="DIR", help="sweep folder (default: runs/<name of the file>)")
     sweep.add_argument("--restricted", action="store_true", help="as of train")
     sweep.set_defaults(run=_sweep)
 
     report = commands.add_parser("report", help="draw report.html of a run or sweep folder")
-    report.add_argument("folder", type=Path, metavar="DIR")
+    report.add_argument("folder", type=_path, metavar="DIR")
     report.set_defaults(run=_report)
 
     listing = commands.add_parser("list", help="list objectives, representations, batteries, generators, datasets")
@@ -150,12 +164,14 @@ def _parser() -> argparse.ArgumentParser:
 def _reference_parser(commands: Any) -> None:
     reference = commands.add_parser("reference", help="measure a data set once, to judge and train against")
     reference.add_argument(
-        "data", type=Path, nargs="+", metavar="DATA", help="a folder or file; or references to merge"
+        "data", type=_path, nargs="+", metavar="DATA", help="a folder or file; or references to merge"
     )
-    reference.add_argument("--out", type=Path, required=True, metavar="FILE", help=".safetensors, or .npz of mu, sigma")
+    reference.add_argument(
+        "--out", type=_path, required=True, metavar="FILE", help=".safetensors, or .npz of mu, sigma"
+    )
     reference.add_argument("--battery", metavar="NAME", help="encoders (`rdm list batteries`); none for features")
     reference.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="argument of the battery")
-    reference.add_argument("--fresh", type=Path, metavar="DATA", help="a real split apart, for floors and ratios")
+    reference.add_argument("--fresh", type=_path, metavar="DATA", help="a real split apart, for floors and ratios")
     reference.add_argument("--split", type=float, default=0.2, metavar="SHARE", help="else: share held apart (0.2)")
     reference.add_argument("--sample", type=int, default=16_384, metavar="K", help="rows kept a side (16384)")
     reference.add_argument(
@@ -172,11 +188,11 @@ def _reference_parser(commands: Any) -> None:
 
 def _evaluate_parser(commands: Any) -> None:
     evaluate = commands.add_parser("evaluate", help="judge samples against a reference, or a run by its configuration")
-    evaluate.add_argument("samples", type=Path, metavar="SAMPLES", help="folder, file of pictures or features, or run")
-    evaluate.add_argument("--reference", type=Path, metavar="FILE", help="what `rdm reference` made, or FD-loss' .npz")
+    evaluate.add_argument("samples", type=_path, metavar="SAMPLES", help="folder, file of pictures or features, or run")
+    evaluate.add_argument("--reference", type=_path, metavar="FILE", help="what `rdm reference` made, or FD-loss' .npz")
     evaluate.add_argument("--metrics", metavar="A,B,C", help="default: all that can be measured (`rdm list metrics`)")
-    evaluate.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics here")
-    evaluate.add_argument("--chart", type=Path, metavar="FILE.svg", help="draw ratios by encoder, with intervals")
+    evaluate.add_argument("--json", type=_path, metavar="FILE", help="also write the metrics here")
+    evaluate.add_argument("--chart", type=_path, metavar="FILE.svg", help="draw ratios by encoder, with intervals")
     evaluate.add_argument(
         "--count", type=int, metavar="N", help="items to draw from a run (default: the fresh split's)"
     )
@@ -210,8 +226,9 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _reference(options: argparse.Namespace) -> None:
-    from rdm.judge_commands import make_reference
+    from rdm.judge_commands import make_reference, measure_source
 
+    _check(options, measure_source, "split", "size", "sample", "landmarks", "save_every", "seed", "batch", "workers")
     make_reference(
         options.data,
         options.out,
@@ -261,6 +278,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         return
     from rdm.judge_commands import evaluate_samples
 
+    _check(options, evaluate_samples, "count", "seed", "batch", "workers")
     names = None if options.metrics is None else [name.strip() for name in options.metrics.split(",")]
     evaluate_samples(
         options.samples,

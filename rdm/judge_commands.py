@@ -1,9 +1,10 @@
 """What `rdm reference` and `rdm evaluate --reference` do, as functions."""
 
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from rich import box
@@ -17,6 +18,7 @@ from rdm.items import Items, first_item
 from rdm.judge import DOWNLOAD, Verdict, as_json, battery_of, encode, judge, rows_of_table
 from rdm.measure import FIT, Encoders, Survey, check_apart
 from rdm.metric import Metric
+from rdm.numbers import Count, Range, Seed, Share, Size, Workers, validated
 from rdm.randomness import seeded, stream
 from rdm.ratio import Ratio
 from rdm.reference_file import ReferenceFile, written_member
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BATCH = 32
+SPLIT = 0.2
 DRAWN = 16_384  # items drawn from a run's generator, at most
 
 
@@ -43,6 +46,12 @@ def make_reference(
         InputError: data that cannot be read, or references that do not merge.
     """
     if all(_is_reference(path) for path in data):
+        usual = {name: p.default for name, p in inspect.signature(measure_source).parameters.items()} | {
+            "arguments": {}
+        }
+        if given := [name for name, value in {**options, "fresh": fresh}.items() if value != usual[name]]:
+            flag = {"arguments": "set"}.get(given[0], given[0]).replace("_", "-")
+            raise InputError(f"--{flag} is of measuring a data set; references are merged as they are; leave it out")
         whole = _merged(data)
         whole.write(out, member)
         _say_reference(whole, out)
@@ -55,6 +64,7 @@ def make_reference(
         _say_reference(found, out)
 
 
+@validated
 def measure_source(
     source: Source,
     out: Path,
@@ -63,30 +73,32 @@ def measure_source(
     arguments: Mapping[str, Any] | None = None,
     fresh: Source | None = None,
     member: str | None = None,
-    split: float = 0.2,
-    size: int | None = None,
-    channels: int | None = None,
-    sample: int = 16_384,
-    seed: int = 0,
-    workers: int = 0,
-    batch: int = BATCH,
+    split: Share = SPLIT,
+    size: Count | None = None,
+    channels: Literal[1, 3] | None = None,
+    sample: Annotated[int, Range(least=4)] = 16_384,
+    seed: Seed = 0,
+    workers: Workers = 0,
+    batch: Count = BATCH,
     per_class: bool = False,
-    landmarks: int = 0,
+    landmarks: Size = 0,
     skip_broken: bool = False,
-    save_every: float = 20.0,
+    save_every: Annotated[float, Range(least=0)] = 20.0,
 ) -> ReferenceFile | None:
     """Measure a source's items under every member of a battery into a file; returned on rank 0.
 
     Raises:
         InputError: items that cannot be read, an unknown battery, a share outside [0, 1).
     """
-    if not 0 <= split < 1:
-        raise InputError(f"--split is the share of fresh items, at least 0 and below 1; got {split}")
-    if sample < 4 or batch < 1:
-        raise InputError(f"expected --sample >= 4 and --batch >= 1; got {sample} and {batch}")
+    if fresh is not None and split != SPLIT:
+        raise InputError(
+            "--split holds a share of the data apart; --fresh gives the items instead; leave one of them out"
+        )
     with started(), seeded(seed):
         form = Form(size, channels)
         first = first_item(source, form)
+        if per_class and first.label < 0:
+            raise InputError(f"--per-class needs items with classes; {source.path} has none; leave it out")
         sides = [(source, None)] if fresh is None else [(source, False), (fresh, True)]
         if fresh is not None:
             check_apart(*(torch.tensor([hashed(item.name, item.content)]) for item in (first, first_item(fresh, form))))
@@ -107,6 +119,7 @@ def measure_source(
         ).run()
 
 
+@validated
 def evaluate_samples(
     samples: Path,
     reference: Path,
@@ -114,10 +127,10 @@ def evaluate_samples(
     names: Sequence[str] | None = None,
     json: Path | None = None,
     chart: Path | None = None,
-    seed: int = 0,
-    workers: int = 0,
-    batch: int = BATCH,
-    count: int | None = None,
+    seed: Seed = 0,
+    workers: Workers = 0,
+    batch: Count = BATCH,
+    count: Count | None = None,
     skip_broken: bool = False,
     trust_config: bool = False,
     arguments: Mapping[str, Any] | None = None,
@@ -126,6 +139,10 @@ def evaluate_samples(
 
     `arguments` of the reference's battery go before those that it was made with.
     """
+    if count is not None and not is_run(samples):
+        raise InputError(f"--count is of items to draw from a run; {samples} is no run, and all of it is judged")
+    if chart is not None and chart.suffix != ".svg":
+        raise InputError(f"--chart is drawn as SVG: expected FILE.svg; got {chart.name!r}")
     file = ReferenceFile.load(reference)
     source = _drawn(samples, file, count, seed, trust_config) if is_run(samples) else open_source(samples)
     options = {"seed": seed, "workers": workers, "batch": batch, "skip_broken": skip_broken, "arguments": arguments}
@@ -138,15 +155,16 @@ def evaluate_samples(
     return verdict
 
 
+@validated
 def judge_source(
     source: Source,
     file: ReferenceFile,
     path: Path,
     *,
     names: Sequence[str] | None = None,
-    seed: int = 0,
-    workers: int = 0,
-    batch: int = BATCH,
+    seed: Seed = 0,
+    workers: Workers = 0,
+    batch: Count = BATCH,
     skip_broken: bool = False,
     arguments: Mapping[str, Any] | None = None,
 ) -> Verdict:
@@ -222,8 +240,9 @@ def _encoders(
     source: Source, items: Items, battery: str | None, arguments: Mapping[str, Any]
 ) -> tuple[Encoders, list[str]]:
     if source.kind == "features":
-        if battery is not None:
-            raise InputError(f"{source.path} holds features already; leave --battery out")
+        given = {"--battery": battery, "--set": arguments, "--size": items.form.size, "--channels": items.form.channels}
+        if flags := [flag for flag, value in given.items() if value]:
+            raise InputError(f"{source.path} holds features already; leave {flags[0]} out")
         return Encoders(None, _columns(source)), []
     if battery is None:
         raise InputError(f"expected --battery, one of {', '.join(batteries)}; got none")

@@ -72,6 +72,7 @@ Positive = Annotated[float, Range(least=1 / EDGE, most=EDGE)]
 Nonnegative = Annotated[float, Range(least=0, most=EDGE)]
 Share = Annotated[float, Range(least=0, below=1)]
 Fraction = Annotated[float, Range(least=0, most=1)]
+Workers = Annotated[int, Range(least=0, most=256)]  # more processes than that only fill the memory
 Device = Annotated[str | torch.device, Here()]
 
 

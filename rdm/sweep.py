@@ -15,11 +15,12 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from rdm import config
 from rdm.errors import InputError
 from rdm.explain import own_text
+from rdm.numbers import Range, check
 from rdm.progress import Reporter, progress
 from rdm.randomness import seeded
 from rdm.run import Interrupted, stop_requests
@@ -55,8 +56,7 @@ class Point(NamedTuple):
 
 def sweep(path: Path, out: Path | None, *, workers: int = 1, restricted: bool = False) -> Path:
     """Plan, run and report a sweep; returns its folder. See `plan` and `run` for what is raised."""
-    if workers < 1:
-        raise InputError(f"expected --workers >= 1; got {workers}")
+    check("--workers", workers, Annotated[int, Range(least=1, most=256)])
     out = out or Path("runs") / path.stem
     points = plan(path, out, restricted=restricted)
     try:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rdm.__main__ import main
@@ -167,6 +168,46 @@ def test_what_a_run_s_own_evaluation_cannot_take_is_refused(capsys):
     for flag in (["--metrics", "fd"], ["--chart", "x.svg"], ["--count", "5"], ["--seed", "1"], ["--skip-broken"]):
         line = refused(capsys, "evaluate", "runs/any", *flag)
         assert f"{flag[0]} needs --reference FILE" in line
+
+
+@pytest.mark.parametrize("flag, value", [
+    ("--batch", "0"), ("--batch", "-4"), ("--workers", "-1"), ("--workers", "1000000"), ("--size", "0"),
+    ("--size", "-3"), ("--landmarks", "-1"), ("--save-every", "nan"), ("--save-every", "-1"), ("--split", "1"),
+    ("--split", "nan"), ("--sample", "3"), ("--seed", str(2**64)),
+])  # fmt: skip
+def test_numbers_out_of_range_name_their_flag(at, capsys, flag, value):
+    assert f"{flag} must be a" in refused(capsys, "reference", "x", "--out", "r.safetensors", flag, value)
+    if flag in ("--batch", "--workers", "--seed"):
+        assert f"{flag} must be a" in refused(capsys, "evaluate", "x", "--reference", "r.safetensors", flag, value)
+    if flag == "--workers":
+        assert f"{flag} must be a" in refused(capsys, "sweep", "x.gin", flag, value)
+
+
+def test_flags_that_would_be_ignored_are_refused(at, capsys):
+    np.savez("f.npz", a=np.random.default_rng(0).normal(size=(40, 3)))
+    assert main(["reference", "f.npz", "--out", "r.safetensors"]) == 0
+    merge, measure = ["reference", "r.safetensors", "--out", "m.safetensors"], ["reference", "f.npz", "--out", "m.npz"]
+    judge = ["evaluate", "f.npz", "--reference", "r.safetensors"]
+    lines = {
+        "--count must be a": [*judge, "--count", "0"],
+        "--count is of items to draw from a run": [*judge, "--count", "5"],
+        "expected FILE.svg; got 'c.png'": [*judge, "--chart", "c.png"],
+        "--battery is of measuring": [*merge, "--battery", "untrained"],
+        "--set is of measuring": [*merge, "--set", "a=1"],
+        "--per-class is of measuring": [*merge, "--per-class"],
+        "--fresh is of measuring": [*merge, "--fresh", "f.npz"],
+        "--member says whose moments": [*merge, "--member", "a"],
+        "--per-class needs items with classes": [*measure, "--per-class"],
+        "leave --size out": [*measure, "--size", "8"],
+        "leave --set out": [*measure, "--set", "a=1"],
+        "leave one of them out": [*measure, "--fresh", "f.npz", "--split", "0.5"],
+        "--bind '': expected 'NAME = VALUE'": ["train", "classifier.gin", "--bind", ""],
+    }
+    for message, arguments in lines.items():
+        assert message in refused(capsys, *arguments)
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "classifier.gin", "--out", ""])
+    assert caught.value.code == 2 and "argument --out: expected a path; got ''" in capsys.readouterr().err
 
 
 def test_debug_shows_the_traceback(at):

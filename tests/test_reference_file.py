@@ -305,7 +305,7 @@ def test_wrong_arguments_are_one_line(data, capsys):
     for arguments, message in (
         (["--battery", "nothing"], "unknown battery 'nothing'"),
         ([], "expected --battery, one of"),
-        (["--battery", "untrained", "--split", "1.5"], "--split is the share of fresh items"),
+        (["--battery", "untrained", "--split", "1.5"], "--split must be a number from 0 and below 1"),
         (["--battery", "untrained", "--set", "channels"], "--set takes KEY=VALUE"),
         (["--battery", "untrained", "--set", "side=3"], "has no hyperparameter 'side'"),
     ):
