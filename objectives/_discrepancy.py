@@ -50,6 +50,6 @@ def _within(kernel: Kernel, rows: Tensor, weights: Tensor, estimator: Estimator)
     if estimator == "biased":
         return self_sum(kernel, rows, weights, diagonal=True)
     pairs = 1 - weights.square().sum()
-    if float(pairs) <= 1e-12:
+    if bool(pairs <= 1e-12):
         raise InputError('estimator "unbiased" needs at least 2 rows of positive weight a side; got 1; use "biased"')
     return self_sum(kernel, rows, weights, diagonal=False) / pairs

@@ -231,7 +231,7 @@ class Polynomial(Kernel):
 
 
 def cross_sum(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Tensor:
-    """sum_ij a_i b_j k(x_i, y_j) as a float64 scalar, differentiable in x only; y, a and b are constants.
+    """sum_ij a_i b_j k(x_i, y_j) as a float64 scalar, differentiable in x and a; y and b are constants.
 
     Radial kernels are counted from their origin. What overflows in float32 (rows beyond 1e19) is done in float64.
     """
@@ -242,7 +242,7 @@ def cross_sum(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Ten
 
 
 def self_sum(kernel: Kernel, x: Tensor, a: Tensor, *, diagonal: bool) -> Tensor:
-    """sum_ij a_i a_j k(x_i, x_j), with or without i = j, as a float64 scalar, differentiable in x; see `cross_sum`."""
+    """sum_ij a_i a_j k(x_i, x_j), with or without i = j, as a float64 scalar, differentiable; see `cross_sum`."""
     total = _SelfSum.apply(x.double() if kernel.exact else x, a, kernel, diagonal)
     if x.dtype != torch.float64 and not bool(torch.isfinite(total)):
         return _SelfSum.apply(x.double(), a, kernel, diagonal)
@@ -253,27 +253,26 @@ class _CrossSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, y: Tensor, b: Tensor, kernel: Kernel) -> Tensor:
         y, a_, b_ = y.to(x.dtype), a.to(x.dtype), b.to(x.dtype)
-        total = torch.zeros((), dtype=torch.float64, device=x.device)
+        means = torch.zeros_like(a)  # sum_j b_j k(x_i, y_j)
         gradient = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         for i in _blocks(len(x), TILE[0]):
             for j in _blocks(len(y), TILE[1]):
                 value, slope = kernel.tile(x[i], y[j], same=False)
-                total += a[i] @ _sums(value, b[j])
+                means[i] += _sums(value, b[j])
                 if gradient is not None:
                     _pull(kernel, gradient[i], slope.mul_(b_[j]), x[i], y[j])
-        ctx.save_for_backward(None if gradient is None else gradient.mul_(a_[:, None]))
-        return total
+        ctx.save_for_backward(None if gradient is None else gradient.mul_(a_[:, None]), means)
+        return a @ means
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return cotangents[0].to(gradient.dtype) * gradient, None, None, None, None
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
+        return *_scaled(cotangents[0], *ctx.saved_tensors), None, None, None
 
 
 class _SelfSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, kernel: Kernel, diagonal: bool) -> Tensor:
-        a_ = a.to(x.dtype)
+        a_, means = a.to(x.dtype), torch.zeros_like(a)  # sum_j a_j k(x_i, x_j), whole where it is asked for
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         gradient = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         for i in _blocks(len(x), TILE[0]):
@@ -284,19 +283,26 @@ class _SelfSum(torch.autograd.Function):
                 if i == j and not diagonal:
                     value.fill_diagonal_(0.0)
                     slope.fill_diagonal_(0.0)
-                pairs = a[i] @ _sums(value, a[j])
-                total += pairs if i == j else 2 * pairs
+                sums = _sums(value, a[j])
+                total += a[i] @ sums if i == j else 2 * (a[i] @ sums)
+                means[i] += sums
+                if i != j and ctx.needs_input_grad[1]:
+                    means[j] += _sums(value.T, a[i])
                 if gradient is not None:
                     if i != j:
                         _pull(kernel, gradient[j], slope.T * a_[i], x[j], x[i])
                     _pull(kernel, gradient[i], slope.mul_(a_[j]), x[i], x[j])
-        ctx.save_for_backward(None if gradient is None else gradient.mul_(2 * a_[:, None]))
+        ctx.save_for_backward(None if gradient is None else gradient.mul_(2 * a_[:, None]), 2 * means)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return cotangents[0].to(gradient.dtype) * gradient, None, None, None
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        return *_scaled(cotangents[0], *ctx.saved_tensors), None, None
+
+
+def _scaled(cotangent: Tensor, gradient: Tensor | None, means: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Gradients in the rows and in their weights."""
+    return None if gradient is None else cotangent.to(gradient.dtype) * gradient, cotangent * means
 
 
 def _nearby(squared: Tensor, x: Tensor, y: Tensor, *, same: bool) -> bool:

@@ -91,9 +91,10 @@ def cell_means(y: Steps, levels: Tensor, *, even: bool) -> Steps:
 def mean_cost(
     x: Tensor, weights: Tensor, vectors: Tensor, reference: Callable[[slice], Steps], p: float, rows: int
 ) -> Tensor:
-    """Mean over directions of the integral over u of |x(u) - y(u)|^p, float64, differentiable in x only.
+    """Mean over directions of the integral over u of |x(u) - y(u)|^p, float64, differentiable in x and the weights.
 
-    `reference` gives the other side's steps, from so many `rows`, for some of the directions.
+    `reference` gives the other side's steps, from so many `rows`, for some of the directions; true quantiles, no means
+    over cells, where the weights require a gradient.
     """
     return _MeanCost.apply(x, weights, vectors, reference, p, rows)
 
@@ -102,7 +103,7 @@ def costs(
     x: Tensor, weights: Tensor, vectors: Tensor, reference: Callable[[slice], Steps], p: float, rows: int
 ) -> Tensor:
     """The same, one a direction, without gradient."""
-    x, parts = x.detach(), blocks(len(vectors), max(len(x), rows))
+    x, weights, parts = x.detach(), weights.detach(), blocks(len(vectors), max(len(x), rows))
     return torch.cat([_cost(steps(vectors[k] @ x.T, weights), reference(k), p, slope=False)[0] for k in parts])
 
 
@@ -119,19 +120,24 @@ class _MeanCost(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weights: Tensor, vectors: Tensor, reference: Any, p: float, others: int) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         gradient = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        of_weights = torch.zeros_like(weights) if ctx.needs_input_grad[1] else None
         for k in blocks(len(vectors), max(len(x), others)):
             rows, order = sort_rows(vectors[k] @ x.T)
-            cost, slope = _cost(_steps(rows, order, weights), reference(k), p, slope=gradient is not None)
+            mine, theirs = _steps(rows, order, weights), reference(k)
+            cost, slope = _cost(mine, theirs, p, slope=gradient is not None)
             total += cost.sum()
+            if of_weights is not None:
+                potential = _potential(mine, theirs, p)
+                of_weights += torch.empty_like(potential).scatter_(1, order, potential).sum(0)
             if gradient is not None and slope is not None:
                 gradient.addmm_(torch.empty_like(slope).scatter_(1, order, slope).T, vectors[k])
-        ctx.save_for_backward(None if gradient is None else gradient.div_(len(vectors)))
+        ctx.save_for_backward(*(None if each is None else each.div_(len(vectors)) for each in (gradient, of_weights)))
         return total / len(vectors)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return cotangents[0].to(gradient.dtype) * gradient, None, None, None, None, None
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        gradient, of_weights = (None if t is None else cotangents[0].to(t.dtype) * t for t in ctx.saved_tensors)
+        return gradient, of_weights, None, None, None, None
 
 
 def _steps(rows: Tensor, order: Tensor, weights: Tensor) -> Steps:
@@ -169,6 +175,24 @@ def _cost(x: Steps, y: Steps, p: float, *, slope: bool) -> tuple[Tensor, Tensor 
     if derivative is None:
         return summed, None
     return summed, torch.zeros_like(x.rows).scatter_add_(1, mine, derivative.mul_(widths))
+
+
+def _potential(x: Steps, y: Steps, p: float) -> Tensor:
+    """Derivatives of the costs in the weights of x's sorted rows, "P n", up to a constant.
+
+    A weight moves all levels from its own on, and level k, between rows k and k + 1, the cost at y(level k) from one's
+    to the other's. Where it is a level of y too, the mean of both sides' derivatives.
+    """
+    slack = 8 * x.rows.shape[1] * torch.finfo(torch.float64).eps  # of a cumulated sum
+    levels = x.levels[:, :-1].expand(max(len(x.levels), len(y.levels)), -1)
+    grid = y.levels.expand(len(levels), -1).contiguous()
+    moves = torch.zeros(len(x.rows), x.rows.shape[1] - 1, dtype=torch.float64, device=x.rows.device)
+    for side in (-slack, slack):
+        at = torch.searchsorted(grid, levels + side).clamp_max(grid.shape[1] - 1).expand(len(x.rows), -1)
+        theirs = y.rows.double().gather(1, at)
+        before, after = ((rows.double() - theirs).abs().pow(p) for rows in (x.rows[:, :-1], x.rows[:, 1:]))
+        moves += (before - after) / 2
+    return torch.nn.functional.pad(moves.flip(1).cumsum(1).flip(1), (0, 1))
 
 
 def _power(gap: Tensor, p: float, *, slope: bool) -> tuple[Tensor, Tensor | None]:

@@ -70,7 +70,14 @@ class Drifting(Objective):
 
     @property
     def traits(self) -> Traits:  # noqa: D102
-        return Traits(zero_at_identity=False, symmetric=False, normalize=False, plug_in=False, conservative=False)
+        return Traits(
+            zero_at_identity=False,
+            symmetric=False,
+            normalize=False,
+            plug_in=False,
+            conservative=False,
+            learned_weights=False,
+        )
 
     def bind(self, reference: Reference) -> tuple[Samples, DriftTarget]:
         """Rows about the reference's mean."""

@@ -73,19 +73,21 @@ class Frechet(Objective):
 
     def distance(self, summary: Any, target: GaussianTarget, *, generator: Any = None) -> Tensor:
         """The squared distance of the Gaussian fit of `summary` from the target's."""
-        squared = _SquaredDistance.apply(summary.value, summary, target, self.correction)
+        squared = _SquaredDistance.apply(summary.value, summary.weight, target, self.correction)
         return squared + (squared.clamp_min(0) - squared).detach()  # rounding below 0; the gradient is kept
 
 
 class _SquaredDistance(torch.autograd.Function):
     """The distance from moments, with gradient dD/dC = I - T and, at fixed C, dD/dmu = 2 (mu_g - mu_r).
 
-    C = s (M / w - mu mu^T) of the moments (w mu, M), with s = 1 / (1 - correction / n) (test: test_frechet.py).
+    C = s (M / w - mu mu^T) of the moments (w mu, M), with s = 1 / (1 - correction / n) (test: test_frechet.py). The
+    mass w divides the moments and, by n = w^2 / q, sets s, in which dD/ds = tr C (I - T) / s.
     """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, summary: Sum, target: GaussianTarget, correction: int) -> Tensor:
-        mean, covariance = mean_and_covariance(Sum(value, summary.weight), correction=correction)
+    def forward(ctx: Any, value: Tensor, weight: Tensor, target: GaussianTarget, correction: int) -> Tensor:
+        summary = Sum(value, weight)
+        mean, covariance = mean_and_covariance(summary, correction=correction)
         trace = covariance.trace()
         eigenvalues, vectors = _eigenpairs(covariance, target.factor, math.ceil(float(summary.count)))
         keep = above_rounding(eigenvalues)
@@ -98,19 +100,23 @@ class _SquaredDistance(torch.autograd.Function):
             )
             eigenvalues, vectors = eigenvalues[keep], vectors[:, keep]
         roots = eigenvalues.sqrt()
-        ctx.save_for_backward((target.factor @ vectors).div_(roots.sqrt()), mean, mean - target.mean)
-        ctx.mass, ctx.scale = summary.mass, 1 / (1 - correction / summary.count)
+        ctx.save_for_backward((target.factor @ vectors).div_(roots.sqrt()), mean, mean - target.mean, value)
+        ctx.mass, ctx.count, ctx.scale = summary.mass, summary.count, 1 / (1 - correction / summary.count)
+        ctx.of_count = -(trace - roots.sum()) * ctx.scale * correction / summary.count**2
         return (mean - target.mean).square().sum() + trace + target.trace - 2 * roots.sum()
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None, None]:
-        half, mean, shift = ctx.saved_tensors  # T = half half^T
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        half, mean, shift, value = ctx.saved_tensors  # T = half half^T
         gradient = half.new_empty(len(mean) + 1, len(mean))
         slope = torch.mm(half, half.T, out=gradient[1:]).neg_()
         slope.diagonal().add_(1)
         slope.mul_(ctx.scale)
         gradient[0] = 2 * (shift - slope @ mean)
-        return gradient.mul_(cotangents[0] / ctx.mass), None, None, None
+        gradient.div_(ctx.mass)
+        of_mass = 2 * ctx.count / ctx.mass * ctx.of_count - (value * gradient).sum() / ctx.mass
+        of_squares = -((ctx.count / ctx.mass) ** 2) * ctx.of_count
+        return gradient.mul_(cotangents[0]), torch.stack([of_mass, of_squares]) * cotangents[0], None, None
 
 
 def _eigenpairs(covariance: Tensor, factor: Tensor, rows: int) -> tuple[Tensor, Tensor]:

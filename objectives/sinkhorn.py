@@ -95,7 +95,9 @@ class Sinkhorn(Objective):
     @property
     def traits(self) -> Traits:
         """Symmetric and zero at equal samples to the sweeps' convergence."""
-        return Traits(zero_at_identity=self.debias, symmetric=self.blur != "auto")
+        return Traits(
+            zero_at_identity=self.debias, symmetric=self.blur != "auto", learned_weights=self.backend == "rdm"
+        )
 
     def bind(self, reference: Reference) -> tuple[Samples, TransportTarget]:
         """Rows about the reference's mean; the reference's own transport is solved here, once."""
@@ -132,6 +134,13 @@ class Sinkhorn(Objective):
         rho = self.reach**self.p
         return -(rho + blur**self.p / 2) * torch.expm1(-potential / rho)
 
+    def _slope(self, potential: Tensor, blur: float) -> Tensor:
+        """The dual value's slope in the weights: the potential, or (rho + eps) (1 - exp(-f / rho))."""
+        if self.reach is None:
+            return potential
+        rho = self.reach**self.p
+        return -(rho + blur**self.p) * torch.expm1(-potential / rho)
+
     def _blur(self, rows: Tensor, weights: Tensor) -> float:
         if self.blur != "auto":
             return float(self.blur)
@@ -159,21 +168,23 @@ class _Divergence(torch.autograd.Function):
         problem = objective._problem(blur, x, y)
         across = solve(Cost(x, y, objective.p), a, b, problem, pull=wanted)
         value = a @ objective._dual(across.f, blur) + b @ objective._dual(across.g, blur)
-        gradient = _weighted_pull(across, a, objective)
+        gradient, of_weights = _weighted_pull(across, a, objective), objective._slope(across.f, blur)
         if target.cost is not None:
             known = problem == target.problem
             value = value - (target.own if known else objective._solve_own(target.cost, target, problem))
             within = solve(Cost(x, None, objective.p), a, a, problem, pull=wanted)
             value = value - a @ objective._dual(within.f, blur)
+            of_weights = of_weights - objective._slope(within.f, blur)
             own = _weighted_pull(within, a, objective)
             gradient = None if gradient is None or own is None else gradient - own
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(gradient, of_weights)
         return value
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return cotangents[0].to(gradient.dtype) * gradient, None, None, None, None
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
+        gradient, of_weights = ctx.saved_tensors
+        rows = None if gradient is None else cotangents[0].to(gradient.dtype) * gradient
+        return rows, cotangents[0] * of_weights, None, None, None
 
 
 def _weighted_pull(potentials: Potentials, a: Tensor, objective: Sinkhorn) -> Tensor | None:

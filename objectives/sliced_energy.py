@@ -83,20 +83,25 @@ class _MeanEnergy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, a: Tensor, vectors: Tensor, known: Tensor, b: Tensor) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         gradient = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
+        of_weights = torch.zeros_like(a) if ctx.needs_input_grad[1] else None
         signed = torch.cat([a, -b])  # the jumps of F - G
         for k in blocks(len(vectors), len(signed)):
             vector = vectors[k]
             rows, order = sort_rows(torch.cat([vector @ x.T, known[k]], 1))
-            squared = signed[order].cumsum(1)[:, :-1].square().to(x.dtype)
-            total += 2 * (squared * rows.diff(dim=1)).sum(dtype=torch.float64)
+            gaps, between = signed[order].cumsum(1)[:, :-1], rows.diff(dim=1)
+            squared = gaps.square().to(x.dtype)
+            total += 2 * (squared * between).sum(dtype=torch.float64)
+            if of_weights is not None:  # each jump moves F - G on all that follows
+                following = torch.nn.functional.pad((4 * gaps * between).flip(1).cumsum(1).flip(1), (0, 1))
+                of_weights += torch.empty_like(following).scatter_(1, order, following)[:, : len(x)].sum(0)
             if gradient is not None:
                 ends = torch.nn.functional.pad(squared, (1, 1))
                 slope = torch.empty_like(rows).scatter_(1, order, -2 * ends.diff(dim=1))
                 gradient.addmm_(slope[:, : len(x)].T, vector)
-        ctx.save_for_backward(None if gradient is None else gradient.div_(len(vectors)))
+        ctx.save_for_backward(*(None if each is None else each.div_(len(vectors)) for each in (gradient, of_weights)))
         return total / len(vectors)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return cotangents[0].to(gradient.dtype) * gradient, None, None, None, None
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        gradient, of_weights = (None if t is None else cotangents[0].to(t.dtype) * t for t in ctx.saved_tensors)
+        return gradient, of_weights, None, None, None

@@ -170,7 +170,8 @@ def _drawn(
     """Directions, and the reference's steps along some of them: the fixed ones, or new ones from the generator."""
     if generator is None:
         vectors, whole = target.fixed.whole
-        if p == 2 and equal(weights) and not (whole.even and len(x) == len(target.rows)):
+        exact = weights.requires_grad or (whole.even and len(x) == len(target.rows))
+        if p == 2 and equal(weights) and not exact:
             whole = target.fixed.coarse(len(x))
         return vectors.to(x.dtype), lambda k: _part(whole, k)
     vectors = directions(x, projections, generator)

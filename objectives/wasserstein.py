@@ -32,7 +32,7 @@ class Wasserstein(Objective):
 
     Source: Kantorovich (1942); solved by POT's network simplex (`ot.emd`, Bonneel et al. 2011) in float64 on the
     CPU. The gradient is that of the cost with the optimal plan held fixed: exact wherever the plan is unique
-    (envelope theorem); for p = 1 a pair of equal rows pulls with 0.
+    (envelope theorem); for p = 1 a pair of equal rows pulls with 0. In the weights it is the dual potential.
 
     Shapes:
         features: n d; weights: n; result ().
@@ -78,28 +78,30 @@ class _PlanCost(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, a: Tensor, target: RowsTarget, p: float) -> Tensor:
         y = target.rows.to(x.dtype)
         squared = squared_distances(x.double(), y.double(), exact_small=p != 2)
-        i, j, mass = _plan(a, target.weights, squared if p == 2 else squared.pow(p / 2))
+        i, j, mass, potential = _plan(a, target.weights, squared if p == 2 else squared.pow(p / 2))
         gap = x[i].double() - y[j].double()
         size = gap.square().sum(1)
+        gradient = None
         if ctx.needs_input_grad[0]:
             slope = torch.where(size > 0, size, 1.0).pow((p - 2) / 2) * (size > 0) * p * mass
-            gradient = torch.zeros_like(x, dtype=torch.float64).index_add_(0, i, slope[:, None] * gap)
-            ctx.save_for_backward(gradient.to(x.dtype))
+            gradient = torch.zeros_like(x, dtype=torch.float64).index_add_(0, i, slope[:, None] * gap).to(x.dtype)
+        ctx.save_for_backward(gradient, potential)
         return mass @ size.pow(p / 2)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return cotangents[0].to(gradient.dtype) * gradient, None, None, None
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+        gradient, potential = ctx.saved_tensors
+        rows = None if gradient is None else cotangents[0].to(gradient.dtype) * gradient
+        return rows, cotangents[0] * potential, None, None
 
 
-def _plan(a: Tensor, b: Tensor, cost: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows, columns and masses of the optimal plan's entries (fewer than n + m)."""
+def _plan(a: Tensor, b: Tensor, cost: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows, columns and masses of the optimal plan's entries (fewer than n + m), and the rows' dual potential."""
     ot = require("ot", extra="ot", user="wasserstein")
-    weights = [(w / w.sum()).cpu().numpy() for w in (a, b)]
+    weights = [(w / w.sum()).detach().cpu().numpy() for w in (a, b)]
     plan, log = ot.lp.emd(*weights, cost.cpu().numpy(), numItermax=10_000_000, log=True)
     if log["warning"] is not None:
         raise InputError(f"wasserstein: expected an optimal plan; POT stopped with: {log['warning']}; use fewer rows")
     plan = torch.as_tensor(plan, device=cost.device)
     i, j = plan.nonzero(as_tuple=True)
-    return i, j, plan[i, j]
+    return i, j, plan[i, j], torch.as_tensor(log["u"], device=cost.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 from rdm.autocast import in_own_types
 from rdm.numbers import check_fields
 from rdm.reference import Reference
-from rdm.statistic import Statistic, Summary, checked
+from rdm.statistic import Statistic, Summary, checked, refuse_gradient
 
 
 class Traits(NamedTuple):
@@ -31,6 +31,7 @@ class Traits(NamedTuple):
     # no set of rows makes the value as negative as you like; an unbiased estimator of an unbounded kernel lets one row
     # run off, since it leaves out what that row costs by itself: a judge, and a loss for a few steps only
     bounded_below: bool = True
+    learned_weights: bool = True  # the gradient in the generated rows' weights is given too
 
 
 class Objective(ABC):
@@ -68,12 +69,31 @@ def compare(
 ) -> Tensor:
     """Distance of generated rows x (n, d), which carry the gradient, from reference rows y (m, d).
 
+    The rows' `weights` carry a gradient too, where the objective has one (`Traits.learned_weights`). The objective is
+    bound to y as a constant; both sides of a symmetric one learn by distance(x, y.detach()) + distance(y, x.detach()).
     Autocast changes nothing, in the value and in the gradient.
+
+    Raises:
+        InputError: y, `reference_weights`, or weights that the objective does not learn, require grad.
     """
+    refuse_gradient(y, "y (reference)", _remedy(objective, x))
+    refuse_gradient(reference_weights, "reference_weights", "detach them; only weights of the generated side learn")
+    if not objective.traits.learned_weights:
+        refuse_gradient(weights, "weights", f"detach them: {type(objective).__name__} learns no weights")
 
     def value(x: Tensor, y: Tensor, weights: Tensor | None, reference_weights: Tensor | None) -> Tensor:
         features, mass = checked(x, weights, side="x (generated)")
-        statistic, target = objective.bind(Reference(*checked(y.detach(), reference_weights, side="y (reference)")))
+        reference, shares = (t.detach() for t in checked(y, reference_weights, side="y (reference)"))
+        statistic, target = objective.bind(Reference(reference, shares))
         return objective.distance(statistic.measure(features, mass), target, generator=generator)
 
     return in_own_types(value, x, y, weights, reference_weights)
+
+
+def _remedy(objective: Objective, x: Any) -> str:
+    """What to do with a reference that requires grad."""
+    if not (isinstance(x, Tensor) and x.requires_grad):
+        return "give the generated rows first, as x, and the reference second"
+    if objective.traits.symmetric:
+        return "detach it; both sides learn by distance(x, y.detach()) + distance(y, x.detach())"
+    return "detach it"

@@ -14,7 +14,7 @@ from rdm.errors import InputError, MismatchError
 from rdm.representation import Representation
 from rdm.schema import expect as must_hold
 from rdm.schema import record, tensor
-from rdm.statistic import Statistic, Summary, checked
+from rdm.statistic import Statistic, Summary, checked, refuse_gradient
 from rdm.store import digest, read_tensors, write_tensors
 
 CONTENT = record({"features": tensor("float32 float64", "m d"), "weights": tensor("float64", "m", low=0)})
@@ -35,6 +35,7 @@ class Reference:
     def from_features(cls, features: Tensor, weights: Tensor | None = None, **origin: Any) -> "Reference":
         """Check rows and weights (see `rdm.statistic.checked`) and hold them."""
         side = f"reference {origin['representation']!r}" if "representation" in origin else "reference"
+        refuse_gradient(weights, f"weights of {side}", "detach them")
         return cls(*checked(features.detach(), weights, side=side), origin)
 
     @classmethod

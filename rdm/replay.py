@@ -15,7 +15,7 @@ from torch import Tensor
 from rdm.autocast import own_types
 from rdm.errors import InputError
 from rdm.inputs import Inputs, check_condition
-from rdm.statistic import checked_weights
+from rdm.statistic import checked_weights, refuse_gradient
 
 Generate = Callable[..., Tensor]
 DIRECTIONS = 4
@@ -53,7 +53,8 @@ def chunked(noise: Tensor, condition: Tensor | None, weights: Tensor | None, siz
         raise InputError("expected at least one row of noise; got none; give every rank a share of the population")
     check_condition(condition, len(noise), "the noise")
     if weights is not None:
-        weights = checked_weights(weights, len(noise), side="the population").to(noise.device)
+        refuse_gradient(weights, "weights of the population", "detach them, or take rdm.distance, which learns weights")
+        weights = checked_weights(weights, len(noise), side="the population").detach().to(noise.device)
     pieces = noise.split(size or len(noise))
     rows = [len(piece) for piece in pieces]
     others = [[None] * len(pieces) if each is None else each.split(rows) for each in (condition, weights)]

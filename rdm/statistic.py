@@ -187,7 +187,7 @@ class Moments(Statistic):
 class _MomentSums(torch.autograd.Function):
     """[sum w y ; sum w y y^T] block by block, so that no float64 copy of all rows is held, nor kept for the gradient.
 
-    The gradient w (g + (G + G^T) y) takes one matrix product; the weights are constants.
+    The gradient in a row, w (g + (G + G^T) y), takes one matrix product, that in its weight, g y + y^T G y, no other.
     """
 
     @staticmethod
@@ -202,13 +202,16 @@ class _MomentSums(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, Tensor, None]:
         features, weights, shift = ctx.saved_tensors
         first, second = cotangents[0][0], cotangents[0][1:] + cotangents[0][1:].T
-        gradient = torch.empty_like(features)
+        gradient, of_weights = torch.empty_like(features), torch.empty_like(weights)
         for k in _row_blocks(features):
-            gradient[k] = torch.addmm(first, features[k] - shift, second).mul_(weights[k, None])
-        return gradient, None, None
+            y = features[k] - shift
+            pull = torch.addmm(first, y, second)
+            of_weights[k] = torch.einsum("nd,nd->n", y, pull + first) / 2
+            gradient[k] = pull.mul_(weights[k, None])
+        return gradient, of_weights, None
 
 
 def _row_blocks(rows: Tensor) -> list[slice]:
@@ -255,18 +258,25 @@ def _all_finite(features: Tensor) -> bool:
     return all(bool(torch.isfinite(extreme)) for extreme in features.aminmax())
 
 
+def refuse_gradient(tensor: Any, name: str, remedy: str) -> None:
+    """Refuse a tensor that requires a gradient which would be dropped, where gradients are asked for at all."""
+    if torch.is_grad_enabled() and isinstance(tensor, Tensor) and tensor.requires_grad:
+        raise InputError(f"{name} must not require grad, which would be dropped; {remedy}")
+
+
 def checked_weights(weights: Tensor, n: int, *, side: str) -> Float[Tensor, " n"]:
-    """Validate n weights: float64, finite, not negative, not all zero."""
-    weights = torch.as_tensor(weights, dtype=torch.float64).detach()
+    """Validate n weights: float64, finite, not negative, not all zero; their gradient is kept."""
+    weights = torch.as_tensor(weights, dtype=torch.float64)
     if weights.shape != (n,):
         raise InputError(f"weights of {side} must have shape ({n},), one a row; got {tuple(weights.shape)}")
-    if not bool(torch.isfinite(weights).all()):
-        raise NonFiniteError(f"weights of {side}: NaN or infinity in {int((~torch.isfinite(weights)).sum())} of {n}")
-    if bool((weights < 0).any()):
+    values = weights.detach()
+    if not bool(torch.isfinite(values).all()):
+        raise NonFiniteError(f"weights of {side}: NaN or infinity in {int((~torch.isfinite(values)).sum())} of {n}")
+    if bool((values < 0).any()):
         raise InputError(
-            f"weights of {side} must not be negative; got {int((weights < 0).sum())} negative of {n}, "
-            f"least {weights.min().item():.3g}"
+            f"weights of {side} must not be negative; got {int((values < 0).sum())} negative of {n}, "
+            f"least {values.min().item():.3g}"
         )
-    if float(weights.sum()) == 0:
+    if float(values.sum()) == 0:
         raise InputError(f"weights of {side} are all zero; at least one must be positive")
     return weights

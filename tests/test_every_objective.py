@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
 import rdm
 from rdm.errors import InputError, NonFiniteError
@@ -87,6 +88,45 @@ def test_gradient_against_finite_differences(name, example, pair):
     assert torch.autograd.gradcheck(
         lambda rows: value(name, example, pair._replace(x=rows)), (x,), atol=1e-5, rtol=1e-4
     )
+
+
+@cases
+@given(pair=pairs(most=9), equal=st.booleans())
+def test_weights_learn_or_are_refused(name, example, pair, equal):
+    """The gradient in the generated rows' weights against finite differences, and that of the rows beside it."""
+    if equal and len(pair.x) == len(pair.y):  # the same levels on both sides: a kink of what sorts or transports
+        pair = pair._replace(x=pair.x[1:], a=pair.a[1:])
+    a = (torch.ones_like(pair.a) if equal else pair.a).requires_grad_()
+    if not rdm.objective(name, **example).traits.learned_weights:
+        with pytest.raises(InputError, match="weights must not require grad.*learns no weights"):
+            value(name, example, pair._replace(a=a))
+        return
+    x = pair.x.clone().requires_grad_()
+    of_rows, of_weights = torch.autograd.grad(value(name, example, pair._replace(x=x, a=a)), (x, a))
+    (alone,) = torch.autograd.grad(value(name, example, pair._replace(x=x, a=a.detach())), x)
+    torch.testing.assert_close(of_rows, alone, rtol=1e-9, atol=1e-12)
+    assert abs(a.detach() @ of_weights) <= 1e-9 * (1 + of_weights.abs().max())  # the weights' scale does not count
+    checked = lambda w: value(name, example, pair._replace(a=w))  # noqa: E731
+    assert torch.autograd.gradcheck(checked, (a,), atol=1e-5, rtol=1e-4, fast_mode=True)
+
+
+@cases
+def test_a_gradient_that_would_be_dropped_is_refused(name, example):
+    x, y, w = torch.randn(9, 3), torch.randn(8, 3), torch.ones(8)
+    learned, other = y.clone().requires_grad_(), x.clone().requires_grad_()
+    symmetric = rdm.objective(name, **example).traits.symmetric
+    for rows, reference, options, message in (
+        (x, learned, {}, r"y \(reference\) must not require grad.*give the generated rows first"),
+        (other, learned, {}, r"distance\(y, x.detach\(\)\)" if symmetric else "detach it$"),
+        (other, y, {"reference_weights": w.clone().requires_grad_()}, "reference_weights must not require grad"),
+    ):
+        with pytest.raises(InputError, match=message):
+            rdm.distance(name, rows, reference, **options, **example)
+    with torch.no_grad():  # nothing is asked for
+        assert rdm.distance(name, other, learned, **example) == rdm.distance(name, x, y, **example)
+    population = rdm.Population(rdm.objective(name, **example), rdm.representation("pixels"), y)
+    with pytest.raises(InputError, match="weights of the population must not require grad.*rdm.distance"):
+        population.backward(torch.nn.Linear(3, 3), x, weights=torch.ones(9, requires_grad=True))
 
 
 @cases

@@ -285,3 +285,17 @@ def test_wrong_exponent(exponent: float):
 def test_wrong_alpha():
     with pytest.raises(InputError, match="alpha"):
         rdm.objective("mmd", kernel="rational_quadratic", alpha=0)
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+def test_weights_learn_over_many_tiles(monkeypatch, estimator):
+    """The gradient in the weights is the same in tiles of 4 and 5 rows as in one."""
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 3, generator=g, dtype=torch.float64) for n in (14, 11))
+    w = torch.rand(14, generator=g, dtype=torch.float64).requires_grad_()
+    found = []
+    for tile in ((1024, 2048), (4, 5)):
+        monkeypatch.setattr("objectives._kernels.TILE", tile)
+        value = rdm.distance("mmd", x, y, weights=w, bandwidth=1.5, estimator=estimator)
+        found.append(torch.autograd.grad(value, w)[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-11, atol=1e-14)
