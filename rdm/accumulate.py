@@ -149,3 +149,38 @@ class Reservoir:
         kept = keys.argsort(stable=True)[: self.size]
         rows = {name: torch.cat([part[1][name] for part in self._parts])[kept] for name in self._parts[0][1]}
         self._parts, self._held = [(keys[kept], rows)], len(kept)
+
+
+class Blocks:
+    """Cuts a stream of batches into blocks of `size` items: the same blocks, bit for bit, whatever the batches.
+
+    Items of another shape or type than the one before close the block.
+
+    >>> blocks = Blocks(3)
+    >>> [block.tolist() for batch in torch.arange(8).split(2) for block in blocks.add(batch)], blocks.close()
+    ([[0, 1, 2], [3, 4, 5]], [tensor([6, 7])])
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+        self._held: list[Tensor] = []
+
+    def add(self, batch: Tensor) -> list[Tensor]:
+        """The blocks that are full now; the batch is not kept, copies of its items are."""
+        closed = self.close() if self._held and _form(self._held[0]) != _form(batch) else []
+        waiting = sum(map(len, self._held))
+        if waiting + len(batch) < self.size:
+            self._held.append(batch.clone())
+            return closed
+        pieces = [piece.clone() for piece in torch.cat([*self._held, batch]).split(self.size)]
+        self._held = [pieces.pop()] if len(pieces[-1]) < self.size else []
+        return closed + pieces
+
+    def close(self) -> list[Tensor]:
+        """The unfinished block, if there is one."""
+        rest, self._held = [torch.cat(self._held)] if self._held else [], []
+        return rest
+
+
+def _form(items: Tensor) -> tuple[object, ...]:
+    return items.shape[1:], items.dtype, items.device

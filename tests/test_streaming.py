@@ -1,14 +1,21 @@
 """The streaming object: batches, ranks and pickling change nothing; wrong input is one line."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
 import rdm
+from rdm import streaming
 from rdm.errors import InputError
+from rdm.inputs import SLACK
+from rdm.items import first_item
 from rdm.metric import Real
+from rdm.representation import Representation
+from rdm.source import Form, open_source
 from rdm.streaming import Streaming
 
 G = torch.Generator().manual_seed(0)
@@ -67,12 +74,117 @@ def test_eight_bit_images_are_scaled_and_wrong_ones_refused():
     metric.update((Y * 255).round() / 255, real=False)
     assert metric.compute()["fd"].value == pytest.approx(0, abs=1e-9)
     for images, message in (
-        (X * 2, r"generated float images must lie in \[0, 1\]; got .* scale them"),
-        (X * float("nan"), r"must lie in \[0, 1\]"),
-        (X.long(), "must be uint8 or float"),
+        (X * 2, r"'pixels' \(generated side\) takes .* in \[0, 1\]; got values from .*; rescale or clamp them"),
+        (X * float("nan"), "NaN or infinity in 90 of 90"),
+        (X.long(), "floating-point numbers; got torch.int64"),
+        (X[:0], "got an empty batch"),
     ):
         with pytest.raises(InputError, match=message):
             metric.update(images, real=False)
+
+
+def test_white_pictures_after_a_resize_are_pictures(tmp_path):
+    """A resize overshoots by 2.4e-7 here."""
+    white = torch.ones(8, 1, 512, 512)
+    white = torch.nn.functional.interpolate(white, (299, 299), mode="bilinear", antialias=True)
+    assert 0 < float(white.max() - 1) < SLACK
+    for over in (white, 1 - white, white + 5e-5):
+        for encoder in (PIXELS, torch.nn.Flatten()):
+            Streaming(encoder, ["fd"]).update(over, real=True)
+    np.save(tmp_path / "white.npy", white[:, :, :4, :4].numpy())
+    source = open_source(tmp_path / "white.npy")
+    assert float(first_item(source, Form()).value.max()) == 1
+    np.save(tmp_path / "white.npy", white[:, :, :4, :4].numpy() + 2e-4)
+    with pytest.raises(InputError, match="floats must lie in"):
+        first_item(open_source(tmp_path / "white.npy"), Form())
+
+
+DEEP = torch.nn.Sequential(torch.nn.Conv2d(1, 5, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(45, 3))
+NAMES = "fd", "fd_infinity", "kid", "inception_score", "mmd", "sw", "precision", "recall", "energy"
+
+
+@pytest.mark.parametrize("encoder", [None, DEEP], ids=["rows", "encoder"])
+def test_the_same_bits_whatever_the_batches(encoder):
+    """Of a sample of half, and in the middle: what was computed before leaves no trace."""
+    g, measures = torch.Generator().manual_seed(1), [rdm.metric("kid", subsets=4), *(n for n in NAMES if n != "kid")]
+    x, y = (torch.rand(n, 1, 3, 3, generator=g) for n in (700, 650))
+    x, y = (x.flatten(1), y.flatten(1)) if encoder is None else (x, y)
+    found = []
+    for batch in (700, 1, 64, 37):
+        metric = Streaming(encoder, measures, rows=300)
+        for side, real in ((y, True), (x, False)):
+            for k, part in enumerate(side.split(batch)):
+                metric.update(part, real=real)
+                if k == 150 and not real:  # of batches of one
+                    metric.compute()
+        found.append(metric.compute())
+    assert set(found[0]) == set(NAMES) and found[0]["fd"].n == 700
+    assert all(each == found[0] for each in found[1:])
+
+
+def test_a_batch_is_copied():
+    """A loader may fill the same tensor again."""
+    metric, buffer = Streaming(None, ["fd"]), torch.empty(10, 9)
+    for real, side in ((True, Y[:80]), (False, X[:90])):
+        for part in side.flatten(1).split(10):
+            metric.update(buffer.copy_(part), real=real)
+    exact = rdm.metric("fd")(X.flatten(1), Real(Y.flatten(1)))
+    assert metric.compute()["fd"].value == pytest.approx(exact.value, rel=1e-9)
+
+
+def test_threads_lose_nothing():
+    metric = Streaming(PIXELS, ["fd"])
+    metric.update(Y, real=True)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda part: metric.update(part, real=False), X.split(3)))
+    exact = rdm.metric("fd")(X.flatten(1), Real(Y.flatten(1)))
+    found = metric.compute()["fd"]
+    assert found.n == 90 and found.value == pytest.approx(exact.value, rel=1e-9)
+
+
+def test_what_it_is_made_of_is_checked_at_construction():
+    conditional = Representation("joined", torch.nn.Flatten(), conditional=True)
+    for encoder, message in (
+        ([1, 2], "a representation, a torch module, or None for rows; got list"),
+        ("pixels", "got str"),
+        (rdm.battery("untrained"), "got Battery; of a battery give one member"),
+        (torch.nn.Flatten, "got type"),
+        (rdm.representation("pca"), "'pca' is not fitted"),
+        (conditional, "'joined' takes conditions"),
+    ):
+        with pytest.raises(InputError, match=message):
+            streaming._encoder(encoder)
+    for names, message in (
+        ([], "at least one metric"),
+        (["fid"], "unknown metric 'fid'; did you mean 'fd'"),
+        (["fdr"], "fdr divides by a fresh real split's distance"),
+        (["kid", rdm.metric("kid", size=9)], r"\['kid'\] occur more than once; give a mapping"),
+        ({"a": 3}, "metric 'a' must be a name or built by rdm.metric; got int"),
+    ):
+        with pytest.raises(InputError, match=message):
+            streaming._measures(names)
+    for options in ({"rows": 0}, {"seed": 2**70}):
+        with pytest.raises(InputError, match="must be a whole number"):
+            Streaming(None, ["fd"], **options)
+    with pytest.raises(InputError, match=r"generated rows must be a tensor \(n, d\); got ndarray"):
+        streaming._Side("generated", None, 9, 0)._check_rows(X.numpy())
+    metric = Streaming(None, {"near": rdm.metric("precision", k=1), "wide": rdm.metric("precision", k=9)})
+    for real in (True, False):
+        metric.update(X.flatten(1), real=real)
+        with pytest.raises(InputError, match="rows must have 9 columns as those before; got 4"):
+            metric.update(X[:, 0, 0, :1].repeat(1, 4), real=real)
+    assert list(metric.compute()) == ["near", "wide"]
+
+
+def test_a_module_is_an_encoder_and_left_alone():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 4), torch.nn.Dropout(0.5)).train()
+    metric = Streaming(net, ["fd"])
+    metric.update(X, real=False)
+    metric.update(Y, real=True)
+    assert net.training and net[1].weight.requires_grad
+    with torch.no_grad():
+        rows = [net.eval()(side) for side in (X, Y)]
+    assert metric.compute()["fd"].value == pytest.approx(rdm.metric("fd")(rows[0], Real(rows[1])).value, rel=1e-6)
 
 
 def ranks(rank: int, folder: str) -> None:
