@@ -87,17 +87,20 @@ def _storage(error: OSError) -> OSError:
 
 
 def _warn(message: Warning | str, category: type[Warning], *place: object, **options: object) -> None:
-    print(f"rdm: warning: {message}", file=sys.stderr)
+    from rdm.terminal import say
+
+    say(f"rdm: warning: {message}")
 
 
 def _fail(error: BaseException | str, status: int, debug: bool) -> int:
     if debug and isinstance(error, BaseException):
         raise error
     from rdm.explain import own_text
+    from rdm.terminal import say
 
     kind = "" if status == 2 or isinstance(error, str) else f"{type(error).__name__}: "
     text = error if isinstance(error, str) else kind + own_text(error)
-    print(f"rdm: {text}", file=sys.stderr)
+    say(f"rdm: {text}")
     return status
 
 
@@ -301,8 +304,9 @@ def _sweep(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     from rdm.commands import draw_report
+    from rdm.terminal import say
 
-    print(draw_report(options.folder))
+    say(draw_report(options.folder), file=sys.stdout)
 
 
 def _list(options: argparse.Namespace) -> None:

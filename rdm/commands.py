@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Column, Table
 from torch import nn
 
 import rdm
@@ -25,10 +22,11 @@ from rdm.metric import Metric
 from rdm.pictures import save_compared
 from rdm.randomness import seeded
 from rdm.registry import registries
-from rdm.report import write_report
+from rdm.report import read_result, write_report
 from rdm.run import Interrupted, last_logged
-from rdm.store import digest, lock, read_json, remove_temporaries, write_json, write_text
+from rdm.store import digest, lock, remove_temporaries, write_json, write_text
 from rdm.sweep_report import INDEX, write_sweep_report
+from rdm.terminal import print_table, say
 from rdm.train import train
 
 RESULT, REPORT = "result.json", "report.html"
@@ -203,27 +201,22 @@ def _draw_report(out: Path) -> None:
 
 
 def _print_result(out: Path) -> None:
-    result = read_json(out / RESULT)
-    metrics = {name: Metric(**value) for name, value in result["metrics"].items()}
+    metrics = read_result(out / RESULT, "metrics")[1]
     if metrics:
         _print_metrics(metrics)
     if (out / REPORT).exists():
-        print(f"report: {out / 'report.html'}")
+        say(f"report: {out / 'report.html'}", file=sys.stdout)
 
 
 def _print_metrics(metrics: dict[str, Metric]) -> None:
     compared = list(dict.fromkeys(name.split(": ")[0] for name in metrics if ": " in name))
     columns = [*compared, ""]
-    shown = Table(
-        Column("metric", no_wrap=True),
-        *[COLUMNS.get(c, c) for c in columns],
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
+    print_table(
+        ["metric", *(COLUMNS.get(c, c) for c in columns)],
+        table(metrics, columns),
         caption=f"{RATIOS if compared else ''}95 %: ± or ×÷",
+        unbroken=[0],
     )
-    for row in table(metrics, columns):
-        shown.add_row(*row)
-    Console().print(shown)
 
 
 def _existing(path: Path) -> Path:
@@ -234,4 +227,4 @@ def _existing(path: Path) -> Path:
 
 def _say(line: str) -> None:
     if rank() == 0:
-        print(line, file=sys.stderr, flush=True)
+        say(line)

@@ -16,6 +16,7 @@ from torch import Tensor
 from rdm.autocast import own_types
 from rdm.data import Dataset
 from rdm.errors import InputError
+from rdm.escape import check_file_names
 from rdm.generator import Generator
 from rdm.metric import Metric, between, of_share, reweighted
 from rdm.numbers import Seed, Several, validated
@@ -27,7 +28,7 @@ from rdm.reference import Reference
 from rdm.representation import Battery, Representation
 from rdm.statistic import checked
 
-REAL = "fresh real"
+REAL, THIS = "fresh real", "this run"
 
 
 class Samples(NamedTuple):
@@ -82,6 +83,9 @@ class Evaluation(Judge):
     seed: Seed = 0
 
     def __post_init__(self) -> None:
+        check_file_names(self.compare or {}, what="compare", taken=(REAL, THIS))  # each is a column and a picture
+        if strange := [name for name in self.metrics if ": " in name or not name]:
+            raise InputError(f"metrics: a name may not be empty nor hold ': '; got {strange[0]!r}")
         for side in (self.reference, self.fresh):
             if len(side.labels) == len(side.labels.unique()):
                 raise InputError(f"evaluation needs two items of some class; {side.name} has {len(side.labels)} in all")
@@ -110,7 +114,7 @@ class Evaluation(Judge):
         most = max(len(row) for row in rows)
         order = torch.stack([row for row in rows if len(row) == most], 1).flatten()
         found = {REAL: self.fresh.images}
-        for name, candidate in {**(self.compare or {}), "this run": generator}.items():
+        for name, candidate in {**(self.compare or {}), THIS: generator}.items():
             found[name] = self.sample(candidate).images
         columns = len(order) // most
         return {name: grid_png(images.cpu()[order], columns=columns) for name, images in found.items()}

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from rdm.escape import drawn
 from rdm.pictures import compared_pictures
 from rdm.report import blank_figure
 from rdm.source import decode
@@ -43,9 +44,9 @@ def gallery(panels: Sequence[Panel]) -> bytes:
     for panel in reversed(panels):
         grid[rows.index(panel.row)][columns.index(panel.column)].imshow(decode(panel.picture), cmap="gray")
     for axis, name in zip(grid[0], columns, strict=True):
-        axis.set_title(name, fontsize=8)
+        axis.set_title(drawn(name), fontsize=8)
     for axis, name in zip(grid[:, 0], rows, strict=True):
-        axis.set_ylabel(name, fontsize=8)
+        axis.set_ylabel(drawn(name), fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=PIXELS)
     small = io.BytesIO()

@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Column, Table
 
 from rdm.checkpoint import is_run, load_weights
 from rdm.distributed import rank, started
 from rdm.errors import InputError, MismatchError
+from rdm.escape import drawn
 from rdm.items import Items, first_item
 from rdm.judge import DOWNLOAD, Verdict, as_json, battery_of, encode, judge, rows_of_table
 from rdm.measure import FIT, Encoders, Survey, check_apart
@@ -27,6 +25,7 @@ from rdm.registry import batteries, metrics
 from rdm.representation import Battery
 from rdm.source import Form, Given, Source, hashed, open_source
 from rdm.store import described, write_bytes, write_json
+from rdm.terminal import print_table, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -210,7 +209,7 @@ def bars(verdict: Verdict) -> bytes:
     for axis, name in zip(axes, names, strict=True):
         found = {m: ratios[f"{name}/{m}"] for m in verdict.members if f"{name}/{m}" in ratios}
         _draw_ratios(axis, found, verdict.held_out)
-        axis.set_title(f"{name} (hatched: held out)" if verdict.held_out else name, fontsize=9)
+        axis.set_title(drawn(f"{name} (hatched: held out)" if verdict.held_out else name), fontsize=9)
     axes[0].invert_yaxis()  # shared by all
     return svg(figure).encode()
 
@@ -221,8 +220,8 @@ def _draw_ratios(axis: "Axes", found: Mapping[str, Metric], held_out: Sequence[s
     axis.xaxis.set_major_formatter("{x:g}")
     spans = [[r.value - r.low for r in found.values()], [r.high - r.value for r in found.values()]]
     lengths = [r.value - 1 for r in found.values()]
-    drawn = axis.barh(list(found), lengths, left=1, xerr=spans, capsize=3, color="#7aa6d8")
-    for bar, member in zip(drawn, found, strict=True):
+    bars = axis.barh(list(map(drawn, found)), lengths, left=1, xerr=spans, capsize=3, color="#7aa6d8")
+    for bar, member in zip(bars, found, strict=True):
         bar.set_hatch("//" if member in held_out else "")
     low, high = axis.get_xlim()
     steps = (1, 1.4, 2, 3, 5, 7) if high / low < 5 else (1, 2, 5) if high / low < 200 else (1,)
@@ -303,25 +302,19 @@ def _say_reference(file: ReferenceFile, out: Path) -> None:
         return
     counted = f"{file.description['n']} items, {file.description['n_fresh']} fresh ones apart"
     skipped = file.description.get("skipped", [])
-    print(f"{out}: {counted}, members {', '.join(file.members)}", file=sys.stderr)
+    say(f"{out}: {counted}, members {', '.join(file.members)}")
     if skipped:
-        print(f"skipped {len(skipped)} broken items: {skipped[0]}", file=sys.stderr)
+        say(f"skipped {len(skipped)} broken items: {skipped[0]}")
 
 
 def _print(verdict: Verdict, file: ReferenceFile) -> None:
-    table = Table(
-        Column("metric", no_wrap=True),
-        "encoder",
-        Column("value", justify="right"),
-        Column("95 %", justify="right"),
-        Column("N", justify="right"),
-        Column("seed", justify="right"),
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
+    print_table(
+        ["metric", "encoder", "value", "95 %", "N", "seed"],
+        rows_of_table(verdict),
         caption=f"reference {file.description.get('data')}; ratios: 1 is what a fresh real split scores",
+        right=range(2, 6),
+        unbroken=[0],
+        width=None if sys.stdout.isatty() else 110,
     )
-    for row in rows_of_table(verdict):
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
     for line in (*verdict.notes, *verdict.alarms):
-        print(line)
+        say(line, file=sys.stdout)

@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from rdm.errors import InputError
+from rdm.escape import check_file_names
 from rdm.store import write_bytes
 
 
@@ -34,7 +36,14 @@ def save_grid(path: Path, images: Tensor, *, columns: int) -> None:
 
 
 def save_compared(folder: Path, pictures: Mapping[str, bytes]) -> None:
-    """Write an evaluation's pictures in the place of earlier ones, numbered in their order."""
+    """Write an evaluation's pictures in the place of earlier ones, numbered in their order.
+
+    Raises:
+        InputError: a name that cannot be one of a file, or a folder that is a link to elsewhere.
+    """
+    check_file_names(pictures, what="pictures of the evaluation")
+    if folder.is_symlink():
+        raise InputError(f"{folder} is a link to elsewhere; expected a folder of the run; remove the link")
     earlier = {path for _, path in compared_pictures(folder)}
     paths = [folder / f"compare {k:02} {name}.png" for k, name in enumerate(pictures)]
     for path, png in zip(paths, pictures.values(), strict=True):

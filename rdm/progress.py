@@ -1,12 +1,14 @@
 """Progress on standard error: a bar on a terminal, plain lines elsewhere."""
 
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+
+from rdm.escape import printable
+from rdm.terminal import say, shown
 
 
 class Reporter:
@@ -22,7 +24,7 @@ class Reporter:
         shown = {name: value for name, value in values.items() if "/" not in name or name.startswith("distance/")}
         text = "  ".join(f"{name.removeprefix('distance/')} {value:.4g}" for name, value in shown.items())
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, description=text)
+            self._bar.update(self._task, completed=done, description=printable(text))
         elif time.monotonic() - self._last > 5 or done == self._total:
             self._last = time.monotonic()
             self.say(f"{done}/{self._total}  {text}{self._left(done)}".rstrip())
@@ -39,9 +41,9 @@ class Reporter:
         if self._quiet:
             return
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False)
+            self._bar.console.print(shown(line), highlight=False)
         else:
-            print(line, file=sys.stderr, flush=True)
+            say(line)
 
 
 @contextmanager
@@ -51,6 +53,10 @@ def progress(total: int, *, done: int = 0, quiet: bool = False) -> Iterator[Repo
     if quiet or not console.is_terminal:
         yield Reporter(None, total, done, quiet=quiet)
         return
-    columns = MofNCompleteColumn(), BarColumn(bar_width=24), TimeRemainingColumn(), TextColumn("{task.description}")
-    with Progress(*columns, console=console) as bar:
+    with Progress(*_columns(), console=console) as bar:
         yield Reporter(bar, total, done)
+
+
+def _columns() -> list[ProgressColumn]:
+    described = TextColumn("{task.description}", markup=False)  # names of members, which may come from data
+    return [MofNCompleteColumn(), BarColumn(bar_width=24), TimeRemainingColumn(), described]

@@ -9,14 +9,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rdm.errors import InputError
+from rdm.escape import drawn
 from rdm.evaluate import table
 from rdm.metric import Metric
 from rdm.pictures import compared_pictures
+from rdm.schema import anything, expect, mapped, number, record, text
 from rdm.store import read_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+AGAIN = "train or evaluate again"
+WHOLE = number(int, low=-(2**63), high=2**64)  # seeds among them
+ANY = number(finite=False)
+FIELDS = {
+    "metrics": mapped(record({"value": ANY, "low": ANY, "high": ANY, "n": WHOLE, "seed": WHOLE})),
+    "steps": WHOLE,
+    "seconds": number(),
+    "seed": WHOLE,
+    "versions": mapped(text()),
+}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1080px; margin: 2rem auto; padding: 0 1rem; color: #1b1b1f }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2.2rem } .note { color: #5a5a66 }
@@ -36,19 +48,36 @@ def write_report(folder: Path) -> Path:
     Raises:
         InputError: matplotlib is not installed.
     """
-    result = read_json(folder / "result.json")
-    metrics = {name: Metric(**value) for name, value in result["metrics"].items()}
+    result, metrics = read_result(folder / "result.json", *FIELDS)
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     body = [
         f"<h1>{html.escape(folder.name)}</h1>",
-        f'<p class="note">{result["steps"]} steps in {result["seconds"]:.0f} s, seed {result["seed"]}, '
-        f"rdm {html.escape(result['versions']['rdm'])}, torch {html.escape(result['versions']['torch'])}</p>",
+        f'<p class="note">{html.escape(_summary(result))}</p>',
     ]
     if metrics:
         body += ["<h2>Results</h2>", _table(metrics)]
     body += ["<h2>Samples</h2>", _grids(folder, metrics), "<h2>Training</h2>", _curves(log), "<h2>Configuration</h2>"]
     body.append(f"<pre>{html.escape((folder / 'config.gin').read_text())}</pre>")
     return write_page(folder, body)
+
+
+def read_result(path: Path, *needed: str) -> tuple[dict[str, Any], dict[str, Metric]]:
+    """What a run's result.json says, each field of the form that a run writes, and its metrics.
+
+    Raises:
+        CorruptFileError: a field that is needed is missing, or one is of another form.
+    """
+    result = read_json(path)
+    expect(result, mapped(anything), path, AGAIN)
+    optional = {name: check for name, check in FIELDS.items() if name not in needed}
+    known = {name: value for name, value in result.items() if name in FIELDS}
+    expect(known, record({name: FIELDS[name] for name in needed}, optional), path, AGAIN)
+    return result, {name: Metric(**value) for name, value in known.get("metrics", {}).items()}
+
+
+def _summary(result: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {result['versions'].get(name, '?')}" for name in ("rdm", "torch"))
+    return f"{result['steps']} steps in {result['seconds']:.0f} s, seed {result['seed']}, {versions}"
 
 
 def write_page(folder: Path, body: Sequence[str]) -> Path:
@@ -136,10 +165,11 @@ def _curves(log: list[dict[str, Any]]) -> str:
     for axis, group in zip(axes, panels, strict=True):
         for name in group:
             pairs = [(entry["step"], entry[name]) for entry in log if name in entry]
-            axis.plot(*zip(*pairs, strict=True), label=name.removeprefix("distance/"), linewidth=1)
+            axis.plot(*zip(*pairs, strict=True), label=drawn(name.removeprefix("distance/")), linewidth=1)
         if all(entry.get(name, 1) > 0 for entry in log for name in group):
             axis.set_yscale("log")
-        axis.set_title("distance" if group == distances and distances else group[0].replace("_", " "), fontsize=10)
+        title = "distance" if group == distances and distances else group[0].replace("_", " ")
+        axis.set_title(drawn(title), fontsize=10)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
         if len(group) > 1:

@@ -25,7 +25,8 @@ from rdm.progress import Reporter, progress
 from rdm.randomness import seeded
 from rdm.run import Interrupted, stop_requests
 from rdm.store import digest, lock, write_json, write_text
-from rdm.sweep_report import ERROR, INDEX, print_table, write_csv, write_sweep_report
+from rdm.sweep_report import ERROR, INDEX, print_summary, write_csv, write_sweep_report
+from rdm.terminal import say
 
 OUTPUT = "output.txt"  # of a point's process
 
@@ -62,12 +63,13 @@ def sweep(path: Path, out: Path | None, *, workers: int = 1, restricted: bool = 
     try:
         run(path, points, workers=workers, restricted=restricted)
     finally:
-        print_table(out)
-        print(f"table: {write_csv(out)}")
+        written = write_csv(out)
+        print_summary(out)
+        say(f"table: {written}", file=sys.stdout)
         try:
-            print(f"report: {write_sweep_report(out)}")
+            say(f"report: {write_sweep_report(out)}", file=sys.stdout)
         except InputError as error:  # matplotlib is an extra; the table is whole
-            print(f"no report: {error}", file=sys.stderr)
+            say(f"no report: {error}")
     return out
 
 

@@ -14,17 +14,37 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
+from rdm.errors import CorruptFileError
+from rdm.escape import csv_cell, drawn
 from rdm.evaluate import Metric
 from rdm.gallery import Panel, gallery, newest_picture
-from rdm.report import blank_figure, svg, write_page
+from rdm.report import AGAIN, blank_figure, read_result, svg, write_page
+from rdm.schema import Sizes, anything, expect, listed, mapped, number, record, text
 from rdm.store import read_json, write_bytes, write_text
+from rdm.terminal import Best, print_table
+from rdm.trust import paths_outside
 
 INDEX, ERROR = "sweep.json", "error.txt"
 SEED = "rdm.train.seed"
+
+
+def _label(value: Any, where: str, sizes: Sizes) -> None:
+    (text() if isinstance(value, str) else number())(value, where, sizes)
+
+
+def _goal(value: Any, where: str, sizes: Sizes) -> None:
+    text()(value, where, sizes)
+    number(finite=False)(float(value), where, sizes)
+
+
+def _within(value: Any, where: str, sizes: Sizes) -> None:
+    text()(value, where, sizes)
+    if outside := paths_outside(value):
+        raise CorruptFileError(f"{where} of {INDEX} is {outside[0]!r}, outside the sweep's folder; {AGAIN}")
+
+
+POINT = record({"labels": mapped(_label), "bindings": anything, "folder": _within})
+SWEEP = record({"file": text(), "axes": listed(text()), "goals": mapped(_goal), "points": listed(POINT)})
 
 Label = str | int | float
 T = TypeVar("T")
@@ -115,6 +135,7 @@ class Found:
 def read_sweep(folder: Path) -> Found:
     """Read a sweep's index and the state of its points."""
     index = read_json(folder / INDEX)
+    expect(index, SWEEP, folder / INDEX, AGAIN)
     rows = [_row(folder, tuple(p["labels"][axis] for axis in index["axes"]), p["folder"]) for p in index["points"]]
     return Found(index["axes"], {name: float(goal) for name, goal in index["goals"].items()}, rows)
 
@@ -125,34 +146,33 @@ def write_csv(folder: Path) -> Path:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     columns = [part for name in found.metrics for part in (name, f"{name} low", f"{name} high")]
-    writer.writerow([*found.axes, "status", "seconds", *columns, "folder", "error"])
+    writer.writerow(map(csv_cell, [*found.axes, "status", "seconds", *columns, "folder", "error"]))
     for row in found.rows:
         numbers: list[Any] = []
         for name in found.metrics:
             metric = row.metrics.get(name)
             numbers += ["", "", ""] if metric is None else [metric.value, metric.low, metric.high]
         seconds = "" if row.seconds is None else row.seconds
-        writer.writerow([*row.labels, row.status, seconds, *numbers, row.folder, row.error])
+        writer.writerow(map(csv_cell, [*row.labels, row.status, seconds, *numbers, row.folder, row.error]))
     write_text(folder / "sweep.csv", text.getvalue())
     return folder / "sweep.csv"
 
 
-def print_table(folder: Path) -> None:
+def print_summary(folder: Path) -> None:
     """Print the summary, the best of every column in bold with a star."""
     found = read_sweep(folder)
     lines = found.summary()
-    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, caption=_note(found, star=True), caption_justify="left")
-    for head in _heads(found):
-        shown.add_column("done" if head == "points" else head, overflow="fold")
     best = {name: found.best(lines, name) for name in found.own_metrics}
+    rows = []
     for line in lines:
         cells = [_text(line.cells.get(name)) for name in found.own_metrics]
         marked = [
-            f"[bold]{text}*[/bold]" if name in line.cells and line.cells[name].value == best[name] else text
+            Best(f"{text}*") if name in line.cells and line.cells[name].value == best[name] else text
             for name, text in zip(found.own_metrics, cells, strict=True)
         ]
-        shown.add_row(*map(str, line.labels), *marked, _done(line))
-    Console().print(shown)
+        rows.append([*map(str, line.labels), *marked, _done(line)])
+    heads = ["done" if head == "points" else head for head in _heads(found)]
+    print_table(heads, rows, caption=_note(found, star=True))
 
 
 def write_sweep_report(folder: Path) -> Path:
@@ -180,8 +200,7 @@ def write_sweep_report(folder: Path) -> Path:
 def _row(folder: Path, labels: tuple[Label, ...], place: str) -> Row:
     point = folder / place
     if (point / "result.json").exists():
-        result = read_json(point / "result.json")
-        metrics = {name: Metric(**value) for name, value in result["metrics"].items()}
+        result, metrics = read_result(point / "result.json", "metrics", "seconds")
         return Row(labels, place, "done", "", result["seconds"], metrics)
     if (point / ERROR).exists():
         return Row(labels, place, "failed", (point / ERROR).read_text().strip(), None, {})
@@ -264,9 +283,9 @@ def _panels(found: Found) -> str:
             if name in line.cells:
                 curves.setdefault(_without(line.labels, across), []).append(line)
         for others, members in curves.items():
-            x = [line.labels[across] for line in members]
+            x = [v if isinstance(v := line.labels[across], int | float) else drawn(v) for line in members]
             cells = [line.cells[name] for line in members]
-            label = ", ".join(map(str, others))
+            label = drawn(", ".join(map(str, others)))
             values, spreads = [cell.value for cell in cells], [cell.spread for cell in cells]
             panel.errorbar(x, values, spreads, marker="o", markersize=3, capsize=2, linewidth=1, label=label)
         numbers = [line.labels[across] for line in lines]
@@ -274,8 +293,8 @@ def _panels(found: Found) -> str:
             panel.set_xscale("log")
             panel.set_xticks(sorted(set(numbers)), [f"{v:g}" for v in sorted(set(numbers))])  # type: ignore[arg-type]
             panel.minorticks_off()
-        panel.set_title(name, fontsize=10)
-        panel.set_xlabel(_short(axes)[across])
+        panel.set_title(drawn(name), fontsize=10)
+        panel.set_xlabel(drawn(_short(axes)[across]))
         panel.grid(alpha=0.3)
         if len(axes) > 1:
             panel.legend(fontsize=8)

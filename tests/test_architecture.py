@@ -41,7 +41,8 @@ rdm.items
 rdm.source rdm.generator rdm.checkpoint rdm.augmentation rdm.data rdm.randomness rdm.schedule rdm.pictures rdm.progress
 rdm.statistic rdm.store rdm.inputs rdm.schema
 rdm.registry
-rdm.numbers rdm.trust
+rdm.terminal rdm.numbers rdm.trust
+rdm.escape
 rdm.errors rdm.autocast
 """
 RANK = {name: -i for i, line in enumerate(LAYERS.split("\n")) for name in line.split()}

@@ -1,5 +1,6 @@
 """What SECURITY.md promises, each held by a real attempt: data may run nothing, connect nowhere, write nowhere else."""
 
+import csv
 import io
 import json
 import os
@@ -13,16 +14,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import EpsImagePlugin, Image
+from rich.console import Console
+from rich.progress import Progress
 from safetensors.torch import save
 
 import rdm
 from rdm.__main__ import main
+from rdm.commands import _evaluate, draw_report
 from rdm.errors import InputError, RestrictedError
+from rdm.evaluate import Judge
+from rdm.progress import Reporter, _columns
 from rdm.reference_file import ReferenceFile
 from rdm.registry import batteries
 from rdm.source import FORMATS, BrokenItem, Form, decode, open_source
 from rdm.sources.image_folder import PICTURES
-from rdm.store import read_tensors, write_tensors
+from rdm.store import read_json, read_tensors, write_bytes, write_json, write_tensors
+from rdm.sweep_report import print_summary, write_csv, write_sweep_report
 from rdm.trust import confined, paths_outside
 from representations._optional import require
 
@@ -377,3 +384,157 @@ def test_a_download_that_the_user_allowed_is_not_written_into_the_reference(pict
         batteries.register("fetching")(fetching)
         assert main(command) == 0
     assert ReferenceFile.load(Path("f.safetensors")).description["battery"] == {"name": "fetching", "arguments": {}}
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["x/../../../../victim"], "may not be empty nor hold"),
+        (["..\\victim"], "may not be empty nor hold"),
+        ([".."], "may not be empty"),
+        ([""], "may not be empty"),
+        (["a\x1b[31m"], "may not be empty nor hold"),
+        (["n" * 300], "has at most 150 bytes; got 300"),
+        (["this run"], "'this run' and 'this run' would share a file"),
+        (["Fresh real"], "would share a file"),
+        (["a", "A"], "would share a file"),
+        (["a: b"], "may not be empty"),
+    ],
+)
+def test_names_that_cannot_be_files_are_refused_when_the_evaluation_is_built(at, capsys, names, message):
+    compared = ", ".join(f"{name!r}: @generators.mlp_flow()" for name in names)
+    evaluation = f"""
+rdm.train.evaluation = @rdm.evaluation()
+rdm.evaluation.reference = @datasets.digits()
+rdm.evaluation.fresh = @datasets.digits()
+rdm.evaluation.battery = @rdm.battery()
+rdm.battery.members = [@representations.pixels()]
+rdm.evaluation.metrics = {{'fd': @objectives.frechet()}}
+rdm.evaluation.compare = {{{compared}}}
+"""
+    (at / "a.gin").write_text(RUN + evaluation)
+    refused(["train", "a.gin", "--restricted", "--out", "deep/er/o"], at, capsys, message)
+    assert sorted(path.name for path in at.iterdir()) == ["a.gin"]  # not even the run folder
+
+
+def test_pictures_go_into_the_run_folder_alone(at):
+    """Whatever an evaluation calls them, and wherever the folder's own links lead."""
+
+    class Drawing(Judge):
+        def __init__(self, *names):
+            self.names = names
+
+        def __call__(self, generator):
+            return {}
+
+        def pictures(self, generator):
+            return dict.fromkeys(self.names, picture())
+
+    model = rdm.generator("mlp")
+    with pytest.raises(InputError, match="pictures of the evaluation: a name may not be empty nor hold"):
+        _evaluate(Drawing("x/../../victim"), model, at / "run")
+    (at / "elsewhere").mkdir()
+    (at / "run").mkdir()
+    (at / "run" / "samples").symlink_to(at / "elsewhere")
+    with pytest.raises(InputError, match="is a link to elsewhere"):
+        _evaluate(Drawing("a"), model, at / "run")
+    assert sorted(path.name for path in at.rglob("*")) == ["elsewhere", "run", "samples"]
+
+
+HOSTILE_NAMES = [
+    "a[/b]",
+    "[red]a",
+    "$\\frac{$",
+    "$x$",
+    "<script>alert(1)</script>",
+    "=cmd|' /C calc'!A0",
+    "@SUM(1+1)*cmd",
+    "+1+1",
+    "-2+3",
+    "\x1b[31mRED\x07",
+    "abc\u202edef",
+]
+
+
+def a_sweep(folder, names) -> None:
+    points = [{"labels": {names[0]: name}, "bindings": [], "folder": f"points/{i}"} for i, name in enumerate(names)]
+    write_json(folder / "sweep.json", {"file": "x", "axes": [names[0]], "goals": {}, "points": points})
+    for i in range(len(names)):
+        metric = {"value": 1.0 + i, "low": 0.5, "high": 9.0, "n": 4, "seed": 0}
+        result = {"metrics": dict.fromkeys(names, metric), "seconds": 1.0}
+        write_json(folder / "points" / str(i) / "result.json", result)
+        write_bytes(folder / "points" / str(i) / "samples" / f"compare {i}.png", picture())
+
+
+def test_names_of_a_sweep_stay_text_everywhere(at, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")
+    a_sweep(at / "w", HOSTILE_NAMES)
+    print_summary(at / "w")
+    shown = capsys.readouterr().out
+    assert "\x1b[31m" not in shown and r"\x1b[31mRED\x07" in shown and r"abc\u202edef" in shown
+    assert all(name in shown for name in HOSTILE_NAMES[:9])
+    with write_csv(at / "w").open(newline="") as file:
+        cells = {text for row in csv.reader(file) for text in row}
+    assert {"'=cmd|' /C calc'!A0", "'@SUM(1+1)*cmd", "'+1+1", "'-2+3"} <= cells
+    assert not [text for text in cells if text.startswith(("=", "+", "-", "@"))]
+    page = write_sweep_report(at / "w").read_text()
+    assert "<script>alert" not in page and "&lt;script&gt;alert(1)" in page
+
+
+def test_points_of_a_sweep_lie_in_its_folder(at):
+    a_sweep(at / "w", HOSTILE_NAMES)
+    for place in ("../x", "/etc", "points/../../x"):
+        index = read_json(at / "w" / "sweep.json")
+        index["points"][0]["folder"] = place
+        write_json(at / "w" / "sweep.json", index)
+        with pytest.raises(InputError, match="outside the sweep's folder"):
+            write_sweep_report(at / "w")
+
+
+def test_a_result_is_escaped_and_of_its_form(at, capsys):
+    """Of a run folder that somebody else wrote: its names are shown, what is no number is refused."""
+    metric = {"value": 1.0, "low": 0.5, "high": 9.0, "n": 4, "seed": 0}
+    script = "<script>alert(1)</script>"
+    result = {"metrics": {f"{name}: m": metric for name in HOSTILE_NAMES} | {"m": metric}, "steps": 1, "seconds": 1.0}
+    result |= {"seed": 0, "versions": {"rdm": script, "torch": script}}
+    (at / "run").mkdir()
+    names = {f"distance/{name}": 1.0 for name in HOSTILE_NAMES} | dict.fromkeys(HOSTILE_NAMES, 2.0)
+    (at / "run" / "log.jsonl").write_text(json.dumps({"step": 1, **names}) + "\n")
+    (at / "run" / "config.gin").write_text(script)
+    write_json(at / "run" / "result.json", result)
+    page = draw_report(at / "run").read_text()
+    assert "<script>" not in page and page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 4
+    for change in (
+        {"steps": script},
+        {"seed": script},
+        {"seconds": script},
+        {"metrics": {"m": {**metric, "n": script}}},
+    ):
+        write_json(at / "run" / "result.json", {**result, **change})
+        refused(["report", "run"], at, capsys, "it is damaged or forged: train or evaluate again")
+
+
+def test_names_of_a_reference_stay_text(reference, pictures, at, capsys):
+    rewritten(reference, lambda description: description.update(data="[/nope]\x1b[31m"))
+    assert main(["evaluate", "s", "--reference", reference, "--metrics", "fd", "--json", "j.json"]) == 0
+    assert r"[/nope]\x1b[31m" in capsys.readouterr().out.replace("\n", "") and (at / "j.json").exists()
+    (pictures / "x\x1b[31mRED\x07.png").write_bytes(b"no picture")
+    assert main(["evaluate", "s", "--reference", reference]) == 2
+    said = capsys.readouterr().err
+    assert r"x\x1b[31mRED\x07.png" in said and "\x1b" not in said
+    capsys.readouterr()
+
+
+def test_lines_beside_a_bar_stay_text():
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=200)
+    with Progress(*_columns(), console=console) as bar:
+        report = Reporter(bar, 2, 0)
+        report.say("[/x]\x1b[31m")
+        report.update(1, {"distance/[/y]\x1b[31m": 1.0})
+        bar.refresh()
+    assert r"[/x]\x1b[31m" in output.getvalue() and r"[/y]\x1b[31m" in output.getvalue()
+    assert "\x1b[31m" not in output.getvalue()

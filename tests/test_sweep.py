@@ -17,7 +17,7 @@ from rdm.__main__ import main
 from rdm.errors import InputError
 from rdm.evaluate import Metric
 from rdm.store import lock, write_json, write_text
-from rdm.sweep_report import Found, Row, print_table, read_sweep, write_csv, write_sweep_report
+from rdm.sweep_report import Found, Row, print_summary, read_sweep, write_csv, write_sweep_report
 
 TINY = """
 rdm.train.model = @generators.mlp()
@@ -312,7 +312,7 @@ def test_seeds_become_mean_and_spread_and_the_best_is_marked(tmp_path, capsys):
     assert lines[1].cells["score"] == (-256, 1) and (lines[1].seeds, lines[1].missing) == (1, 1)
     assert found.best(lines, "score") == 256.5 and found.best(lines, "distance") == -256.5
     assert found.best(lines, "near") == 32.5
-    print_table(folder)
+    print_summary(folder)
     printed = capsys.readouterr().out
     assert "256 ± 0.71*" in printed and printed.count("*") == 4 and "over seeds" in printed
     assert "1 of 2" in printed
@@ -346,5 +346,5 @@ def test_reports_of_sweeps_without_numbers_results_or_metrics(tmp_path):
         write_json(folder / "sweep.json", {"file": "s.gin", "axes": ["kind"], "goals": {}, "points": points})
         page = write_sweep_report(folder).read_text()
         assert ("Nothing to draw" in page) == (not metrics)
-        print_table(folder)
+        print_summary(folder)
         assert write_csv(folder).exists()
