@@ -1,6 +1,7 @@
 """Weights of encoders: found on this machine, checked by hash and by name; fetched only where that is asked for."""
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -18,6 +19,7 @@ from representations._optional import require
 
 PRETRAINED, RANDOM = "pretrained", "random"
 Network = TypeVar("Network", bound=nn.Module)
+_BUILDING = threading.RLock()
 
 
 def loading(owner: str) -> AbstractContextManager[None]:
@@ -199,8 +201,12 @@ def mismatches(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
 
 
 def untrained(build: Callable[[], Network], seed: int = 0) -> Network:
-    """A module with the random weights of its own initialisation, the same at every call."""
-    with seeded(seed):
+    """A module with the random weights of its own initialisation, the same at every call.
+
+    Modules draw from torch's global random state: threads build one after the other, but a thread that draws from that
+    state for itself meanwhile changes the weights.
+    """
+    with _BUILDING, seeded(seed):
         return build()
 
 

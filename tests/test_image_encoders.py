@@ -1,6 +1,8 @@
 """Image encoders beside their libraries' own forward passes, with real weights where there are some."""
 
 import importlib
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from rdm.errors import CorruptFileError, InputError, MismatchError
 from rdm.registry import representations
 from representations._images import resized
 from representations._optional import require
-from representations._weights import local_file, read, sha256
+from representations._weights import local_file, read, sha256, untrained
 from representations.encoders import ROWS
 from representations.inception import InceptionV3
 from tests.peers import peer
@@ -158,6 +160,26 @@ def test_a_named_layer_is_what_the_network_computes_there():
     )
     patches, prefix = tokens
     torch.testing.assert_close(encoder(images), torch.cat([prefix, patches], 1).flatten(1))
+
+
+def test_random_weights_are_the_same_from_threads():
+    barrier, found = threading.Barrier(8), []
+
+    def build() -> nn.Module:
+        first = nn.Linear(4, 4)
+        time.sleep(0.005)  # where another thread would draw
+        return nn.Sequential(first, nn.Linear(4, 4))
+
+    def work() -> None:
+        barrier.wait()
+        found.append(torch.cat([p.detach().flatten() for p in untrained(build).parameters()]))
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8 and all(torch.equal(each, found[0]) for each in found)
 
 
 @pytest.mark.slow
