@@ -222,9 +222,18 @@ class Battery:
         )
 
     def to(self, device: torch.device | str) -> "Battery":
-        """Move every encoder to a device."""
+        """Move every encoder to a device; tensors that encoders share, such as a table of conditions, stay shared."""
+        moved: dict[Any, tuple[Tensor, Tensor]] = {}
+
+        def move(tensor: Tensor) -> Tensor:
+            place = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+            if place not in moved:
+                moved[place] = tensor, tensor.to(device)  # the first is kept, so that nothing else comes to lie there
+            return moved[place][1]
+
         for representation in (*self.members, *self.held_out):
-            representation.to(device)
+            if representation.module is not None:
+                representation.module._apply(move)
         return self
 
     @property

@@ -102,7 +102,9 @@ def _balance(representation: Representation, items: Tensor, tau: nn.Module, cond
     conditions = _present(conditions)
     rows = torch.randperm(len(items), generator=torch.Generator().manual_seed(0))[:ROWS].to(items.device)
     with torch.no_grad():
-        features = tau.to(items.device)(conditions[rows.to(conditions.device)])
+        chosen = conditions[rows.to(conditions.device)]
+        alone = isinstance(tau, _Table)  # which other encoders may share, and move together (`Battery.to`)
+        features = (tau if alone else tau.to(items.device))(chosen).to(items.device)
     sides = {"items": Reference.measure(items[rows], representation), "conditions": Reference.from_features(features)}
     scales = []
     for side, reference in sides.items():

@@ -74,6 +74,17 @@ def test_a_representation_of_the_condition():
     assert set(encode.module.state_dict()) == {"beta", *(f"tau.module.{k}" for k in text.module.state_dict())}
 
 
+def test_encoders_that_share_a_table_of_conditions_hold_it_once_on_any_device():
+    items, labels, table = draw(12, 5), torch.arange(12) % 3, torch.randn(3, 4)
+    phis = rdm.representation("identity"), rdm.representation("whitening", shrinkage=0.1)
+    members = [rdm.representation("joint", representation=phi, condition=table) for phi in phis]
+    fitted = rdm.Battery(members).fitted(items, labels)
+    for battery in (fitted, fitted.to("cpu"), fitted.to("meta")):
+        first, second = (member.module.tau.table for member in battery.members)
+        assert first.is_set_to(second) if first.device.type == "cpu" else first is second
+        assert battery.members[1].module.phi.matrix.device == first.device
+
+
 def test_wrong_conditions_and_settings():
     items = torch.rand(4, 5)
     encode = rdm.representation("joint", representation="identity", condition=3, beta=1.0)
