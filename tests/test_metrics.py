@@ -182,6 +182,26 @@ def test_intervals_of_shares_and_groups():
     assert Estimate(1.0, torch.zeros(5), 0.5).variance == 0.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shift", [0, 10])
+def test_ties_are_counted_as_defined(dtype: torch.dtype, shift: int):
+    """On a lattice, whose arithmetic is exact: density leaves ties out, as prdc does, the others take them in."""
+    g = torch.Generator().manual_seed(0)
+    rows = (torch.randn(200, 8, generator=g) + shift).to(dtype)
+    y, x = torch.randint(0, 3, (2, 200, 3), generator=g) + shift
+    within, across = ((p[:, None] - y).square().sum(2) for p in (y, x))
+    reach = within.sort(1).values[:, 5]  # the row itself is the first
+    expected = {
+        "density": (across < reach).double().sum() / (5 * len(x)),
+        "precision": (across <= reach).any(1).double().mean(),
+        "coverage": (across <= reach).any(0).double().mean(),
+    }
+    for name, value in expected.items():
+        assert math.isclose(rdm.metric(name)(x.to(dtype), Real(y.to(dtype))).value, value, rel_tol=1e-12), name
+    assert math.isclose(expected["density"], 0.133, abs_tol=5e-4)  # 1.7 to 1.8 where rounding decides
+    assert rdm.metric("density")(rows, Real(rows)).value == 1
+
+
 def test_density_is_not_below_zero():
     far = torch.cat([Y[:2], Y[:150] + 50])  # two near rows of many: the symmetric interval would reach below
     found = rdm.metric("density")(far, Real(Y))

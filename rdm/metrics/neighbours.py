@@ -1,5 +1,10 @@
-"""Precision, recall, density and coverage by nearest neighbours, streamed in blocks of rows."""
+"""Precision, recall, density and coverage by nearest neighbours, streamed in blocks of rows.
 
+Distances come from float32 products; whatever these cannot tell from a neighbour's distance is formed again from
+differences in float64, so that ties are ties (copies, discrete features) and every count is exact.
+"""
+
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +20,10 @@ from rdm.registry import metrics
 
 ROWS = 10_000  # a side, at most: the cost is quadratic
 BLOCK = 512
+ROUGH = torch.float32  # of the products
 HALVES = 48  # random halves of the generated rows that give the variance of recall
+SPARE = 4  # neighbours beyond the k-th that are formed again, among which rounding may have hidden it
+PAIRS = 2**20  # coordinates of pairs that are formed again at a time
 KEPT = 48  # neighbours kept a row, of which a half holds k with all but certainty
 
 
@@ -38,14 +46,20 @@ class _Neighbours(Measure):
         return 2 * self.k + 2
 
     def sides(self, x: Tensor, real: Real, seed: int) -> tuple[Tensor, Tensor]:
-        """Both sides about the reference's mean, thinned, with enough rows for k neighbours."""
+        """Both sides in float64 about the reference's mean, thinned, with enough rows for k neighbours.
+
+        The mean is rounded to float32 and the scale to a power of 2, so that neither rounds what it moves.
+        """
         x = thin(generated(x, real, least=self._least, user=self.user), self.rows, seed, "generated")
         y = thin(real.required_rows(self.user), self.rows, seed, "reference").to(x.device)
         if len(y) < self.k + 1:
             raise InputError(f"{self.user} needs at least {self.k + 1} reference rows; got {len(y)}")
-        centre = y.double().mean(0)
-        kind = torch.promote_types(x.dtype, y.dtype)
-        return (x.double() - centre).to(kind), (y.double() - centre).to(kind)
+        x, y = x.double(), y.double()
+        centre = y.mean(0)
+        centre = torch.where(centre.float().isfinite(), centre.float().double(), centre)
+        x, y = x - centre, y - centre
+        scale = 2.0 ** -round(math.log2(float(y.abs().max()) or 1.0))
+        return x * scale, y * scale
 
 
 @metrics.register("precision")
@@ -63,7 +77,7 @@ class Precision(_Neighbours):
 
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
         x, y = self.sides(x, real, seed)
-        inside = (_hits(x, y, _radii(y, self.k)) > 0).double()
+        inside = (_hits(x, y, _radii(y, self.k), strict=False) > 0).double()
         return of_share(float(inside.mean()), float(inside.var()) / len(x), len(x), seed)
 
 
@@ -72,7 +86,8 @@ class Precision(_Neighbours):
 class Density(_Neighbours):
     """Mean number of reference rows whose k-th neighbour is farther than the generated row, over k.
 
-    Source: Naeem et al. (2020), eq. 3; at most 10,000 rows a side; may exceed 1. Interval: as of `precision`.
+    Source: Naeem et al. (2020), eq. 3; at most 10,000 rows a side; may exceed 1. A row just as far is not counted, as
+    in the published code, so that copies of the reference have 1. Interval: as of `precision`.
 
     Shapes: features n d. Units: none. Cost: m (m + n) d.
     """
@@ -82,7 +97,7 @@ class Density(_Neighbours):
 
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
         x, y = self.sides(x, real, seed)
-        hits = _hits(x, y, _radii(y, self.k)).double() / self.k
+        hits = _hits(x, y, _radii(y, self.k), strict=True).double() / self.k
         return between(float(hits.mean()), float(hits.var()) / len(x), len(x), seed, least=self.lowest)
 
 
@@ -102,9 +117,9 @@ class Recall(_Neighbours):
 
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
         x, y = self.sides(x, real, seed)
-        near, far = _nearest(x, min(KEPT, len(x) - 1)), _masks(len(x), seed).to(x.device)
-        radii = torch.stack([near.distances[:, self.k - 1], *(_radii_within(near, half, self.k) for half in far)])
-        return _over_halves(_covered(y, x, radii), seed, len(x))
+        near, halves = _nearest(x, min(KEPT, len(x) - 1)), _masks(len(x), seed).to(x.device)
+        parts = torch.stack([_radii_within(near, half, self.k) for half in halves])
+        return _over_halves(_covered(y, x, _radii(x, self.k), parts), seed, len(x))
 
 
 @metrics.register("coverage")
@@ -125,8 +140,7 @@ class Coverage(_Neighbours):
         x, y = self.sides(x, real, seed)
         reach, n = _radii(y, self.k), len(x)
         alone, pairs, covered = torch.zeros(n, dtype=torch.float64, device=x.device), [], 0
-        for i, squared in _blocks(y, x):
-            within = squared <= reach[i, None]
+        for _, within in _within(y, x, reach[:, None], strict=False):
             count = within.sum(1)
             covered += int((count > 0).sum())
             alone += within[count == 1].sum(0)
@@ -153,8 +167,10 @@ def _nearest(x: Tensor, kept: int) -> _Near:
 
 
 def _radii(y: Tensor, k: int) -> Tensor:
-    """Squared distance to the k-th nearest other row."""
-    return _nearest(y, k).distances[:, -1]
+    """Squared distance to the k-th nearest other row, from differences."""
+    near = _nearest(y, min(k + SPARE, len(y) - 1)).rows
+    rows = torch.arange(len(y), device=y.device)[:, None].expand_as(near)
+    return _exact(y, y, rows.flatten(), near.flatten()).view_as(near).sort(dim=1).values[:, k - 1]
 
 
 def _radii_within(near: _Near, half: Tensor, k: int) -> Tensor:
@@ -165,22 +181,45 @@ def _radii_within(near: _Near, half: Tensor, k: int) -> Tensor:
     return torch.where(half, radii, -1.0)
 
 
-def _hits(x: Tensor, y: Tensor, reach: Tensor) -> Tensor:
+def _hits(x: Tensor, y: Tensor, reach: Tensor, *, strict: bool) -> Tensor:
     """For each x the number of rows y whose squared reach it lies in."""
-    return torch.cat([(squared <= reach).sum(1) for _, squared in _blocks(x, y)])
+    return torch.cat([within.sum(1) for _, within in _within(x, y, reach[None], strict=strict)])
 
 
-def _covered(y: Tensor, x: Tensor, radii: Tensor) -> Tensor:
-    """For each row of radii the share of y within the reach of some x."""
-    share = torch.zeros(len(radii), dtype=torch.float64, device=y.device)
-    for _, squared in _blocks(y, x):
-        for r, reach in enumerate(radii):
-            share[r] += (squared <= reach).any(1).sum()
+def _covered(y: Tensor, x: Tensor, whole: Tensor, parts: Tensor) -> Tensor:
+    """The share of y within the reach of some x; then, ties as rounding has them, for each row of `parts`."""
+    share = torch.zeros(1 + len(parts), dtype=torch.float64, device=y.device)
+    for squared, within in _within(y, x, whole[None], strict=False):
+        share[0] += within.any(1).sum()
+        for r, reach in enumerate(parts):
+            share[r + 1] += (squared <= reach).any(1).sum()
     return share / len(y)
 
 
+def _within(x: Tensor, y: Tensor, reach: Tensor, *, strict: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Squared distances of blocks of x to all y, and which are below a reach (or at it): "n 1" or "1 m"."""
+    rounding = (16 + x.shape[1] / 64) * torch.finfo(ROUGH).eps
+    mine, theirs = (side.to(ROUGH).square().sum(1) for side in (x, y))
+    for i, squared in _blocks(x, y):
+        limit = reach if len(reach) == 1 else reach[i]
+        gap = squared - limit.to(ROUGH)
+        within = gap < 0 if strict else gap <= 0
+        rows, columns = (gap.abs_() <= (mine[i, None] + theirs).mul_(rounding)).nonzero(as_tuple=True)
+        exact, limits = _exact(x[i], y, rows, columns), limit.expand(len(squared), len(y))[rows, columns]
+        within[rows, columns] = exact < limits if strict else exact <= limits
+        yield squared, within
+
+
+def _exact(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """Squared distances of some pairs of rows by differences: the same either way about."""
+    size = max(1, PAIRS // x.shape[1])
+    pairs = zip(i.split(size), j.split(size), strict=True)
+    return torch.cat([(x[some] - y[other]).square_().sum(1) for some, other in pairs])
+
+
 def _blocks(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Squared distances of a block of x to all y, by one matrix product; both sides are centred."""
+    """Squared distances of a block of x to all y, by one matrix product; both sides are centred and scaled."""
+    x, y = x.to(ROUGH), y.to(ROUGH)
     norms = y.square().sum(1)
     for start in range(0, len(x), BLOCK):
         i = slice(start, min(start + BLOCK, len(x)))
