@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import rdm
 from rdm.__main__ import main
@@ -49,6 +51,33 @@ def test_sound_of_another_rate_is_refused(tmp_path, capsys, ears):
         assert main(["evaluate", samples, "--reference", str(tmp_path / "r.safetensors"), "--metrics", "sw"]) == status
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "8000.npz has 8,000 samples a second and" in said and "resample" in said
+
+
+@pytest.mark.filterwarnings("always:.*left out")
+def test_what_is_left_out_or_damaged_reaches_the_user(tmp_path, capsys):
+    """Grey pictures beside colour are judged as colour; a warning, or one line with status 2."""
+    draw = np.random.default_rng(0)
+    for i in range(40):
+        for side in ("real", "made"):
+            (tmp_path / side).mkdir(exist_ok=True)
+            picture = draw.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+            grey = side == "made" and i % 2 == 0
+            Image.fromarray(picture[:, :, 0] if grey else picture).save(tmp_path / side / f"{i:02}.png")
+    (tmp_path / "made" / "40.flac").write_bytes(b"")
+    make = ["reference", "--battery", "untrained", "--out", str(tmp_path / "r.safetensors")]
+    assert main([*make, str(tmp_path / "real")]) == 0
+    capsys.readouterr()
+    command = ["evaluate", str(tmp_path / "made"), "--reference", str(tmp_path / "r.safetensors"), "--metrics", "sw"]
+    assert main(command) == 0
+    assert f"rdm: warning: {tmp_path}/made: left out: 1 of suffix '.flac' (40.flac)\n" in capsys.readouterr().err
+    with tarfile.open(tmp_path / "t.tar", "w") as file:
+        for path in sorted((tmp_path / "real").iterdir()):
+            file.add(path, path.name)
+    whole = (tmp_path / "t.tar").read_bytes()
+    (tmp_path / "t.tar").write_bytes(whole[: 2 * 512 * 20])  # at the header of the twenty-first
+    assert main([*make, str(tmp_path / "t.tar")]) == 2
+    said = capsys.readouterr().err
+    assert "t.tar: no header and no end at byte 20,480; it is truncated or altered" in said and said.count("\n") == 1
 
 
 def items_of(source: Given) -> Items:

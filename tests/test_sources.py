@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import random
 import struct
 import tarfile
 import warnings
@@ -604,3 +605,55 @@ def test_arrays_that_memory_or_trust_cannot_hold_are_refused(tmp_path):
             open_source(tmp_path / name)
     torch_save_file({"images": torch.full((2, 3, 4, 4), 0.5, dtype=torch.bfloat16)}, tmp_path / "b.safetensors")
     assert items(tmp_path / "b.safetensors").mean() == 0.5
+
+
+@pytest.fixture(scope="module")
+def whole_files(tmp_path_factory) -> dict[str, Path]:
+    """A file of each form, by name."""
+    at = tmp_path_factory.mktemp("whole")
+    encoded = [png(p) for p in PICTURES]
+    offsets = np.cumsum([0, *map(len, encoded)])
+    np.savez(at / "e.npz", data=np.frombuffer(b"".join(encoded), np.uint8), offsets=offsets, labels=np.arange(6))
+    np.savez_compressed(at / "p.npz", images=PICTURES, labels=np.arange(6))
+    np.save(at / "p.npy", PICTURES)
+    np.savez(at / "a.npz", audio=np.arange(40, dtype=np.int16), offsets=np.arange(5) * 10, rate=8000)
+    save_file({"images": PICTURES.astype(np.float32) / 255}, at / "p.safetensors")
+    classes = {f"{i}.cls": b"%d" % i for i in range(6)}
+    tar_of(at / "t.tar", {f"{i}.png": data for i, data in enumerate(encoded)} | classes)
+    idx = struct.pack(">4B3i", 0, 0, 8, 3, 6, 10, 12) + PICTURES[..., 0].tobytes()
+    folder_of(at, {"idx3-ubyte": idx, "idx3-ubyte.gz": gzip.compress(idx), "i/0.png": encoded[0]})
+    folder_of(at, {"w/0.wav": wav(np.zeros((50, 2), np.int16), extensible=True)})
+    return {path.relative_to(at).as_posix(): path for path in at.rglob("*") if path.is_file()}
+
+
+def damaged(data: bytes, draw: random.Random) -> bytes:
+    changed, at = bytearray(data), draw.randrange(min(len(data), draw.choice((600, len(data)))))
+    how = draw.choice(("flip", "cut", "zero", "fill", "insert"))
+    if how == "cut":
+        return data[:at]
+    if how == "flip":
+        changed[at] ^= 1 << draw.randrange(8)
+    elif how == "insert":
+        changed[at:at] = draw.randbytes(5)
+    else:
+        changed[at : at + 8] = (b"\0" if how == "zero" else b"\xff") * len(changed[at : at + 8])
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    "name",
+    "e.npz p.npz p.npy a.npz p.safetensors t.tar idx3-ubyte idx3-ubyte.gz i/0.png w/0.wav".split(),
+)
+@pytest.mark.filterwarnings("ignore:.*left out")
+def test_a_damaged_file_is_one_line_or_read(tmp_path, whole_files, name):
+    """120 changes of each form, half of them in its first 600 bytes: nothing but an `InputError` comes out."""
+    data, draw = whole_files[name].read_bytes(), random.Random(name)
+    refused = 0
+    for _ in range(120):
+        folder_of(tmp_path, {name: damaged(data, draw)})
+        try:
+            assert torch.isfinite(items(tmp_path / name.split("/")[0], size=8)).all()
+        except InputError as error:
+            assert str(error).isprintable() and len(str(error)) < 1000
+            refused += 1
+    assert refused > 20

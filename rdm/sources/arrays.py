@@ -75,7 +75,7 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
 
 def _unreadable(path: Path, error: Exception) -> CorruptFileError:
     objects = "allow_pickle" in str(error) or "Python objects" in str(error)  # numpy's advice is to load them unsafely
-    why = "it holds Python objects, which are never loaded" if objects else first_line(error)
+    why = "it holds Python objects, which are never loaded" if objects else first_line(error)[:200]
     return CorruptFileError(printable(f"{path} cannot be read ({why}); it is truncated, altered or of another form"))
 
 

@@ -11,7 +11,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from rdm.errors import CorruptFileError, InputError, printable
+from rdm.errors import CorruptFileError, InputError, first_line, printable
 from rdm.registry import sources
 from rdm.source import Source, decode, is_grey
 from rdm.sources._files import HIDDEN, PICTURES, in_words
@@ -60,7 +60,8 @@ class Tar(Source):
         except InputError:
             raise
         except Exception as error:  # tarfile has its own and passes others on
-            raise CorruptFileError(f"{self.path} cannot be read ({error}); it is truncated or altered") from error
+            why = printable(first_line(error))
+            raise CorruptFileError(f"{self.path} cannot be read ({why}); it is truncated or altered") from error
         self._drop_companions(found)
         return found
 
