@@ -30,7 +30,8 @@ def placed(error: Exception, written: Sequence[Binding], known: Known) -> InputE
         text = f"{name or 'it'} needs {lacking[1]!r}; bind it, or refer to it without ()"
         found = [b for b in written if any(reference.name == name for reference in b.references)]
     elif isinstance(error, ParameterError):
-        text = f"{name}.{error.text}" if name else text
+        joint = "." if error.parameter.isidentifier() else ": "
+        text = f"{name}{joint}{error.text}" if name else text
         found = [b for b in written if b.name == name and b.parameter == error.parameter]
     else:
         own = [b for b in written if name in (None, b.name)]
@@ -81,6 +82,8 @@ def in_one_line(error: Exception, part: Text, known: Known) -> InputError:
         text = error.msg
     elif isinstance(error, tokenize.TokenError):
         text, place = f"{error.args[0]}: a bracket or quote is not closed", part.place(len(part.places))
+    if match := re.search(r"Failed to parse token ('.*?')", text):
+        text = f"{match[1]} is no value; a text is written in quotes, a reference with @, a macro with %"
     if match := re.search(r"No configurable matching (?:reference )?'@?([^'()]+)", text):
         return UnknownNameError(f"{place}: unknown name {match[1]!r}{_nearest_configurable(match[1], known)}")
     if match := re.search(r"(?:'|\")(\S+?)(?:'|\") doesn't have a parameter named (?:'|\")(\S+?)(?:'|\")", text):

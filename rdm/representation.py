@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rdm.errors import InputError
 from rdm.inputs import ANYTHING, Inputs, check_condition
-from rdm.numbers import Count, Range, check
+from rdm.numbers import Count, Range, check, validated
 from rdm.registry import batteries, nearest, representations
 from rdm.store import digest
 
@@ -262,11 +262,12 @@ def as_battery(given: Any) -> Battery:
     return Battery(tuple(map(as_representation, given if isinstance(given, list | tuple) else (given,))))
 
 
+@validated
 def assemble(
     members: Sequence[Representation],
     held_out: Sequence[Representation] = (),
     weights: Sequence[float] | None = None,
-    micro_batch: int | Mapping[str, int] | None = None,
+    micro_batch: Count | Mapping[str, Count] | None = None,
     precision: Precision | Mapping[str, Precision] = "float32",
     clamp: bool = False,
     compile: bool = False,

@@ -129,6 +129,10 @@ augmentations.jitter.shift = 2
     ("rdm.train.losses = []", "x.gin:6: rdm.train.losses must be a list of at least one"),
     ("rdm.train.losses = [@losses.classification]", r"x.gin:6: rdm.train.losses .* was not called; add \(\)"),
     ("rdm.train.losses = @losses.classification()", "x.gin:6: rdm.train.losses must be a list"),
+    ("rdm.train.clip = inf", "x.gin:6: 'inf' is no value; a text is written in quotes"),
+    ("rdm.train.losses = [@losses.matching()]\nlosses.matching.objective = @objectives.mmd()\n"
+     "losses.matching.battery = @rdm.battery()\nrdm.battery.members = [@representations.pixels]",
+     r"x.gin:9: rdm.battery.members must be .* add \(\)"),
     ("rdm.train.evaluation = 3", "x.gin:6: rdm.train.evaluation must be Judge or None; got 3"),
     ("rdm.train.losses = [@losses.matching()]", "x.gin:6: losses.matching needs 'objective'"),
     ("losses.classification.batch = 0", "x.gin:6: losses.classification.batch must be a whole number from 1"),

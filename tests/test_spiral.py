@@ -51,6 +51,8 @@ def test_wrong_settings():
         SpiralScore(resamples=1)
     with pytest.raises(InputError, match="dimension must be a whole number from 2"):
         rdm.dataset("spiral", dimension=1)
+    with pytest.raises(InputError, match=r"points \"n d\"; got \(4000, 1, 8, 8\)"):
+        SpiralScore()(rdm.generator("mlp_flow", width=8, depth=1))
 
 
 def test_a_run_without_classes_or_pictures(tmp_path, capsys):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rdm.data import Dataset
+from rdm.errors import InputError
 from rdm.evaluate import Judge, Metric
 from rdm.generator import Generator
 from rdm.numbers import Count, Nonnegative, Positive, Seed, Several
@@ -83,10 +84,13 @@ class SpiralScore(Judge):
         return {"samples in the plane": buffer.getvalue()}
 
     def draw(self, generator: Generator) -> Tensor:
-        """Samples from noise fixed by the seed, flattened."""
+        """Samples from noise fixed by the seed."""
         noise, _ = generator.draw(self.samples, stream(self.seed, "evaluation"))
         with torch.no_grad():
-            return generator.eval()(noise.to(next(generator.parameters()).device)).flatten(1).cpu().float()
+            items = generator.eval()(noise.to(next(generator.parameters()).device))
+        if items.ndim != 2:
+            raise InputError(f'the spiral\'s items are points "n d"; got {tuple(items.shape)}; judge them otherwise')
+        return items.cpu().float()
 
     def _metric(self, values: Tensor, n: int, most: float = math.inf) -> Metric:
         value, half = float(values[0]), 1.96 * float(values[1:].std())
