@@ -68,11 +68,16 @@ class MomentSums:
 
     @classmethod
     def like(cls, rows: Tensor) -> "MomentSums":
-        """Shift and units from a few first rows: their mean, and the power of two above each spread."""
+        """Shift and units from a few first rows: their mean, and the power of two above each spread.
+
+        Where the first rows coincide, up to rounding, they say nothing of the others' spread, and their size serves.
+        """
         rows = rows.double()
         spread = rows.std(0) if len(rows) > 1 else torch.zeros_like(rows[0])
-        widest = spread.max().clamp_min(torch.finfo(torch.float32).tiny)
-        unit = torch.exp2(spread.clamp_min(float(widest) * 2.0**-6).log2().ceil())
+        widest, size = float(spread.max()), float(rows.abs().max())
+        if widest <= size * 2.0**-20:
+            widest = size * 2.0**-4 or 1.0
+        unit = torch.exp2(spread.clamp_min(widest * 2.0**-6).log2().ceil())
         return cls(rows.mean(0), unit)
 
     def add(self, rows: Tensor) -> None:

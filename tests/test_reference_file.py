@@ -54,6 +54,17 @@ def test_exact_sums_do_not_depend_on_order():
         sums[0].add(torch.full((3, 3), torch.nan, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-4, 1.0, 1e5])
+@pytest.mark.parametrize("first", [1, 5])
+def test_first_rows_that_coincide_set_no_scale(size, first):
+    """One row, or equal rows, or all zero, say nothing of the spread of those that follow."""
+    rows = torch.randn(300, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * (size or 1) / 10
+    rows[:first] = size
+    sums = MomentSums.like(rows[:first])
+    sums.add(rows)
+    torch.testing.assert_close(sums.gaussian().covariance, torch.cov(rows.T), rtol=1e-9, atol=1e-12 * size**2)
+
+
 def test_moments_are_numpys_far_from_zero_and_for_constant_columns():
     rows = torch.randn(500, 4, dtype=torch.float64) * torch.tensor([1.0, 1e-3, 0.0, 5.0]) + 1e4
     sums = MomentSums.like(rows[:20])
