@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BATCH = 32
+LEAST_DRAWN = 0.01  # ratios and intervals of copies go down to 0, which a logarithmic axis has not
 SPLIT = 0.2
 DRAWN = 16_384  # items drawn from a run's generator, at most
 
@@ -218,8 +219,9 @@ def _draw_ratios(axis: "Axes", found: Mapping[str, Metric], held_out: Sequence[s
     """Bars from 1, which real data scores, on a logarithmic axis: the intervals are log-normal."""
     axis.set_xscale("log", subs=())
     axis.xaxis.set_major_formatter("{x:g}")
-    spans = [[r.value - r.low for r in found.values()], [r.high - r.value for r in found.values()]]
-    lengths = [r.value - 1 for r in found.values()]
+    shown = [[max(number, LEAST_DRAWN) for number in ratio[:3]] for ratio in found.values()]
+    spans = [[value - low for value, low, _ in shown], [high - value for value, _, high in shown]]
+    lengths = [value - 1 for value, _, _ in shown]
     bars = axis.barh(list(map(drawn, found)), lengths, left=1, xerr=spans, capsize=3, color="#7aa6d8")
     for bar, member in zip(bars, found, strict=True):
         bar.set_hatch("//" if member in held_out else "")

@@ -12,10 +12,11 @@ import rdm
 from rdm.__main__ import main
 from rdm.errors import InputError
 from rdm.judge import Rows, Verdict, alarms, judge
-from rdm.judge_commands import bars, judge_source, make_reference
+from rdm.judge_commands import _draw_ratios, bars, judge_source, make_reference
 from rdm.metric import Gaussian, Metric
 from rdm.reference_file import MemberReference, ReferenceFile
 from rdm.registry import batteries
+from rdm.report import blank_figure
 from rdm.representation import Battery
 from rdm.source import Given, open_source
 
@@ -208,6 +209,16 @@ def test_what_nothing_can_draw_or_judge():
         bars(Verdict({}))
     with pytest.raises(InputError, match="samples have features"):
         judge(rdm.judge.Rows({}, set()), ReferenceFile({}, {}))
+
+
+def test_a_chart_of_copies_has_an_axis():
+    """Their ratio and its interval's low end are 0."""
+    copies, fair = Metric(0.0, 0.0, 0.14, 40, 0), Metric(1.2, 1.0, 1.4, 40, 0)
+    for copied in (copies, copies._replace(value=1e-15), copies._replace(value=0.1)):
+        axis = blank_figure(4, 2).subplots()
+        _draw_ratios(axis, {"pixels": copied, "clip": fair}, [])
+        low, high = axis.get_xlim()
+        assert 0.005 < low < 0.01 and 1.4 < high < 2
 
 
 def test_feature_metrics_leave_logits_out_and_the_inception_score_takes_them():
