@@ -89,6 +89,11 @@ class Evaluation(Judge):
         for side in (self.reference, self.fresh):
             if len(side.labels) == len(side.labels.unique()):
                 raise InputError(f"evaluation needs two items of some class; {side.name} has {len(side.labels)} in all")
+        classes = (
+            self.reference.images[self.reference.labels.cpu() == c] for c in self.reference.labels.unique().cpu()
+        )
+        if all(bool((items == items[:1]).all()) for items in classes):
+            raise InputError(f"{self.reference.name}: the items of a class are all equal; spread is a share of theirs")
         if signed := [name for name, objective in self.metrics.items() if not objective.traits.nonnegative]:
             raise InputError(
                 f"a ratio to real data needs distances that are never negative; metric {signed[0]!r} is an unbiased "

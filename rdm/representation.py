@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rdm.autocast import own_types
 from rdm.errors import InputError
 from rdm.inputs import ANYTHING, Inputs, check_condition
 from rdm.numbers import Count, Range, check, validated
@@ -65,6 +66,7 @@ class Representation:
         """Without the compiled module, which is made again where it is needed."""
         return {key: value for key, value in vars(self).items() if key != "_compiled"}
 
+    @own_types()
     def fitted(self, items: Tensor, condition: Tensor | None = None) -> "Representation":
         """This representation with its module estimated on `items` (and their condition), where it needs that."""
         if self.module is not None or self.fit is None:

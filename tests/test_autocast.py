@@ -112,6 +112,12 @@ def test_a_metric(name, around):
     assert same(measured) == list(expected)
 
 
+@pytest.mark.parametrize("name", ["pca", "whitening", "random_projection", "random_fourier"])
+def test_an_encoder_that_is_fitted(name):
+    options = {"components": 4} if name == "pca" else {}
+    same(lambda: [rdm.representation(name, **options).fitted(X)(Y)])
+
+
 def test_streaming():
     names = [name for name in rdm.names("metrics") if name not in SMALL and not name.endswith("r")]
 

@@ -111,6 +111,9 @@ def test_wrong_settings():
         evaluation(metrics={"kid": rdm.objective("kid")})
     with pytest.raises(InputError, match="the fresh real split is at distance 0 from the reference; is it disjoint"):
         evaluation(fresh=gaussians(600, 0))(Given(gaussians(600, 2).images))
+    flat = gaussians(600, 0)
+    with pytest.raises(InputError, match="gaussians 0: the items of a class are all equal"):
+        evaluation(reference=flat._replace(images=flat.labels.view(-1, 1, 1, 1).expand(-1, 1, 2, 2) / 10))
     assert Metric(1, 0, 2, 3, 4)._asdict() == {"value": 1, "low": 0, "high": 2, "n": 3, "seed": 4}
 
 
