@@ -36,7 +36,8 @@ class Reference:
         """Check rows and weights (see `rdm.statistic.checked`) and hold them."""
         side = f"reference {origin['representation']!r}" if "representation" in origin else "reference"
         refuse_gradient(weights, f"weights of {side}", "detach them")
-        return cls(*checked(features.detach(), weights, side=side), origin)
+        rows, mass = checked(features, weights, side=side)
+        return cls(rows.detach(), mass, origin)
 
     @classmethod
     def measure(

@@ -108,7 +108,7 @@ def check_rows_apart(items: Tensor) -> None:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if "BatchNorm" in node.name() and getattr(node, "_saved_training", True):
+        if "BatchNorm" in node.name() and getattr(node, "_saved_training", "Sync" in node.name()):
             if node._input_metadata[0].shape[0] > 1:
                 raise InputError(
                     f"generate() takes statistics of the rows of a chunk (batch norm in train()); {REMEDY}"

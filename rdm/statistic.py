@@ -266,7 +266,13 @@ def refuse_gradient(tensor: Any, name: str, remedy: str) -> None:
 
 def checked_weights(weights: Tensor, n: int, *, side: str) -> Float[Tensor, " n"]:
     """Validate n weights: float64, finite, not negative, not all zero; their gradient is kept."""
-    weights = torch.as_tensor(weights, dtype=torch.float64)
+    try:
+        weights = torch.as_tensor(weights)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"weights of {side} must be {n} numbers, one a row; got {type(weights).__name__}") from error
+    if weights.is_complex():
+        raise InputError(f"weights of {side} must be real numbers; got {weights.dtype}")
+    weights = weights.to(torch.float64)
     if weights.shape != (n,):
         raise InputError(f"weights of {side} must have shape ({n},), one a row; got {tuple(weights.shape)}")
     values = weights.detach()
@@ -277,6 +283,8 @@ def checked_weights(weights: Tensor, n: int, *, side: str) -> Float[Tensor, " n"
             f"weights of {side} must not be negative; got {int((values < 0).sum())} negative of {n}, "
             f"least {values.min().item():.3g}"
         )
+    if not bool(torch.isfinite(values.sum())):
+        raise InputError(f"weights of {side} sum to infinity; divide them by their largest, {float(values.max()):.3g}")
     if float(values.sum()) == 0:
         raise InputError(f"weights of {side} are all zero; at least one must be positive")
     return weights

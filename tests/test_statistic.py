@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rdm.errors import InputError, NonFiniteError
-from rdm.statistic import Cat, Moments, Samples, checked
+from rdm.statistic import Cat, Moments, Samples, checked, checked_weights
 
 STATISTICS = [Samples(torch.ones(3, dtype=torch.float64)), Moments(torch.ones(3, dtype=torch.float64))]
 
@@ -63,3 +63,21 @@ def test_checked_names_the_side():
         checked(torch.tensor([[1.0], [float("inf")]]), side="left")
     with pytest.raises(InputError, match="got list"):
         checked.__wrapped__([[1.0]])
+
+
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        ("abc", "weights of x must be 3 numbers, one a row; got str"),
+        ({"a": 1}, "must be 3 numbers, one a row; got dict"),
+        (["a", "b", "c"], "must be 3 numbers, one a row; got list"),
+        (None, "must be 3 numbers, one a row; got NoneType"),
+        (torch.ones(3, dtype=torch.complex64), "must be real numbers; got torch.complex64"),
+        (torch.full((3,), 1e308, dtype=torch.float64), "sum to infinity; divide them by their largest, 1e.308"),
+        (torch.ones(2), r"must have shape \(3,\), one a row; got \(2,\)"),
+    ],
+)
+def test_weights_that_are_none_are_named(untyped, weights, message):
+    with pytest.raises(InputError, match=message):
+        checked_weights(weights, 3, side="x")
+    assert checked_weights([1, 2, 3], 3, side="x").tolist() == [1, 2, 3]
