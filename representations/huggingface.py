@@ -19,19 +19,19 @@ from representations._weights import PRETRAINED, RANDOM, hub_file, local_file, o
 
 FILES = ("model.safetensors",)
 POOLER = "pooler"
-TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 
 
 @representations.register(
     "huggingface",
     examples=(
-        {"model": "vit", "weights": RANDOM, "size": 32, "arguments": {**TINY, "image_size": 32, "patch_size": 8}},
+        {"model": "vit", "weights": RANDOM, "size": 32, "arguments": {**TINY, "intermediate_size": 64}},
         {
             "model": "dinov2",
             "weights": RANDOM,
             "pool": "mean",
             "size": 32,
-            "arguments": {**TINY, "image_size": 32, "patch_size": 8},
+            "arguments": {**TINY, "mlp_ratio": 2},
         },
     ),
     needs='transformers: pip install "rdm-torch[text]"',

@@ -133,7 +133,7 @@ def test_absent_data_are_one_clear_error(monkeypatch, tmp_path):
     monkeypatch.delenv("RDM_DATA")
     with pytest.raises(InputError, match="RDM_DATA is not set"):
         rdm.dataset("spoken_digits")
-    with pytest.raises(InputError, match='split "train", "test" or "all"'):
+    with pytest.raises(InputError, match="split must be 'train' or 'test' or 'all'"):
         rdm.dataset("spoken_digits", split="fresh")
 
 

@@ -153,7 +153,7 @@ def test_sentence_models_that_are_absent_or_unfit_are_one_clear_error(bert, tmp_
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=f"transformers cannot read {tmp_path}/empty"):
         build(model=str(tmp_path / "empty"))
-    with pytest.raises(InputError, match='pool "mean" or "first"'):
+    with pytest.raises(InputError, match="pool must be 'mean' or 'first'"):
         build(model=str(folder), pool="max")
     with pytest.raises(InputError, match="no such type of model"):
         build(model="bertt", weights="random")
