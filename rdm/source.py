@@ -151,14 +151,15 @@ def open_source(path: Path) -> Source:
     path = Path(path)
     if not path.exists():
         raise InputError(f"expected data at {path}; there is none")
-    if path.is_dir() and not any(each.is_file() for each in path.rglob("*")):
-        raise InputError(f"{path} is an empty folder; expected pictures or wav files in it")
     for entry in sources.values():
         form: Any = entry.build
         if form.detects(path):
             return _opened(form(path))
+    held = _contents(path)
+    if path.is_dir() and not held:
+        raise InputError(f"{path} is an empty folder; expected pictures or wav files in it")
     forms = "; ".join(entry.summary.rstrip(".") for entry in sources.values())
-    raise InputError(f"{path} has no known form{_contents(path)}; known: {forms}")
+    raise InputError(f"{path} has no known form{held}; known: {forms}")
 
 
 def _opened(source: Source) -> Source:

@@ -333,6 +333,10 @@ def test_what_a_folder_leaves_out_is_said(tmp_path):
     (data / "b").symlink_to("../store/b")
     assert said(data) == (["a/0.png", "a/3.JFIF", "b/1.png", "b/deep/2.png"], "")
     assert [open_source(data).label(i) for i in range(4)] == [0, 0, 1, 1]
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/only").symlink_to("../store/b")
+    assert said(tmp_path / "links") == (["only/1.png", "only/deep/2.png"], "")
+    (tmp_path / "links/only").unlink()
     (data / "up").symlink_to(tmp_path)
     (data / "a/lost.png").symlink_to("nowhere.png")
     folder_of(data, {"a/x.flac": b"", "a/y.flac": b"", "README": b"", "._0.png": b"", ".git/0.png": b""})

@@ -58,6 +58,9 @@ class Part(Source):
     def label(self, i: int) -> int:  # noqa: D102
         return self.source.label(self.numbers[i])
 
+    def grey(self, i: int) -> bool:  # noqa: D102
+        return self.source.grey(self.numbers[i])
+
 
 def blur(part: float, array: np.ndarray, number: int) -> np.ndarray:
     """Gaussian, its standard deviation the side over `part`."""
