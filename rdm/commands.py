@@ -139,9 +139,9 @@ def list_members(kind: str | None) -> None:
     for each in kinds:
         if each not in registries:
             raise InputError(f"rdm list takes one of {', '.join(registries)}; got {each!r}")
-        print(f"{each}:")
+        say(f"{each}:", file=sys.stdout)
         for entry in registries[each].values():
-            print(f"  {entry.line}")
+            say(f"  {entry.line}", file=sys.stdout)
 
 
 def draw_report(folder: Path) -> Path:

@@ -50,5 +50,7 @@ def gallery(panels: Sequence[Panel]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=PIXELS)
     small = io.BytesIO()
-    Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    Image.open(buffer, formats=["PNG"]).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+        small, "PNG", optimize=True
+    )
     return small.getvalue()

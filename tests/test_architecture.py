@@ -125,6 +125,15 @@ def test_gin_is_imported_in_one_module_and_gin_torch_nowhere():
     assert "gin.torch" not in imports(importing[0])
 
 
+def test_the_terminal_is_written_to_in_one_place():
+    """Where names that come from data are escaped; the bar of progress shows by the same functions."""
+    for path in modules("rdm", "objectives", "representations"):
+        if dotted(path) not in ("rdm.terminal", "rdm.progress"):
+            assert not any(n.startswith("rich") for n in imports(path)), dotted(path)
+            printed = re.findall(r"^\s*print\((?!flush)(.*)", path.read_text(), re.M)
+            assert not printed, dotted(path)
+
+
 def test_collectives_are_in_one_module():
     for path in modules("rdm", "objectives", "representations"):
         if dotted(path) != "rdm.distributed":
@@ -135,6 +144,7 @@ def test_nothing_unpickles_or_seeds_globally_or_hides_errors():
     forbidden = {
         r'\bpickle\b(?!\.find_class": "unpickle")': "pickle",  # but for the event that rdm.trust refuses
         r"torch\.load\((?!.*weights_only=True)": "torch.load",
+        r"Image\.open\((?!.*formats=)": "Image.open without formats",
         r"allow_pickle=True": "allow_pickle", r"nan_to_num": "nan_to_num", r"except\s*:": "a bare except",
         r"np\.random\.seed": "a global seed",
     }  # fmt: skip

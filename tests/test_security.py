@@ -386,6 +386,37 @@ def test_a_download_that_the_user_allowed_is_not_written_into_the_reference(pict
     assert ReferenceFile.load(Path("f.safetensors")).description["battery"] == {"name": "fetching", "arguments": {}}
 
 
+@pytest.mark.parametrize(
+    "name, kind",
+    [("x.npy", "array"), ("x.npz", "array"), ("x.npz", "pickle"), ("x.safetensors", "torch"), ("x.tar", "pickle")],
+)
+def test_data_references_and_checkpoints_are_never_unpickled(pictures, at, capsys, name, kind):
+    objects = np.array([Touch()], dtype=object)
+    buffer = io.BytesIO()
+    if kind == "pickle":
+        buffer.write(pickle.dumps(Touch()))
+    elif kind == "torch":
+        torch.save(Touch(), buffer)
+    else:
+        (np.savez if name.endswith("z") else np.save)(buffer, objects, allow_pickle=True)
+    (at / name).write_bytes(buffer.getvalue())
+    held = at / "run" / "checkpoints" / "00000001"
+    held.mkdir(parents=True)
+    (held / "state.safetensors").write_bytes(buffer.getvalue())
+    (held / "state.json").write_text("{}")
+    (at / "x.gin").write_text(RUN)
+    (at / "run" / "config.gin").write_text(RUN)
+    for command in (
+        ["reference", name, "--out", "r.safetensors"],
+        ["reference", name, "--battery", "untrained", "--out", "r.safetensors"],
+        ["evaluate", "s", "--reference", name],
+        ["evaluate", "run", "--reference", name],
+        ["evaluate", "run"],
+    ):
+        assert main(command) == 2, command
+        assert not (at / "PWNED").exists() and "\n" not in capsys.readouterr().err.strip(), command
+
+
 # Names
 
 
