@@ -1,9 +1,13 @@
 """Configuration: names and errors, restricted mode, what is written down."""
 
 import re
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import rdm
 from rdm import config
@@ -147,6 +151,27 @@ def test_errors_carry_the_file_and_line_they_came_from(write, text, message):
             config.load(write(BASE + text), restricted=restricted)
             config.plan()
         assert "\n" not in str(caught.value)
+
+
+EDITS = st.tuples(
+    st.integers(0, 200), st.integers(0, 8), st.sampled_from([*"()[]{}'\"@%=./:#\\,\n\t -é\x00", "import os\n", "1e999"])
+)
+
+
+@settings(max_examples=150)
+@given(st.lists(EDITS, min_size=1, max_size=3))
+def test_a_file_with_any_typing_error_loads_or_ends_in_one_line(edits):
+    text = BASE
+    for at, length, piece in edits:
+        text = text[:at] + piece + text[at + length :]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.gin")
+        path.write_text(text)
+        try:
+            config.load(path, restricted=True)
+            assert 0 <= config.seed() < 2**63 and isinstance(config.unread(), list)
+        except InputError as error:
+            assert "\n" not in str(error) and str(path) in str(error)
 
 
 def test_files_that_are_no_text_and_includes_without_end_are_refused(write, tmp_path):
