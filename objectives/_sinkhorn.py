@@ -57,18 +57,22 @@ class Potentials(NamedTuple):
     f: Tensor  # n, float64
     g: Tensor  # m, float64; f for a set with itself
     pull: Tensor | None  # n d, the mean over row i's plan of the cost's gradient in x_i
+    error: float  # what the last update still moved, of the mass: sum_i a_i |1 - exp((f_old - f_i) / eps)|
 
 
 def diameter(*sets: Tensor) -> float:
     """Diagonal of the bounding box of all rows."""
-    low = torch.stack([rows.min(0).values for rows in sets]).min(0).values
-    high = torch.stack([rows.max(0).values for rows in sets]).max(0).values
-    return float((high - low).double().norm())
+    low = torch.stack([rows.min(0).values.double() for rows in sets]).min(0).values
+    high = torch.stack([rows.max(0).values.double() for rows in sets]).max(0).values
+    return float((high - low).norm())
 
 
 def temperatures(diameter: float, *, p: float, blur: float, scaling: float) -> list[float]:
-    """From diameter^p, twice, by factors of scaling^p to blur^p, a sweep each: geomloss' schedule."""
-    if diameter <= 0:
+    """From diameter^p, twice, by factors of scaling^p to blur^p, a sweep each: geomloss' schedule.
+
+    Of a box that is smaller than the blur nothing is left to anneal.
+    """
+    if diameter <= blur:
         return [blur**p]
     steps = max(0, math.ceil(math.log(blur / diameter) / math.log(scaling)))
     return [diameter**p, *(diameter**p * scaling ** (p * k) for k in range(steps)), blur**p]
@@ -89,7 +93,8 @@ def solve(cost: Cost, a: Tensor, b: Tensor, problem: Problem, *, pull: bool = Fa
         f, g = (f + f_new) / 2, (g + g_new) / 2
         if moved <= 4 * torch.finfo(cost.x.dtype).eps * float(f.abs().max() + g.abs().max()):
             break
-    return Potentials(*_update(cost, a, b, f, g, problem, last, pull=pull))
+    f_new, g_new, pulled = _update(cost, a, b, f, g, problem, last, pull=pull)
+    return Potentials(f_new, g_new, pulled, float(a @ torch.expm1((f - f_new) / last).abs()))
 
 
 def _update(

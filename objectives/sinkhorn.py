@@ -1,5 +1,6 @@
 """Sinkhorn divergence."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -44,7 +45,8 @@ class Sinkhorn(Objective):
     Conventions and schedule are those of geomloss' SamplesLoss("sinkhorn"): the cost has the factor 1/p, so that for
     p = 2 and a small blur the value is half of the squared Wasserstein distance. The temperature falls from diameter^p
     (`diameter`, or that of the bounding box of both sides) by factors scaling^p, a sweep each, then `sweeps` sweeps at
-    blur^p (1 is geomloss'; more stop early once nothing moves). The gradient is the envelope theorem's at the last
+    blur^p (1 is geomloss', after which another update moves some 10 % of the mass; more stop early once nothing moves,
+    and a warning says so if 1 % still do). The gradient is the envelope theorem's at the last
     potentials: exact at convergence (geomloss 0.3.1's unbalanced gradient lacks a factor of
     (rho + eps) / (rho + eps/2), rho = reach^p; the backend "geomloss" has it so).
     `debias=False` gives OT_eps(a, b) alone.
@@ -104,6 +106,7 @@ class Sinkhorn(Objective):
         statistic = Samples(reference.mean)
         rows, weights = _present(*_normalised(statistic.measure(reference.features, reference.weights)))
         blur = self._blur(rows, weights)
+        rows, _ = _representable(rows, rows, blur)
         cost = Cost(rows, None, self.p) if self.debias and self.backend == "rdm" else None
         problem, zero = self._problem(blur, rows), torch.zeros((), dtype=torch.float64, device=rows.device)
         target = TransportTarget(rows, weights, blur, cost, problem, zero)
@@ -112,16 +115,21 @@ class Sinkhorn(Objective):
     def distance(self, summary: Any, target: TransportTarget, *, generator: Any = None) -> Tensor:
         """The dual value at the last potentials; its gradient in the rows is the plan's, with the potentials fixed."""
         x, weights = _present(*_normalised(summary))
-        y = target.rows.to(x.dtype)
+        x, y = _representable(x, target.rows, target.blur)
         if self.backend == "geomloss":
             return self._geomloss(x, weights, y, target)
         value = _Divergence.apply(x, weights, y, target, self)
         return value + (value.clamp_min(0) - value).detach()  # rounding and convergence below 0; the gradient is kept
 
+    @property
+    def _reach(self) -> float | None:
+        """The reach, None where it is beyond every cost: balanced."""
+        return None if self.reach is None or self.reach > EDGE else self.reach
+
     def _problem(self, blur: float, *sets: Tensor) -> Problem:
         widest = diameter(*sets) if self.diameter is None else self.diameter
         schedule = temperatures(widest, p=self.p, blur=blur, scaling=self.scaling)
-        return Problem(self.p, schedule, self.reach, self.sweeps - 1)
+        return Problem(self.p, schedule, self._reach, self.sweeps - 1)
 
     def _solve_own(self, cost: Cost, target: TransportTarget, problem: Problem) -> Tensor:
         """The reference's own term; the schedule must be that of the other terms, or their lags do not cancel."""
@@ -129,16 +137,16 @@ class Sinkhorn(Objective):
 
     def _dual(self, potential: Tensor, blur: float) -> Tensor:
         """What a potential adds to the dual value, per unit of mass."""
-        if self.reach is None:
+        if self._reach is None:
             return potential
-        rho = self.reach**self.p
+        rho = self._reach**self.p
         return -(rho + blur**self.p / 2) * torch.expm1(-potential / rho)
 
     def _slope(self, potential: Tensor, blur: float) -> Tensor:
         """The dual value's slope in the weights: the potential, or (rho + eps) (1 - exp(-f / rho))."""
-        if self.reach is None:
+        if self._reach is None:
             return potential
-        rho = self.reach**self.p
+        rho = self._reach**self.p
         return -(rho + blur**self.p) * torch.expm1(-potential / rho)
 
     def _blur(self, rows: Tensor, weights: Tensor) -> float:
@@ -151,7 +159,7 @@ class Sinkhorn(Objective):
 
     def _geomloss(self, x: Tensor, weights: Tensor, y: Tensor, target: TransportTarget) -> Tensor:
         peer = require("geomloss", extra="ot", user='sinkhorn with backend="geomloss"').SamplesLoss(
-            "sinkhorn", p=int(self.p), blur=target.blur, reach=self.reach, scaling=self.scaling, debias=self.debias,
+            "sinkhorn", p=int(self.p), blur=target.blur, reach=self._reach, scaling=self.scaling, debias=self.debias,
             diameter=self.diameter, backend="tensorized",
         )  # fmt: skip
         with torch.set_grad_enabled(torch.is_grad_enabled()):  # geomloss leaves gradients switched on
@@ -167,6 +175,7 @@ class _Divergence(torch.autograd.Function):
         blur, b = target.blur, target.weights
         problem = objective._problem(blur, x, y)
         across = solve(Cost(x, y, objective.p), a, b, problem, pull=wanted)
+        _warn_of_rest(across.error, objective.sweeps)
         value = a @ objective._dual(across.f, blur) + b @ objective._dual(across.g, blur)
         gradient, of_weights = _weighted_pull(across, a, objective), objective._slope(across.f, blur)
         if target.cost is not None:
@@ -191,8 +200,25 @@ def _weighted_pull(potentials: Potentials, a: Tensor, objective: Sinkhorn) -> Te
     """The pull of each row times the mass that its plan moves, a_i or a_i exp(-f_i / rho)."""
     if potentials.pull is None:
         return None
-    mass = a if objective.reach is None else a * (-potentials.f / objective.reach**objective.p).exp()
+    mass = a if objective._reach is None else a * (-potentials.f / objective._reach**objective.p).exp()
     return potentials.pull * mass.to(potentials.pull.dtype)[:, None]
+
+
+def _representable(x: Tensor, y: Tensor, blur: float) -> tuple[Tensor, Tensor]:
+    """Both sides in the dtype of x, or in float64 where costs or temperatures leave float32's range."""
+    inside = all(1e-15 < length < 1e15 for length in (diameter(x.detach(), y) or blur, blur))
+    dtype = x.dtype if inside else torch.float64
+    return x.to(dtype), y.to(dtype)
+
+
+def _warn_of_rest(error: float, sweeps: int) -> None:
+    """Say that the sweeps ended early, unless one was asked for; the same text at every call, which is shown once."""
+    if sweeps > 1 and error > 0.01:
+        warnings.warn(
+            f"sinkhorn: not converged after sweeps={sweeps}: another update moves more than 1% of the mass; "
+            "raise sweeps, scaling or blur",
+            stacklevel=2,
+        )
 
 
 def _normalised(summary: Any) -> tuple[Tensor, Tensor]:

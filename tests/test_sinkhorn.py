@@ -61,6 +61,7 @@ def test_gradient_of_a_solved_problem(p, reach, debias):
     )
 
 
+@pytest.mark.filterwarnings("ignore:sinkhorn. not converged")  # the value is, the marginals at so small a blur not
 @pytest.mark.parametrize("p", [1, 2])
 def test_small_blur_is_exact_transport(p):
     """The cost has the factor 1/p: the value tends to W_p^p / p."""
@@ -157,6 +158,43 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch):
         rdm.registry.objectives["sinkhorn"].build(backend="geomloss")
 
 
+@pytest.mark.parametrize("dtype, box", [(torch.float64, 3e-235), (torch.float64, 1e-100), (torch.float32, 1e-20)])
+def test_sides_that_nearly_coincide(dtype, box):
+    """64 rows at one point, 64 at another: |shift|^2 / 2 apart, to the rounding of the temperature."""
+    x, y = torch.full((64, 16), box, dtype=dtype).requires_grad_(), torch.zeros(64, 16, dtype=dtype)
+    value = rdm.distance("sinkhorn", x, y, blur=0.1)
+    (gradient,) = torch.autograd.grad(value, x)
+    assert math.isclose(value.detach(), 16 * box**2 / 2, abs_tol=1e-15 * 0.1**2)
+    torch.testing.assert_close(gradient, x.detach() / 64, rtol=1e-5, atol=0)
+
+
+def test_huge_features_in_float32():
+    x, y = (torch.randn(n, 3, generator=torch.Generator().manual_seed(n)) for n in (30, 40))
+    for p in (1, 2):
+        options = {"p": p, "blur": 1.0, "sweeps": 200}
+        rows = (x * 2.0**64).requires_grad_()
+        value = rdm.distance("sinkhorn", rows, y * 2.0**64, **{**options, "blur": 2.0**64})
+        expected = rdm.distance("sinkhorn", x.double(), y.double(), **options)
+        assert math.isclose(value.detach(), expected * 2.0 ** (64 * p), rel_tol=1e-5)
+        assert torch.autograd.grad(value, rows)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("reach", [1e200, 1e20])
+def test_a_reach_beyond_every_cost_is_balanced(reach):
+    pair = sets()
+    value, gradient = with_gradient(pair, blur=1.0, reach=reach)
+    expected, slope = with_gradient(pair, blur=1.0)
+    assert math.isclose(value, expected, rel_tol=1e-12)
+    torch.testing.assert_close(gradient, slope, rtol=1e-9, atol=1e-12)
+
+
+def test_sweeps_that_ran_out_are_said():
+    pair = sets()
+    with pytest.warns(UserWarning, match="not converged after sweeps=2: .* 1% of the mass; raise sweeps"):
+        with_gradient(pair, blur=0.1, sweeps=2)
+    with_gradient(pair, blur=1.0, sweeps=500)  # warnings are errors here
+
+
 def test_wrong_hyperparameters():
     for wrong, message in (
         ({"p": 3}, "p must be a number from 1 to 2"),
@@ -164,6 +202,7 @@ def test_wrong_hyperparameters():
         ({"blur": "median"}, "blur must be"),
         ({"scaling": 1.0}, "scaling must be a number from 0.001"),
         ({"reach": -1.0}, "reach must be"),
+        ({"reach": float("inf")}, "reach must be .* or None"),
         ({"sweeps": 0}, "sweeps must be"),
         ({"diameter": 0.0}, "diameter must be"),
         ({"backend": "keops"}, "backend must be"),
