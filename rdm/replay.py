@@ -127,9 +127,13 @@ def sketch(items: Tensor) -> Tensor:
 def check_same(items: Tensor, chunk: slice, first: Tensor) -> None:
     """Refuse items of a chunk that are not those of the first pass, of which `first` is the sketch of all rows.
 
+    The graph of the first chunk is looked at as well (`check_rows_apart`).
+
     Raises:
         InputError: how far apart they are, and what may have changed.
     """
+    if chunk.start == 0:
+        check_rows_apart(items)
     size, spread = _root_mean_square(first), _root_mean_square(first - first.mean(0))
     apart = _root_mean_square(sketch(items) - first[chunk])
     if not bool(apart <= SPREAD * spread + ROUNDING * size):

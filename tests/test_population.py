@@ -195,6 +195,9 @@ def test_wrong_types_are_named(untyped):
                 call(*arguments)
     with pytest.raises(InputError, match="generator must be Generator or None; got 0"):
         population.backward(net, noise, generator=0)
+    for state in (None, [], {}):
+        with pytest.raises(InputError, match="state must be dict; got|cannot be restored into one of"):
+            population.restore(state)
     for other in (Population("mmd", "pixels", items), Population("energy", "pixels", items, memory="ema"),
                   Population("energy", ["pixels", "identity"], items)):  # fmt: skip
         with pytest.raises(MismatchError, match="cannot be restored into one of {'encoders': \\['pixels'\\]"):
