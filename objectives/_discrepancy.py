@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from objectives._distances import widened
 from objectives._kernels import Kernel, cross_sum, self_sum
 from rdm.errors import InputError
 from rdm.reference import Reference
@@ -35,8 +36,9 @@ def kernel_target(kernel: Kernel, reference: Reference, estimator: Estimator) ->
 def discrepancy(summary: Any, target: KernelTarget, estimator: Estimator) -> Tensor:
     """Repulsion within the population, attraction to the reference, and the reference's constant."""
     weights = summary.weight / summary.mass
-    repulsion = _within(target.kernel, summary.value, weights, estimator)
-    squared = repulsion - 2 * cross_sum(target.kernel, summary.value, weights, target.rows, target.weights)
+    rows = widened(summary.value) if target.kernel.exact else summary.value
+    repulsion = _within(target.kernel, rows, weights, estimator)
+    squared = repulsion - 2 * cross_sum(target.kernel, rows, weights, target.rows, target.weights)
     squared = squared + target.repulsion
     return above_zero(squared) if estimator == "biased" else squared
 

@@ -1,9 +1,12 @@
 """Pairwise distances whose small values are exact."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from rdm import distances
+from rdm.errors import NonFiniteError
 
 
 def squared_distances(x: Tensor, y: Tensor, *, exact_small: bool) -> Tensor:
@@ -20,3 +23,22 @@ def squared_distances(x: Tensor, y: Tensor, *, exact_small: bool) -> Tensor:
     for some, other in zip(i.split(4096), j.split(4096), strict=True):
         squared[some, other] = (x[some] - y[other]).square().sum(1)
     return squared
+
+
+def widened(x: Tensor) -> Tensor:
+    """The rows in float64; their gradient comes back in their own dtype, or is refused where that cannot hold it."""
+    return _Widened.apply(x) if x.dtype != torch.float64 else x
+
+
+class _Widened(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.dtype = x.dtype
+        return x.double()
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> Tensor:
+        largest = float(cotangents[0].abs().max())
+        if torch.finfo(ctx.dtype).max < largest < float("inf"):
+            raise NonFiniteError(f"a gradient of {largest:.1e} is beyond {ctx.dtype}; scale the features down")
+        return cotangents[0].to(ctx.dtype)

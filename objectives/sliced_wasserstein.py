@@ -1,6 +1,7 @@
 """Sliced Wasserstein distances: the mean over directions, and the largest."""
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from objectives._sorted import Steps, blocks, cell_means, costs, directions, equal, mean_cost, root, steps
+from rdm.errors import InputError
 from rdm.numbers import Count, Range
 from rdm.objective import Objective, Traits
 from rdm.reference import Reference
@@ -21,6 +23,7 @@ class SlicedTarget(NamedTuple):
 
     rows: Tensor  # m d, about the reference's mean
     weights: Tensor  # m, summing to 1
+    largest: float  # absolute value among the rows
     fixed: "_Fixed"
 
 
@@ -72,7 +75,7 @@ class SlicedWasserstein(_Sliced):
 
     def distance(self, summary: Any, target: SlicedTarget, *, generator: torch.Generator | None = None) -> Tensor:
         """The mean over directions, a block at a time; directions redrawn where there is a generator."""
-        x, weights = summary.value, summary.weight / summary.mass
+        x, weights = _representable(summary.value, target, self.p), summary.weight / summary.mass
         vectors, reference = _drawn(x, weights, target, self.projections, self.p, generator)
         mean = mean_cost(x, weights, vectors, reference, self.p, len(target.rows))
         return root(mean, self.p) if self.root else mean
@@ -109,7 +112,7 @@ class MaxSlicedWasserstein(_Sliced):
 
     def distance(self, summary: Any, target: SlicedTarget, *, generator: torch.Generator | None = None) -> Tensor:
         """The cost of the direction where it is largest; directions redrawn where there is a generator."""
-        x, weights = summary.value, summary.weight / summary.mass
+        x, weights = _representable(summary.value, target, self.p), summary.weight / summary.mass
         vectors, reference = _drawn(x, weights, target, self.projections, self.p, generator)
         rows = len(target.rows)
         k = int(costs(x, weights, vectors, reference, self.p, rows).argmax())
@@ -122,7 +125,8 @@ def _bind(reference: Reference, projections: int) -> tuple[Samples, SlicedTarget
     rows = statistic.measure(reference.features, reference.weights)
     weights = rows.weight / rows.mass
 
-    return statistic, SlicedTarget(rows.value, weights, _Fixed(rows.value, weights, projections))
+    largest = max(float(end.abs()) for end in rows.value.aminmax())
+    return statistic, SlicedTarget(rows.value, weights, largest, _Fixed(rows.value, weights, projections))
 
 
 class _Fixed:
@@ -162,6 +166,17 @@ def _part(whole: Steps, k: slice) -> Steps:
     """Steps of some directions."""
     levels = whole.levels if whole.even else whole.levels[k]
     return Steps(whole.rows[k], levels, whole.even, None if whole.spread is None else whole.spread[k])
+
+
+def _representable(x: Tensor, target: SlicedTarget, p: float) -> Tensor:
+    """The rows, in float64 where the costs leave float32's range."""
+    largest = max(target.largest, *(float(end.abs()) for end in x.detach().aminmax()))
+    digits = p * math.log10(2 * largest * x.shape[1] ** 0.5 or 1.0)
+    if digits > 300:
+        raise InputError(
+            f"costs |x - y|^{p:g} of features up to {largest:.1e} leave float64; scale them down or lower p"
+        )
+    return x if digits < 30 else x.double()
 
 
 def _drawn(

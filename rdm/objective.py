@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rdm.autocast import in_own_types
+from rdm.errors import InputError
 from rdm.numbers import check_fields
 from rdm.reference import Reference
 from rdm.statistic import Statistic, Summary, checked, refuse_gradient
@@ -76,6 +77,9 @@ def compare(
     Raises:
         InputError: y, `reference_weights`, or weights that the objective does not learn, require grad.
     """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        got = type(generator).__name__
+        raise InputError(f"generator must be a torch.Generator; got {got}; torch.Generator().manual_seed(0) makes one")
     refuse_gradient(y, "y (reference)", _remedy(objective, x))
     refuse_gradient(reference_weights, "reference_weights", "detach them; only weights of the generated side learn")
     if not objective.traits.learned_weights:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rdm.errors import InputError, NonFiniteError
+from rdm.numbers import EDGE
 
 
 @dataclass(frozen=True)
@@ -240,17 +241,29 @@ def checked(
     if not isinstance(features, Tensor) or features.ndim != 2:
         got = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
         raise InputError(f"{side} must be a tensor of shape (n, d); got {got}; flatten or pool each item to one row")
+    _dense(features, side)
     if features.shape[0] == 0 or features.shape[1] == 0:
         raise InputError(f"{side} is empty: shape {tuple(features.shape)}; at least one row and one column are needed")
-    if not features.is_floating_point():
-        raise InputError(f"{side} must be floating point; got {features.dtype}; convert it, images to [0, 1]")
+    if not features.is_floating_point() or features.dtype.itemsize == 1:
+        raise InputError(
+            f"{side} must be floating point of 16 bits or more; got {features.dtype}; convert it, images to [0, 1]"
+        )
     if not _all_finite(features.detach()):
         bad = int((~torch.isfinite(features.detach())).any(1).sum())
         raise NonFiniteError(f"{side}: NaN or infinity in {bad} of {len(features)} rows; expected finite features")
+    if features.dtype == torch.float64 and any(float(end.abs()) > EDGE for end in features.detach().aminmax()):
+        raise NonFiniteError(f"{side}: values beyond {EDGE:.0e}, whose powers leave float64; scale them down")
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     if weights is None:
         return features, torch.ones(len(features), dtype=torch.float64, device=features.device)
     return features, checked_weights(weights, len(features), side=side).to(features.device)
+
+
+def _dense(tensor: Tensor, name: str) -> None:
+    """Refuse a tensor that is nested, sparse or has no values."""
+    if tensor.is_nested or tensor.is_meta or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else "meta" if tensor.is_meta else str(tensor.layout)
+        raise InputError(f"{name} must be a dense tensor with values; got a {kind} one; make it dense")
 
 
 def _all_finite(features: Tensor) -> bool:
@@ -270,6 +283,7 @@ def checked_weights(weights: Tensor, n: int, *, side: str) -> Float[Tensor, " n"
         weights = torch.as_tensor(weights)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"weights of {side} must be {n} numbers, one a row; got {type(weights).__name__}") from error
+    _dense(weights, f"weights of {side}")
     if weights.is_complex():
         raise InputError(f"weights of {side} must be real numbers; got {weights.dtype}")
     weights = weights.to(torch.float64)

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import pickle
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import given
@@ -258,6 +259,44 @@ def test_wrong_input_is_refused_in_words(name, example):
             rdm.distance(name, rows, reference, **options, **example)
     with pytest.raises(NonFiniteError, match="reference"):
         rdm.distance(name, y, nan, **example)
+
+
+@pytest.mark.parametrize("name, options", [
+    ("sliced_wasserstein", {}), ("sliced_wasserstein", {"p": 3, "root": True}),
+    ("max_sliced_wasserstein", {"p": 1})])  # fmt: skip
+def test_sliced_costs_of_huge_float32_features_are_those_of_float64(name, options):
+    x, y = (torch.randn(n, 3, generator=torch.Generator().manual_seed(n)) * 2.0**90 for n in (9, 8))
+    x.requires_grad_()
+    value = rdm.distance(name, x, y, **options)
+    exact = rdm.distance(name, x.detach().double(), y.double(), **options)
+    assert torch.isclose(value.detach(), exact, rtol=1e-4, atol=0) and torch.autograd.grad(value, x)[0].isfinite().all()
+    with pytest.raises(InputError, match="leave float64"):
+        rdm.distance(name, x, y, p=64)
+
+
+def test_what_no_number_holds_is_said():
+    x, y = (torch.randn(n, 3, generator=torch.Generator().manual_seed(n)) * 1e19 for n in (9, 8))
+    value = rdm.distance("kid", x.requires_grad_(), y)
+    with pytest.raises(NonFiniteError, match=r"a gradient of .*e\+9\d is beyond torch.float32; scale the features"):
+        value.backward()
+    with pytest.raises(NonFiniteError, match="x .generated.: values beyond 1e\\+50"):
+        rdm.distance("mmd", x.detach().double() * 1e200, y)
+
+
+def test_what_is_no_dense_tensor_of_numbers_is_one_line(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the tests' own checker of annotations
+    x, y = torch.randn(5, 3), torch.randn(6, 3)
+    wrong = [
+        {"y": y.numpy()}, {"x": x.numpy()}, {"x": x.to_sparse()}, {"y": y.to("meta")}, {"y": y.to(torch.float8_e4m3fn)},
+        {"x": torch.nested.nested_tensor([x[:2], x], layout=torch.jagged)}, {"generator": 0},
+        {"weights": torch.full((5,), 1e308, dtype=torch.float64)},
+        {"weights": torch.ones(5, dtype=torch.complex64)}, {"weights": "x"}, {"weights": {}},
+        {"reference_weights": torch.ones(6).to_sparse()},
+    ]  # fmt: skip
+    for changed in wrong:
+        with pytest.raises(InputError) as caught:
+            rdm.distance("energy", **{"x": x, "y": y, **changed})
+        assert next(iter(changed)).split("_")[-1] in str(caught.value) and "\n" not in str(caught.value)
 
 
 @cases
