@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rdm.errors import CorruptFileError, InputError, MismatchError
+from rdm.schema import anything, exactly, expect, finite, like, mapped, record
 from rdm.store import (
     digest,
     pack,
@@ -77,8 +78,9 @@ def read_checkpoint(path: Path) -> tuple[int, dict[str, Any]]:
         rest = read_json(path / REST)
         if described["rest"] != digest({}, rest["state"]) or described["step"] != rest["step"]:
             raise CorruptFileError(f"{path}: its two files do not belong together")
+        expect(rest["step"], exactly(int(path.name)), f"{path}, step")
         return rest["step"], unpack(tensors, rest["state"])
-    except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (InputError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CorruptFileError(f"{path} is damaged ({error})") from error
 
 
@@ -103,8 +105,10 @@ def load_weights(module: nn.Module, path: str) -> None:
                 "train them first or correct the path"
             )
         _, state = read_checkpoint(found[-1])
-        weights = state["average"] or state["model"]
+        expect(state, mapped(anything), found[-1])
+        weights = state.get("average") or state.get("model") or {}
     expected = module.state_dict()
+    expect(weights, mapped(finite(any_type=True)), source, "train them again")
     wrong = sorted(
         {k for k in expected if k not in weights or weights[k].shape != expected[k].shape}
         | (set(weights) - set(expected))
@@ -114,4 +118,6 @@ def load_weights(module: nn.Module, path: str) -> None:
             f"weights at {source} do not fit {type(module).__name__}: {len(wrong)} tensors differ, "
             f"{wrong[0]!r} the first; give the network's hyperparameters that they were trained with"
         )
+    fits = record({k: like(v) if not v.is_floating_point() else finite() for k, v in expected.items()})
+    expect(weights, fits, source, "train them again")
     module.load_state_dict(weights)

@@ -24,7 +24,7 @@ from rdm.randomness import seeded
 from rdm.registry import registries
 from rdm.report import read_result, write_report
 from rdm.run import Interrupted, last_logged
-from rdm.store import digest, lock, remove_temporaries, write_json, write_text
+from rdm.store import digest, lock, read_text, remove_temporaries, write_json, write_text
 from rdm.sweep_report import INDEX, write_sweep_report
 from rdm.terminal import print_table, say
 from rdm.train import train
@@ -159,9 +159,9 @@ def _begun(out: Path) -> bool:
 
 def _check_same_configuration(out: Path, text: str) -> None:
     path = out / "config.gin"
-    if not _begun(out) or path.read_text() == text:
+    if not _begun(out) or (begun := read_text(path)) == text:
         return
-    before, now = (set(t.splitlines()) for t in (path.read_text(), text))
+    before, now = (set(t.splitlines()) for t in (begun, text))
     changed = sorted(line for line in before ^ now if line.strip() and not line.startswith("#"))
     was = next((line for line in changed if line in before), "(absent)")
     is_now = next((line for line in changed if line in now), "(absent)")

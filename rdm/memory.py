@@ -9,8 +9,12 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+from torch import Tensor
+
 from rdm.errors import InputError
 from rdm.registry import memories
+from rdm.schema import Check, sequence, tensor
 from rdm.statistic import Cat, Statistic, Summary
 
 
@@ -29,6 +33,16 @@ class Memory(ABC):
 
         `batch` is the objective's summary, or the rows themselves where `keeps_rows`.
         """
+
+    def held(self, row: Tensor, statistic: Statistic) -> Check:
+        """The check of a past's value and weight: as a row "1 d" gives them, but for the number of rows."""
+        one = torch.ones(1, dtype=torch.float64, device=row.device)
+        past = Cat(row, one) if self.keeps_rows else statistic.measure(row, one)
+        shapes = [list(map(str, each.shape)) for each in (past.value, past.weight)]
+        shapes = [["n", *shape[1:]] if isinstance(past, Cat) else shape for shape in shapes]
+        value, weight = (" ".join(shape) for shape in shapes)
+        both = sequence([tensor("float32 float64", value), tensor("float64", weight, low=0)])
+        return lambda pair, where, sizes: both(pair, where, {})
 
 
 @memories.register("none")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from rdm.autocast import own_types
 from rdm.balance import Balance, Uniform
 from rdm.distributed import merge_across_ranks, total
-from rdm.errors import InputError, MismatchError, NonFiniteError
+from rdm.errors import InputError, NonFiniteError
 from rdm.memory import Memory, NoMemory
 from rdm.numbers import Count, check
 from rdm.objective import Objective
@@ -43,6 +43,7 @@ from rdm.replay import (
     warn_of_range,
 )
 from rdm.representation import Battery, Representation, as_battery
+from rdm.resumed import check_population
 from rdm.statistic import Cat, Statistic, Summary, checked
 
 
@@ -61,6 +62,7 @@ class _Term:
 
     representation: Representation
     weight: float
+    row: Tensor  # of the reference, "1 d"
     statistic: Statistic
     target: Any
     past: Summary | None = None
@@ -135,7 +137,7 @@ class Population:
         self.battery = battery.fitted(items, condition).to(items.device)
         for representation, weight in zip(self.battery.members, self.battery.member_weights, strict=True):
             reference = Reference.measure(items, representation, condition=condition, cache=cache)
-            self.terms.append(_Term(representation, weight, *objective.bind(reference)))
+            self.terms.append(_Term(representation, weight, reference.features[:1].clone(), *objective.bind(reference)))
 
     def backward(
         self,
@@ -188,14 +190,11 @@ class Population:
         """Take back what `state` gave.
 
         Raises:
-            MismatchError: the state of a population with other encoders, another objective or another memory.
+            CorruptFileError, MismatchError: damaged, or of other encoders, another objective or another memory.
         """
         check("state", state, dict)
-        made_by = self.state()["made_by"]
-        given = {"encoders": sorted(state.get("pasts", ())), **state.get("made_by", made_by)}  # older ones do not say
-        own = {"encoders": sorted(term.representation.name for term in self.terms), **made_by}
-        if given != own:
-            raise MismatchError(f"the state of a population of {given} cannot be restored into one of {own}")
+        pasts = {t.representation.name: self.memory.held(t.row, t.statistic) for t in self.terms}
+        check_population(state, self.state(), pasts)
         for term in self.terms:
             past = state["pasts"][term.representation.name]
             term.past = None if past is None else (Cat if self.memory.keeps_rows else term.statistic.kind)(*past)

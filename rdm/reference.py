@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rdm.errors import InputError, MismatchError
+from rdm.errors import CorruptFileError, InputError, MismatchError
 from rdm.representation import Representation
 from rdm.schema import expect as must_hold
 from rdm.schema import record, tensor
@@ -113,7 +113,8 @@ class Reference:
 
     def save(self, path: Path) -> None:
         """Write to one safetensors file, whole or not at all."""
-        write_tensors(Path(path), {"features": self.features, "weights": self.weights}, self.origin)
+        content = {"features": self.features, "weights": self.weights}
+        write_tensors(Path(path), content, {**self.origin, "form": _form(self.features)})
 
     @classmethod
     def load(cls, path: Path, *, expect: dict[str, Any] | None = None) -> "Reference":
@@ -125,6 +126,10 @@ class Reference:
         """
         tensors, origin = read_tensors(Path(path))
         must_hold(tensors, CONTENT, path, "measure the reference again")
+        if (form := origin.pop("form", None)) not in (None, _form(tensors["features"])):  # None: of an older release
+            raise CorruptFileError(
+                f"{path}: features must be {form}; got {_form(tensors['features'])}; measure it again"
+            )
         for key, value in (expect or {}).items():
             if origin.get(key) != value:
                 raise MismatchError(
@@ -132,6 +137,10 @@ class Reference:
                 )
         side = f"reference {origin.get('representation', path)!r}"
         return cls(*checked(tensors["features"], tensors["weights"], side=side), origin)
+
+
+def _form(features: Tensor) -> str:
+    return f"{features.dtype} {tuple(features.shape)}"
 
 
 def _cached(path: Path, origin: dict[str, Any]) -> Reference | None:

@@ -3,7 +3,6 @@
 import base64
 import html
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,9 @@ from rdm.escape import drawn
 from rdm.evaluate import table
 from rdm.metric import Metric
 from rdm.pictures import compared_pictures
+from rdm.records import read_log
 from rdm.schema import anything, expect, mapped, number, record, text
-from rdm.store import read_json, write_text
+from rdm.store import read_json, read_text, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,7 +49,7 @@ def write_report(folder: Path) -> Path:
         InputError: matplotlib is not installed.
     """
     result, metrics = read_result(folder / "result.json", *FIELDS)
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    log, configuration = read_log(folder / "log.jsonl"), read_text(folder / "config.gin")
     body = [
         f"<h1>{html.escape(folder.name)}</h1>",
         f'<p class="note">{html.escape(_summary(result))}</p>',
@@ -57,7 +57,7 @@ def write_report(folder: Path) -> Path:
     if metrics:
         body += ["<h2>Results</h2>", _table(metrics)]
     body += ["<h2>Samples</h2>", _grids(folder, metrics), "<h2>Training</h2>", _curves(log), "<h2>Configuration</h2>"]
-    body.append(f"<pre>{html.escape((folder / 'config.gin').read_text())}</pre>")
+    body.append(f"<pre>{html.escape(configuration)}</pre>")
     return write_page(folder, body)
 
 

@@ -16,8 +16,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from rdm.checkpoint import complete_checkpoints
 from rdm.distributed import gather, rank, total, world_size
-from rdm.errors import InputError, NonFiniteError
+from rdm.errors import CorruptFileError, InputError, MismatchError, NonFiniteError
 from rdm.losses import Loss
+from rdm.records import read_log
+from rdm.resumed import state_of
+from rdm.schema import expect
 from rdm.store import write_text
 
 
@@ -72,6 +75,7 @@ def training_state(
 
 
 def restore_state(
+    step: int,
     state: dict[str, Any],
     model: nn.Module,
     averaged: AveragedModel | None,
@@ -79,8 +83,14 @@ def restore_state(
     scheduler: torch.optim.lr_scheduler.LambdaLR,
     losses: Sequence[Loss],
 ) -> float:
-    """Inverse of `training_state`; returns the seconds spent before."""
-    device = next(model.parameters()).device
+    """Inverse of `training_state`; returns the seconds spent before.
+
+    Raises:
+        CorruptFileError: an entry is not one of this run at this step.
+    """
+    device, name = next(model.parameters()).device, f"checkpoint {step:08d}"
+    check = state_of(step, model, averaged, stepper, scheduler, len(losses))
+    expect(state, check, name, "delete it to go on from the one before")
     model.load_state_dict(state["model"])
     if averaged is not None:
         averaged.module.load_state_dict(state["average"])
@@ -88,7 +98,10 @@ def restore_state(
     stepper.load_state_dict(state["optimizer"])
     scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None]})
     for loss, inner in zip(losses, state["losses"], strict=True):
-        loss.restore(_moved(inner, device))
+        try:
+            loss.restore(_moved(inner, device))
+        except (CorruptFileError, MismatchError) as error:
+            raise type(error)(f"{name}: {error}") from error
     if world_size() != len(state["random"]["cpu"]):
         raise InputError(
             f"the checkpoint is of {len(state['random']['cpu'])} processes, there are {world_size()}; "
@@ -136,9 +149,8 @@ class Log:
         self._path = path
         if rank() > 0:
             return
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= start]
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        kept = [row for row in (read_log(path) if path.exists() else []) if row["step"] <= start]
+        write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
 
     def write(self, record: dict[str, float]) -> None:
         """Append one object."""
@@ -149,7 +161,7 @@ class Log:
 
 def last_logged(path: Path) -> dict[str, float]:
     """The newest row of a log."""
-    return json.loads(path.read_text().splitlines()[-1])
+    return read_log(path)[-1]
 
 
 @contextmanager

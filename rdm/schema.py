@@ -7,7 +7,7 @@ a shape stands for one size throughout a file. Floating-point tensors must be fi
 
 import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -46,7 +46,7 @@ def _refuse(where: str, wanted: str, got: Any) -> NoReturn:
 def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{_name(value.dtype)} {tuple(value.shape)}"
-    return reprlib.repr(value).replace("\n", " ")
+    return " ".join(reprlib.repr(value).split())
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -72,6 +72,17 @@ def tensor(
         _in_range(value, where, low, high)
         if law is not None and (fault := law(value)):
             raise _Fault(f"{where} {fault}")
+
+    return check
+
+
+def finite(*, any_type: bool = False) -> Check:
+    """A tensor of any shape and floating-point type (or any type), of finite numbers."""
+
+    def check(value: Any, where: str, sizes: Sizes) -> None:
+        if not isinstance(value, Tensor) or not (any_type or value.is_floating_point()):
+            _refuse(where, "a tensor" if any_type else "a tensor of floating-point numbers", value)
+        _in_range(value, where, None, None)
 
     return check
 
@@ -148,7 +159,7 @@ def exactly(wanted: Any) -> Check:
         if type(value) is not type(wanted) or value != wanted:
             _refuse(where, _shown(wanted), value)
 
-    return check
+    return like(wanted) if isinstance(wanted, Tensor) else check
 
 
 def maybe(check: Check) -> Check:
@@ -164,6 +175,17 @@ def listed(item: Check, *, length: int | None = None) -> Check:
         if not isinstance(value, list) or (length is not None and len(value) != length):
             _refuse(where, wanted, f"{len(value)} entries" if isinstance(value, list) else value)
         for k, each in enumerate(value):
+            item(each, f"{where}[{k}]", sizes)
+
+    return check
+
+
+def sequence(items: Sequence[Check]) -> Check:
+    """A list whose entries fit these, one each."""
+
+    def check(value: Any, where: str, sizes: Sizes) -> None:
+        listed(anything, length=len(items))(value, where, sizes)
+        for k, (each, item) in enumerate(zip(value, items, strict=True)):
             item(each, f"{where}[{k}]", sizes)
 
     return check
@@ -185,13 +207,14 @@ def mapped(item: Check, key: Check | None = None) -> Check:
 def record(required: Mapping[Any, Check], optional: Mapping[Any, Check] | None = None) -> Check:
     """An object of just these names."""
     known = {**required, **(optional or {})}
+    kinds = {(type(name), name) for name in known}  # True is no 1
 
     def check(value: Any, where: str, sizes: Sizes) -> None:
         if not isinstance(value, Mapping):
             _refuse(where, "an object", value)
         if absent := [name for name in required if name not in value]:
             raise _Fault(f"{_below(where, absent[0])} is missing")
-        if unknown := [name for name in value if name not in known]:
+        if unknown := [name for name in value if (type(name), name) not in kinds]:
             raise _Fault(f"{_below(where, unknown[0])} is not expected there")
         for name, each in value.items():
             known[name](each, _below(where, name), sizes)

@@ -202,7 +202,10 @@ def unpack(tensors: Mapping[str, Tensor], plain: Any) -> Any:
     if kind == "tensor":
         return tensors[content]
     if kind == "items":
-        return {unpack(tensors, key): unpack(tensors, value) for key, value in content}
+        found = {unpack(tensors, key): unpack(tensors, value) for key, value in content}
+        if len(found) != len(content):
+            raise ValueError("an entry is there twice")
+        return found
     return {"tuple": tuple, "list": list}[kind](unpack(tensors, item) for item in content)
 
 

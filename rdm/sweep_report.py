@@ -14,37 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from rdm.errors import CorruptFileError
 from rdm.escape import csv_cell, drawn
 from rdm.evaluate import Metric
 from rdm.gallery import Panel, gallery, newest_picture
-from rdm.report import AGAIN, blank_figure, read_result, svg, write_page
-from rdm.schema import Sizes, anything, expect, listed, mapped, number, record, text
-from rdm.store import read_json, write_bytes, write_text
+from rdm.records import read_index
+from rdm.report import blank_figure, read_result, svg, write_page
+from rdm.store import write_bytes, write_text
 from rdm.terminal import Best, print_table
-from rdm.trust import paths_outside
 
 INDEX, ERROR = "sweep.json", "error.txt"
 SEED = "rdm.train.seed"
-
-
-def _label(value: Any, where: str, sizes: Sizes) -> None:
-    (text() if isinstance(value, str) else number())(value, where, sizes)
-
-
-def _goal(value: Any, where: str, sizes: Sizes) -> None:
-    text()(value, where, sizes)
-    number(finite=False)(float(value), where, sizes)
-
-
-def _within(value: Any, where: str, sizes: Sizes) -> None:
-    text()(value, where, sizes)
-    if outside := paths_outside(value):
-        raise CorruptFileError(f"{where} of {INDEX} is {outside[0]!r}, outside the sweep's folder; {AGAIN}")
-
-
-POINT = record({"labels": mapped(_label), "bindings": anything, "folder": _within})
-SWEEP = record({"file": text(), "axes": listed(text()), "goals": mapped(_goal), "points": listed(POINT)})
 
 Label = str | int | float
 T = TypeVar("T")
@@ -134,8 +113,7 @@ class Found:
 
 def read_sweep(folder: Path) -> Found:
     """Read a sweep's index and the state of its points."""
-    index = read_json(folder / INDEX)
-    expect(index, SWEEP, folder / INDEX, AGAIN)
+    index = read_index(folder / INDEX)
     rows = [_row(folder, tuple(p["labels"][axis] for axis in index["axes"]), p["folder"]) for p in index["points"]]
     return Found(index["axes"], {name: float(goal) for name, goal in index["goals"].items()}, rows)
 

@@ -78,7 +78,7 @@ def train(
     start, seconds = 0, 0.0
     if found is not None:
         start, state = found
-        seconds = restore_state(state, model, averaged, stepper, scheduler, losses)
+        seconds = restore_state(start, state, model, averaged, stepper, scheduler, losses)
     log = Log(out / "log.jsonl", start)
 
     def checkpoint(step: int) -> Path:

@@ -25,9 +25,10 @@ rdm.report
 rdm.judge rdm.streaming
 rdm.train rdm.evaluate rdm.measure
 rdm.run rdm.partial
+rdm.records
 rdm.losses
 rdm.population
-rdm.memory rdm.balance rdm.distributed rdm.replay
+rdm.memory rdm.balance rdm.distributed rdm.replay rdm.resumed
 rdm.reference_file
 rdm.accumulate rdm.reference_schema
 rdm.ratio

@@ -4,6 +4,7 @@ What cannot be told from another valid file (a row that is another row, a seed t
 of these tests; all that a description, a count, an order or a second entry of the file contradicts is.
 """
 
+import json
 import random
 import shutil
 import warnings
@@ -15,17 +16,24 @@ import numpy as np
 import pytest
 import torch
 
+import rdm
 import rdm.measure
+import rdm.train
 from rdm.__main__ import main
+from rdm.checkpoint import read_checkpoint, save_checkpoint
+from rdm.data import Dataset
 from rdm.errors import InputError
 from rdm.judge import Rows, battery_of, judge
 from rdm.judge_commands import make_reference
+from rdm.losses import Matching
+from rdm.memory import EMA, Queue
 from rdm.partial import sound_states
 from rdm.reference import Reference
 from rdm.reference_file import ReferenceFile
-from rdm.registry import representations
-from rdm.store import read_tensors
-from tests.forge import altered, forgeries, put
+from rdm.registry import generators, representations
+from rdm.representation import Battery
+from rdm.store import digest, pack, read_tensors, write_json, write_tensors
+from tests.forge import altered, forgeries, places, put, trees
 
 shares = pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
 
@@ -169,7 +177,7 @@ def test_what_an_interrupted_reference_leaves(folder, tmp_path, share, monkeypat
 
     whole = gathered(kept)
     for name in names:
-        several = each(forgeries(kept / name), share)
+        several = [(what, write) for what, write in each(forgeries(kept / name), share) if "depths" not in what]
         for k, (what, write) in enumerate(several):
             here = shutil.copytree(kept, tmp_path / ".r.safetensors.partial", dirs_exist_ok=True)
             write(here / name)
@@ -223,3 +231,77 @@ def test_a_cache_is_used_or_measured_again(tmp_path, share):
     with pytest.warns(UserWarning, match="file cannot be written .*; going on without"):
         found = Reference.measure(items, encoder, cache=tmp_path / "file")
     assert torch.equal(found.features, expected)
+
+
+@pytest.mark.parametrize("share", [0.01, pytest.param(0.2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("memory", [EMA(0.5), Queue(12)], ids=["ema", "queue"])
+def test_a_checkpoint_is_refused_or_gone_on_from(tmp_path, share, memory):
+    """Every entry of the state and of its JSON form: a refusal, or the weights of the run that was not touched."""
+    data = Dataset(
+        "noise", torch.rand(24, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 2, 2
+    )
+
+    def final(out, **options):
+        torch.manual_seed(0)
+        model = generators.build("mlp_flow", shape=(1, 2, 2), width=4, depth=1, classes=2)
+        matching = Matching(
+            rdm.objective("energy"), Battery((representations.build("pixels"),)), population=8, memory=memory
+        )
+        train = rdm.train.train
+        train(model=model, losses=[matching], data=data, out=out, steps=4, average=0.5, checkpoint_every=2, **options)
+        return {name: value.tolist() for name, value in model.state_dict().items()}
+
+    expected = final(tmp_path / "whole")
+    kept = tmp_path / "whole" / "checkpoints" / "00000002"
+    step, state = read_checkpoint(kept)
+    tensors, plain = pack(state)
+
+    def as_json(at, plain):
+        write_tensors(at / "state.safetensors", tensors, {"step": step, "rest": digest({}, plain)})
+        write_json(at / "state.json", {"step": step, "state": plain})
+
+    writers = [(what, lambda at, s=s: save_checkpoint(at.parent, step, s, keep=9)) for what, s in trees(state)]
+    writers += [(f"JSON: {what}", lambda at, p=p: as_json(at, p)) for what, p in trees(plain)]
+    refused = same = 0
+    for what, write in each(writers, share):
+        at = shutil.copytree(kept, tmp_path / "run" / "checkpoints" / kept.name)
+        write(at)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = final(tmp_path / "run", resume=True)
+        except InputError as error:
+            assert "\n" not in str(error) and len(str(error)) < 900 and kept.name in str(error), (what, error)
+            refused += 1
+        else:
+            assert found == expected, what
+            same += 1
+        shutil.rmtree(tmp_path / "run")
+    assert same < refused / 4, (refused, same)
+
+
+def test_a_run_that_others_wrote_in(tmp_path, capsys):
+    """Log, result and configuration: the file and the line are named, status 2."""
+    row, result = {"step": 1, "loss": 0.5}, {"metrics": {}, "steps": 2, "seconds": 1.0, "seed": 0, "versions": {}}
+    whole = {"log.jsonl": json.dumps(row) + "\n", "result.json": json.dumps(result), "config.gin": "# none\n"}
+    wrong = [
+        ("log.jsonl", data) for data in (b"\xff\xfe", b"junk\n{}\n", b"[1]\n", b'{"loss": 1}\n', b"[" * 100_000 + b"\n")
+    ]
+    wrong += [
+        ("log.jsonl", json.dumps(put(row, p, v)).encode() + b"\n") for p in places(row) for v in ("x", None, [], True)
+    ]
+    wrong += [("result.json", json.dumps(changed).encode()) for _, changed in trees(result)]
+    wrong += [(name, None) for name in whole]
+    refused = 0
+    for name, data in wrong:
+        for each_name, text in whole.items():
+            (tmp_path / each_name).write_text(text)
+        (tmp_path / name).unlink()
+        if data is not None:
+            (tmp_path / name).write_bytes(data)
+        status = main(["report", str(tmp_path)])
+        said = capsys.readouterr().err.strip()
+        assert status in (0, 2) and "\n" not in said and (status == 0 or name in said), (name, data, said)
+        assert name == "result.json" or status == 2, (name, data)
+        refused += status == 2
+    assert refused > 40
