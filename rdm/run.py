@@ -104,8 +104,7 @@ def restore_state(
             raise type(error)(f"{name}: {error}") from error
     if world_size() != len(state["random"]["cpu"]):
         raise InputError(
-            f"the checkpoint is of {len(state['random']['cpu'])} processes, there are {world_size()}; "
-            "resume it with as many"
+            f"{name} is of {len(state['random']['cpu'])} processes, there are {world_size()}; resume it with as many"
         )
     torch.set_rng_state(state["random"]["cpu"][rank()])
     if device.type == "cuda" and state["random"]["cuda"] is not None:
