@@ -5,9 +5,9 @@ from torch import nn
 
 import rdm
 from benchmarks.measure import milliseconds, peak
-from rdm.population import Population
+from rdm.matching.representation import Battery, Representation
 from rdm.registry import representations
-from rdm.representation import Battery, Representation
+from rdm.training.population import Population
 
 
 def run(device: str, *, n: int = 16, repeats: int = 5) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rdm.items import Items, first_item
-from rdm.judge import encode
-from rdm.measure import Encoders
+from rdm.data.items import Items, first_item
+from rdm.data.source import Form, open_source
+from rdm.judging.samples import encode
+from rdm.matching.representation import Battery
+from rdm.references.measure import Encoders
 from rdm.registry import representations
-from rdm.representation import Battery
-from rdm.source import Form, open_source
 
 
 def run(device: str) -> None:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 import rdm
 from benchmarks.measure import Candidate, interleaved, show, stages
-from rdm.objective import Objective
-from rdm.reference import Reference
-from rdm.statistic import checked
+from rdm.matching.objective import Objective
+from rdm.matching.statistic import checked
+from rdm.references.rows import Reference
 
 
 def bound(name: str, x: Tensor, y: Tensor, **hyperparameters: object) -> Candidate:

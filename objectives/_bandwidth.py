@@ -3,9 +3,7 @@
 from typing import Literal
 
 from objectives._kernels import Gaussian, InverseMultiquadric, Laplacian, Radial, RationalQuadratic
-from rdm.distances import median_distance
-from rdm.numbers import Positive
-from rdm.reference import Reference
+from rdm.api import Positive, Reference, median_distance
 
 Bandwidth = Positive | tuple[Positive, ...] | list[Positive] | Literal["median"]
 RADIAL = {

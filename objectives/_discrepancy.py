@@ -7,9 +7,7 @@ from torch import Tensor
 
 from objectives._distances import widened
 from objectives._kernels import Kernel, cross_sum, self_sum
-from rdm.errors import InputError
-from rdm.reference import Reference
-from rdm.statistic import Samples
+from rdm.api import InputError, Reference, Samples
 
 Estimator = Literal["biased", "unbiased"]
 

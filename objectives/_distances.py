@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rdm import distances
-from rdm.errors import NonFiniteError
+from rdm.api import NonFiniteError
+from rdm.matching import distances
 
 
 def squared_distances(x: Tensor, y: Tensor, *, exact_small: bool) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rdm.distances import squared_distances
+from rdm.api import squared_distances
 
 TILE = 1024, 2048  # rows of either side in a tile: 8 MiB in float32, whatever n and m
 SUMMED = 128  # rows of a tile that are converted to float64 at a time, so that they stay in cache

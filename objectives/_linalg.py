@@ -5,8 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rdm.errors import InputError
-from rdm.statistic import Sum
+from rdm.api import InputError, Sum
 
 
 def mean_and_covariance(moments: Sum, *, correction: int) -> tuple[Tensor, Tensor]:

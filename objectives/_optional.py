@@ -3,7 +3,7 @@
 import importlib
 from types import ModuleType
 
-from rdm.errors import InputError
+from rdm.api import InputError
 
 
 def require(package: str, *, extra: str, user: str) -> ModuleType:

@@ -7,10 +7,7 @@ from torch import Tensor
 
 from objectives._discrepancy import KernelTarget, discrepancy, kernel_target
 from objectives._kernels import Gaussian
-from rdm.objective import Objective, Traits
-from rdm.reference import Reference
-from rdm.registry import objectives
-from rdm.statistic import Samples
+from rdm.api import Objective, Reference, Samples, Traits, objectives
 
 
 @objectives.register("cmmd")

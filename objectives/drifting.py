@@ -8,11 +8,7 @@ import torch
 from torch import Tensor
 
 from objectives._distances import squared_distances
-from rdm.numbers import Positive
-from rdm.objective import Objective, Traits
-from rdm.reference import Reference
-from rdm.registry import objectives
-from rdm.statistic import Samples
+from rdm.api import Objective, Positive, Reference, Samples, Traits, objectives
 
 SELF = 100.0  # added to a generated row's distance from itself, in units of the mean distance
 FLOOR = 1e-6  # of the product of both softmaxes

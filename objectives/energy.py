@@ -7,11 +7,7 @@ from torch import Tensor
 
 from objectives._discrepancy import Estimator, KernelTarget, discrepancy, kernel_target
 from objectives._kernels import Power
-from rdm.numbers import Range
-from rdm.objective import Objective, Traits
-from rdm.reference import Reference
-from rdm.registry import objectives
-from rdm.statistic import Samples
+from rdm.api import Objective, Range, Reference, Samples, Traits, objectives
 
 
 @objectives.register("energy", examples=({}, {"exponent": 1.5, "estimator": "unbiased"}))

@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from objectives._linalg import above_rounding, graded_factor, mean_and_covariance, range_basis
-from rdm.objective import Objective, Traits
-from rdm.reference import Reference
-from rdm.registry import objectives
-from rdm.statistic import Moments, Sum
+from rdm.api import Moments, Objective, Reference, Sum, Traits, objectives
 
 
 class GaussianTarget(NamedTuple):

@@ -8,11 +8,7 @@ from torch import Tensor
 from objectives._bandwidth import Bandwidth, bandwidths, radial
 from objectives._discrepancy import Estimator, KernelTarget, discrepancy, kernel_target
 from objectives._kernels import Kernel, Polynomial
-from rdm.numbers import Positive
-from rdm.objective import Objective, Traits
-from rdm.reference import Reference
-from rdm.registry import objectives
-from rdm.statistic import Samples
+from rdm.api import Objective, Positive, Reference, Samples, Traits, objectives
 
 
 @objectives.register(

@@ -9,13 +9,19 @@ from torch import Tensor
 from objectives._bandwidth import Bandwidth, bandwidths, radial
 from objectives._discrepancy import above_zero
 from objectives._kernels import Radial, cross_sum, self_sum
-from rdm.distances import present, squared_distances
-from rdm.landmarks import landmarks
-from rdm.numbers import Count, Positive, Seed
-from rdm.objective import Objective, Traits
-from rdm.reference import Reference
-from rdm.registry import objectives
-from rdm.statistic import Samples
+from rdm.api import (
+    Count,
+    Objective,
+    Positive,
+    Reference,
+    Samples,
+    Seed,
+    Traits,
+    landmarks,
+    objectives,
+    present,
+    squared_distances,
+)
 
 BLOCK = 2048  # reference rows embedded at a time
 OWN = 30_000  # reference rows that the constant k_rr is taken over

@@ -9,12 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from objectives._bandwidth import Bandwidth, bandwidths
-from rdm.errors import InputError
-from rdm.numbers import Count, Seed
-from rdm.objective import Objective, Traits
-from rdm.reference import Reference
-from rdm.registry import objectives
-from rdm.statistic import Samples, Statistic, Sum, Summary
+from rdm.api import Count, InputError, Objective, Reference, Samples, Seed, Statistic, Sum, Summary, Traits, objectives
 
 BLOCK = 4096  # rows measured at a time
 

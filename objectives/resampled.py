@@ -6,12 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rdm.distances import present
-from rdm.numbers import Count
-from rdm.objective import Objective, Traits
-from rdm.reference import Reference
-from rdm.registry import objectives
-from rdm.statistic import Samples
+from rdm.api import Count, Objective, Reference, Samples, Traits, objectives, present
 
 
 @objectives.register("resampled", examples=({"objective": "energy", "rows": 5},))

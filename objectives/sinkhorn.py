@@ -9,12 +9,7 @@ from torch import Tensor
 
 from objectives._optional import require
 from objectives._sinkhorn import Cost, Potentials, Problem, diameter, solve, temperatures
-from rdm.errors import InputError
-from rdm.numbers import EDGE, Count, Positive, Range
-from rdm.objective import Objective, Traits
-from rdm.reference import Reference
-from rdm.registry import objectives
-from rdm.statistic import Samples
+from rdm.api import EDGE, Count, InputError, Objective, Positive, Range, Reference, Samples, Traits, objectives
 
 
 class TransportTarget(NamedTuple):

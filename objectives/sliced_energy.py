@@ -7,11 +7,7 @@ import torch
 from torch import Tensor
 
 from objectives._sorted import blocks, directions, sort_rows
-from rdm.numbers import Count
-from rdm.objective import Objective, Traits
-from rdm.reference import Reference
-from rdm.registry import objectives
-from rdm.statistic import Samples
+from rdm.api import Count, Objective, Reference, Samples, Traits, objectives
 
 
 class ProjectedTarget(NamedTuple):

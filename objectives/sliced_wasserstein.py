@@ -10,12 +10,7 @@ import torch
 from torch import Tensor
 
 from objectives._sorted import Steps, blocks, cell_means, costs, directions, equal, mean_cost, root, steps
-from rdm.errors import InputError
-from rdm.numbers import Count, Range
-from rdm.objective import Objective, Traits
-from rdm.reference import Reference
-from rdm.registry import objectives
-from rdm.statistic import Samples
+from rdm.api import Count, InputError, Objective, Range, Reference, Samples, Traits, objectives
 
 
 class SlicedTarget(NamedTuple):

@@ -8,12 +8,7 @@ from torch import Tensor
 
 from objectives._distances import squared_distances
 from objectives._optional import require
-from rdm.errors import InputError
-from rdm.numbers import Range
-from rdm.objective import Objective, Traits
-from rdm.reference import Reference
-from rdm.registry import objectives
-from rdm.statistic import Samples
+from rdm.api import InputError, Objective, Range, Reference, Samples, Traits, objectives
 
 
 class RowsTarget(NamedTuple):

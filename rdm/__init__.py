@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rdm.balance import SelfNormalized, Uniform
 from rdm.errors import InputError
-from rdm.generator import Generator
-from rdm.memory import EMA, NoMemory, Queue
-from rdm.metric import Metric
-from rdm.objective import Objective, compare
-from rdm.population import Population
-from rdm.reference import Reference
+from rdm.generators.protocol import Generator
+from rdm.judging.streaming import Streaming
+from rdm.matching.balance import SelfNormalized, Uniform
+from rdm.matching.memory import EMA, NoMemory, Queue
+from rdm.matching.metric import Metric
+from rdm.matching.objective import Objective, compare
+from rdm.matching.representation import Battery, Representation
+from rdm.references.rows import Reference
 from rdm.registry import batteries, datasets, generators, memories, metrics, objectives, registries, representations
-from rdm.representation import Battery, Representation
-from rdm.streaming import Streaming
+from rdm.training.population import Population
 
 try:
     __version__ = version("rdm-torch")

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     keep_freed_memory()
     from rdm.errors import InputError
-    from rdm.run import Interrupted
+    from rdm.progress import Interrupted
 
     try:
         with warnings.catch_warnings(), _terminated_as_interrupted():
@@ -95,7 +95,7 @@ def _warn(message: Warning | str, category: type[Warning], *place: object, **opt
 def _fail(error: BaseException | str, status: int, debug: bool) -> int:
     if debug and isinstance(error, BaseException):
         raise error
-    from rdm.explain import own_text
+    from rdm.app.explain import own_text
     from rdm.terminal import say
 
     kind = "" if status == 2 or isinstance(error, str) else f"{type(error).__name__}: "
@@ -223,13 +223,13 @@ def _reading_options(command: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from rdm.commands import train_run
+    from rdm.app.commands import train_run
 
     train_run(options.config, options.bind, options.out, resume=options.resume, restricted=options.restricted)
 
 
 def _reference(options: argparse.Namespace) -> None:
-    from rdm.judge_commands import make_reference, measure_source
+    from rdm.app.judging import make_reference, measure_source
 
     _check(options, measure_source, "split", "size", "sample", "landmarks", "save_every", "seed", "batch", "workers")
     make_reference(
@@ -269,7 +269,7 @@ def _reading(options: argparse.Namespace) -> dict[str, Any]:
 
 def _evaluate(options: argparse.Namespace) -> None:
     if options.reference is None:
-        from rdm.commands import evaluate_run
+        from rdm.app.commands import evaluate_run
         from rdm.errors import InputError
 
         choices = ("set", "metrics", "chart", "count", "seed", "batch", "workers", "skip_broken")
@@ -279,7 +279,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             raise InputError(f"--{flag} needs --reference FILE; without one a run is judged as its own config.gin says")
         evaluate_run(options.samples, options.json, trust_config=options.trust_config)
         return
-    from rdm.judge_commands import evaluate_samples
+    from rdm.app.judging import evaluate_samples
 
     _check(options, evaluate_samples, "count", "seed", "batch", "workers")
     names = None if options.metrics is None else [name.strip() for name in options.metrics.split(",")]
@@ -297,20 +297,20 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> None:
-    from rdm.sweep import sweep
+    from rdm.app.sweep import sweep
 
     sweep(options.config, options.out, workers=options.workers, restricted=options.restricted)
 
 
 def _report(options: argparse.Namespace) -> None:
-    from rdm.commands import draw_report
+    from rdm.app.commands import draw_report
     from rdm.terminal import say
 
     say(draw_report(options.folder), file=sys.stdout)
 
 
 def _list(options: argparse.Namespace) -> None:
-    from rdm.commands import list_members
+    from rdm.app.commands import list_members
 
     list_members(options.kind)
 

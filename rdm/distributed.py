@@ -7,14 +7,27 @@ then summed (never averaged), which gives the gradient of the whole population w
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from rdm.errors import InputError
-from rdm.statistic import Summary
+
+
+@runtime_checkable
+class Summary(Protocol):
+    """What can be merged over ranks: `rdm.matching.statistic.Summary`."""
+
+    value: Tensor
+    weight: Tensor
+    reduction: ClassVar[str]
+
+    def __init__(self, value: Tensor, weight: Tensor) -> None: ...
+
+
+S = TypeVar("S", bound=Summary)
 
 
 @contextmanager
@@ -47,7 +60,7 @@ def world_size() -> int:
     return dist.get_world_size() if active() else 1
 
 
-def merge_across_ranks(summary: Summary) -> Summary:
+def merge_across_ranks(summary: S) -> S:
     """The summary of all ranks' rows, equal on every rank and differentiable in this rank's.
 
     The loss being the same on every rank, its cotangent is passed (`Sum`) or sliced (`Cat`) back without a reduction.

@@ -1,12 +1,15 @@
 """Progress on standard error: a bar on a terminal, plain lines elsewhere."""
 
+import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
+from rdm.distributed import total
 from rdm.escape import printable
 from rdm.terminal import say, shown
 
@@ -60,3 +63,31 @@ def progress(total: int, *, done: int = 0, quiet: bool = False) -> Iterator[Repo
 def _columns() -> list[ProgressColumn]:
     described = TextColumn("{task.description}", markup=False)  # names of members, which may come from data
     return [MofNCompleteColumn(), BarColumn(bar_width=24), TimeRemainingColumn(), described]
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM; the text says what is kept."""
+
+
+@contextmanager
+def stop_requests(*, together: bool = True) -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a request that the loop reads; a second one interrupts at once.
+
+    `together`: a request to any rank is one to all, which read it equally often.
+    """
+    requested: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        if requested:
+            raise KeyboardInterrupt
+        requested.append(number)
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are the caller's
+        before = {}
+    try:
+        yield lambda: (total(len(requested)) if together else len(requested)) > 0
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -163,9 +163,9 @@ networks = Registry("network", "representations")
 generators = Registry("generator", "rdm.generators")
 datasets = Registry("dataset", "rdm.datasets")
 evaluations = Registry("evaluation", "rdm.datasets")
-memories = Registry("memory", "rdm.memory")
-metrics = Registry("metric", "rdm.metrics")
-sources = Registry("source", "rdm.sources")
+memories = Registry("memory", "rdm.matching.memory")
+metrics = Registry("metric", "rdm.judging.metrics")
+sources = Registry("source", "rdm.data.sources")
 
 registries = {
     "objectives": objectives,

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from rdm.inputs import Inputs
+from rdm.api import Inputs
 
 
 class Classifier(nn.Module, ABC):

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rdm.errors import InputError
+from rdm.api import InputError
 
 
 class LogMel(nn.Module):

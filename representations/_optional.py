@@ -7,7 +7,7 @@ from types import ModuleType
 
 import torch
 
-from rdm.errors import InputError
+from rdm.api import InputError
 
 OPERATORS = "nms", "qnms"
 SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rdm.errors import InputError
+from rdm.api import InputError
 
 MAP, TOKENS, ROW = 4, 3, 2  # dimensions of "n d h w", "n t d" and "n d"
 

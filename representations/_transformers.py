@@ -7,8 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rdm.errors import InputError, first_line
-from rdm.registry import nearest
+from rdm.api import InputError, first_line, nearest
 from representations._weights import loading, untrained
 
 OTHERS = "auto_map", "transformers_weights", "quantization_config"  # code, another file, another library's reader

@@ -12,9 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rdm.errors import CorruptFileError, InputError, MismatchError, first_line
-from rdm.randomness import seeded
-from rdm.trust import confined, refuse_if_confined
+from rdm.api import CorruptFileError, InputError, MismatchError, confined, first_line, refuse_if_confined, seeded
 from representations._optional import require
 
 PRETRAINED, RANDOM = "pretrained", "random"

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from rdm.inputs import waveforms
-from rdm.registry import networks, representations
-from rdm.representation import Representation
+from rdm.api import Representation, networks, representations, waveforms
 from representations._classifier import Classifier
 from representations._mel import LogMel
 

@@ -6,10 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rdm.errors import InputError
-from rdm.inputs import images
-from rdm.registry import representations
-from rdm.representation import Representation
+from rdm.api import InputError, Representation, images, representations
 from representations._images import Preprocess
 from representations._optional import require
 from representations._weights import PRETRAINED, RANDOM, hub_file, loading, local_file, origin, untrained

@@ -5,9 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rdm.errors import InputError
-from rdm.registry import batteries, representations
-from rdm.representation import Battery, Precision, assemble
+from rdm.api import Battery, InputError, Precision, assemble, batteries, representations
 
 
 @batteries.register("untrained")
@@ -109,7 +107,7 @@ def _builder(row: Row) -> Callable[..., Battery]:
     build.__doc__ = (
         f"{row.title}.\n\n"
         "`weights` gives local files by member; the others come from the caches. The other options are those of\n"
-        "`rdm.representation.assemble`."
+        "`rdm.matching.representation.assemble`."
     )
     build.__module__ = __name__
     return build
@@ -155,7 +153,7 @@ def mobile(
 
     MobileNet v1 (1.0, 0.5, 0.25) and v2 are to train on; v1 0.75 and SqueezeNet, another family with other
     preprocessing, are held out. `folder` holds the files, RDM_DATA/imagenet_encoders by default. `logits` adds v2's
-    class logits, held out, for the Inception score. The other options are those of `rdm.representation.assemble`.
+    class logits, held out, for the Inception score. The other options are those of `assemble`.
     """
     place = Path(folder) if folder is not None else _mobile_folder()
     if place is None:

@@ -4,11 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from rdm.checkpoint import load_weights
-from rdm.errors import InputError
-from rdm.inputs import Inputs
-from rdm.registry import networks, representations
-from rdm.representation import Representation
+from rdm.api import InputError, Inputs, Representation, load_weights, networks, representations
 from representations._classifier import Classifier
 
 

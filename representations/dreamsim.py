@@ -5,10 +5,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from rdm.errors import InputError
-from rdm.inputs import images
-from rdm.registry import representations
-from rdm.representation import Representation
+from rdm.api import InputError, Representation, images, representations
 from representations._images import Preprocess
 from representations._optional import require
 from representations._weights import PRETRAINED, loading, sha256

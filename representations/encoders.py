@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-from rdm.registry import representations
-from rdm.representation import Representation
+from rdm.api import Representation, representations
 from representations._weights import PRETRAINED, in_hub
 
 

@@ -6,10 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d
 
-from rdm.errors import InputError
-from rdm.inputs import images
-from rdm.registry import representations
-from rdm.representation import Representation
+from rdm.api import InputError, Representation, images, representations
 from representations._images import Preprocess
 from representations._weights import (
     PRETRAINED,

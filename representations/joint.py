@@ -7,11 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rdm.distances import median_distance
-from rdm.errors import InputError
-from rdm.reference import Reference
-from rdm.registry import representations
-from rdm.representation import Representation
+from rdm.api import InputError, Reference, Representation, median_distance, representations
 
 ROWS = 10_000  # items that the medians are taken over
 

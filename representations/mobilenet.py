@@ -3,9 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from rdm.inputs import images
-from rdm.registry import representations
-from rdm.representation import Representation
+from rdm.api import Representation, images, representations
 from representations._images import Preprocess
 from representations._weights import RANDOM, load_strictly, local_file, origin, read, untrained
 

@@ -10,10 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rdm.errors import InputError, UnknownNameError, first_line
-from rdm.inputs import Inputs, images
-from rdm.registry import nearest, representations
-from rdm.representation import Representation
+from rdm.api import InputError, Inputs, Representation, UnknownNameError, first_line, images, nearest, representations
 from representations._images import Preprocess
 from representations._optional import require
 from representations._weights import (

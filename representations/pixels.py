@@ -5,9 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rdm.errors import InputError
-from rdm.registry import representations
-from rdm.representation import Representation
+from rdm.api import InputError, Representation, representations
 
 
 @representations.register("pixels")

@@ -5,9 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from rdm.inputs import Inputs, images
-from rdm.registry import representations
-from rdm.representation import Representation
+from rdm.api import Inputs, Representation, images, representations
 
 
 @representations.register("random_convolutions", examples=({"width": 4, "channels": 3}, {"width": 4, "channels": None}))

@@ -7,11 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rdm.distances import median_distance
-from rdm.errors import InputError
-from rdm.reference import Reference
-from rdm.registry import representations
-from rdm.representation import Representation
+from rdm.api import InputError, Reference, Representation, median_distance, representations
 
 
 @representations.register("identity")

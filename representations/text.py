@@ -8,11 +8,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rdm.errors import InputError, MismatchError, first_line
-from rdm.inputs import Inputs, tokens
-from rdm.registry import representations
-from rdm.representation import Representation
-from rdm.trust import refuse_if_confined
+from rdm.api import (
+    InputError,
+    Inputs,
+    MismatchError,
+    Representation,
+    first_line,
+    refuse_if_confined,
+    representations,
+    tokens,
+)
 from representations._optional import require
 from representations._transformers import configured, loaded
 

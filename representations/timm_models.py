@@ -7,10 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rdm.errors import UnknownNameError
-from rdm.inputs import images
-from rdm.registry import nearest, representations
-from rdm.representation import Representation
+from rdm.api import Representation, UnknownNameError, images, nearest, representations
 from representations._images import Preprocess
 from representations._optional import require
 from representations._pooling import MAP, TOKENS, Tapped, pool, poolings, unknown_pooling

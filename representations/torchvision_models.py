@@ -6,10 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rdm.errors import InputError, UnknownNameError
-from rdm.inputs import images
-from rdm.registry import nearest, representations
-from rdm.representation import Representation
+from rdm.api import InputError, Representation, UnknownNameError, images, nearest, representations
 from representations._images import Preprocess, Resize
 from representations._optional import require
 from representations._pooling import Tapped, pool, unknown_pooling

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rdm.store import read_tensors, write_tensors
+from rdm.files.store import read_tensors, write_tensors
 
 Change = tuple[str, Callable[[], Any]]
 ABSENT = object()
@@ -101,7 +101,7 @@ def trees(tree: Any) -> Iterator[tuple[str, Any]]:
 
 
 def forgeries(path: Path) -> Iterator[tuple[str, Callable[[Path], None]]]:
-    """What writes each changed form of a file of `rdm.store.write_tensors`."""
+    """What writes each changed form of a file of `rdm.files.store.write_tensors`."""
     tensors, description = read_tensors(path)
     for name, value in tensors.items():
         for what, other in altered(value):

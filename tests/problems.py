@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 import rdm
-from rdm.balance import Balance, Uniform
-from rdm.generator import Generator
-from rdm.memory import Memory
-from rdm.objective import Objective
-from rdm.population import Population
-from rdm.representation import Battery, Representation
+from rdm.generators.protocol import Generator
+from rdm.matching.balance import Balance, Uniform
+from rdm.matching.memory import Memory
+from rdm.matching.objective import Objective
+from rdm.matching.representation import Battery, Representation
+from rdm.training.population import Population
 
 D = 4
 

@@ -8,7 +8,7 @@ from hypothesis import given
 
 import rdm
 from rdm.errors import InputError
-from rdm.reference import Reference
+from rdm.references.rows import Reference
 from tests.distributions import Pair, pairs
 
 

@@ -11,8 +11,8 @@ import torch
 
 import rdm
 from rdm.__main__ import main
-from rdm.checkpoint import load_weights
 from rdm.errors import InputError
+from rdm.files.checkpoint import load_weights
 from rdm.randomness import seeded
 from rdm.registry import networks
 from representations._mel import LogMel

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from rdm.augmentation import Jitter
 from rdm.errors import InputError
+from rdm.training.augmentation import Jitter
 
 
 def test_jitter_moves_sound_in_time_and_images_in_the_plane():

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import rdm
-from rdm.metric import Real
-from rdm.representation import Battery, Representation
-from rdm.streaming import Streaming
+from rdm.judging.streaming import Streaming
+from rdm.matching.real import Real
+from rdm.matching.representation import Battery, Representation
 from tests.conftest import objective_cases
 
 G = torch.Generator().manual_seed(0)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rdm
-from rdm import config
+from rdm.app import config
 from rdm.errors import InputError
 from rdm.registry import registries
 from tests.conftest import objective_cases

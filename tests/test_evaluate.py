@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 import rdm
-from rdm.data import Dataset
+from rdm.data.dataset import Dataset
 from rdm.errors import InputError
-from rdm.evaluate import Evaluation, Metric, Samples, table
-from rdm.representation import Battery, Representation
+from rdm.judging.evaluation import Evaluation, Metric, Samples, table
+from rdm.matching.representation import Battery, Representation
 from tests.problems import Given
 
 

@@ -14,14 +14,15 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 import rdm
+from rdm.app.judging import judge_source, make_reference
+from rdm.data.source import open_source
 from rdm.errors import InputError
-from rdm.judge_commands import judge_source, make_reference
-from rdm.metric import Distance, Gaussian, Metric, Real, generated
-from rdm.ratio import Ratio
-from rdm.reference_file import ReferenceFile
+from rdm.judging.ratio import Ratio
+from rdm.matching.metric import Distance, Metric, generated
+from rdm.matching.real import Gaussian, Real
+from rdm.matching.representation import Battery
+from rdm.references.file import ReferenceFile
 from rdm.registry import batteries, metrics
-from rdm.representation import Battery
-from rdm.source import open_source
 
 pytestmark = pytest.mark.filterwarnings("ignore:frechet. the population's covariance is singular")
 G = torch.Generator().manual_seed(0)

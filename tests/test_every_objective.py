@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import rdm
 from rdm.errors import InputError, NonFiniteError
-from rdm.reference import Reference
+from rdm.references.rows import Reference
 from tests.conftest import objective_cases
 from tests.distributions import Pair, pairs
 

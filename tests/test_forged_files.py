@@ -17,22 +17,22 @@ import pytest
 import torch
 
 import rdm
-import rdm.measure
-import rdm.train
+import rdm.references.measure
+import rdm.training.loop
 from rdm.__main__ import main
-from rdm.checkpoint import read_checkpoint, save_checkpoint
-from rdm.data import Dataset
+from rdm.app.judging import make_reference
+from rdm.data.dataset import Dataset
 from rdm.errors import InputError
-from rdm.judge import Rows, battery_of, judge
-from rdm.judge_commands import make_reference
-from rdm.losses import Matching
-from rdm.memory import EMA, Queue
-from rdm.partial import sound_states
-from rdm.reference import Reference
-from rdm.reference_file import ReferenceFile
+from rdm.files.checkpoint import read_checkpoint, save_checkpoint
+from rdm.files.store import digest, pack, read_tensors, write_json, write_tensors
+from rdm.judging.samples import Rows, battery_of, judge
+from rdm.matching.memory import EMA, Queue
+from rdm.matching.representation import Battery
+from rdm.references.file import ReferenceFile
+from rdm.references.partial import sound_states
+from rdm.references.rows import Reference
 from rdm.registry import generators, representations
-from rdm.representation import Battery
-from rdm.store import digest, pack, read_tensors, write_json, write_tensors
+from rdm.training.losses import Matching
 from tests.forge import altered, forgeries, places, put, trees
 
 shares = pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
@@ -247,7 +247,7 @@ def test_a_checkpoint_is_refused_or_gone_on_from(tmp_path, share, memory):
         matching = Matching(
             rdm.objective("energy"), Battery((representations.build("pixels"),)), population=8, memory=memory
         )
-        train = rdm.train.train
+        train = rdm.training.loop.train
         train(model=model, losses=[matching], data=data, out=out, steps=4, average=0.5, checkpoint_every=2, **options)
         return {name: value.tolist() for name, value in model.state_dict().items()}
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rdm.gallery import Panel, gallery, newest_picture
-from rdm.pictures import compared_pictures, save_compared, save_grid
-from rdm.store import write_json
-from rdm.sweep_report import write_sweep_report
+from rdm.files.pictures import compared_pictures, save_compared, save_grid
+from rdm.files.store import write_json
+from rdm.reports.gallery import Panel, gallery, newest_picture
+from rdm.reports.sweep import write_sweep_report
 
 
 def picture(path, colour):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import rdm
 from rdm.errors import InputError
-from rdm.generator import FlowGenerator
+from rdm.generators.protocol import FlowGenerator
 from rdm.registry import generators
 
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 import rdm
-from rdm.data import Dataset
-from rdm.evaluate import Evaluation
-from rdm.metric import Measure, Metric, Real
-from rdm.objective import Objective
-from rdm.reference import Reference
-from rdm.representation import Battery
+from rdm.data.dataset import Dataset
+from rdm.judging.evaluation import Evaluation
+from rdm.matching.metric import Measure, Metric
+from rdm.matching.objective import Objective
+from rdm.matching.real import Real
+from rdm.matching.representation import Battery
+from rdm.references.rows import Reference
 from tests.problems import Given
 
 N, D, DRAWS, MORE = 200, 16, 200, 300

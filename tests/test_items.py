@@ -15,10 +15,10 @@ from PIL import Image
 
 import rdm
 from rdm.__main__ import main
-from rdm.items import Items, first_item
-from rdm.reference_file import ReferenceFile
+from rdm.data.items import Items, first_item
+from rdm.data.source import Form, Given
+from rdm.references.file import ReferenceFile
 from rdm.registry import batteries
-from rdm.source import Form, Given
 
 
 @pytest.fixture

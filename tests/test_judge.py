@@ -10,15 +10,17 @@ from PIL import Image
 
 import rdm
 from rdm.__main__ import main
+from rdm.app.judging import judge_source, make_reference
+from rdm.data.source import Given, open_source
 from rdm.errors import InputError
-from rdm.judge import Rows, Verdict, alarms, judge
-from rdm.judge_commands import _draw_ratios, bars, judge_source, make_reference
-from rdm.metric import Gaussian, Metric
-from rdm.reference_file import MemberReference, ReferenceFile
+from rdm.judging.samples import Rows, Verdict, alarms, judge
+from rdm.matching.metric import Metric
+from rdm.matching.real import Gaussian
+from rdm.matching.representation import Battery
+from rdm.references.file import MemberReference, ReferenceFile
 from rdm.registry import batteries
-from rdm.report import blank_figure
-from rdm.representation import Battery
-from rdm.source import Given, open_source
+from rdm.reports.chart import _draw_ratios, bars
+from rdm.reports.run import blank_figure
 
 RNG = np.random.default_rng(0)
 
@@ -208,7 +210,7 @@ def test_what_nothing_can_draw_or_judge():
     with pytest.raises(InputError, match="none were measured"):
         bars(Verdict({}))
     with pytest.raises(InputError, match="samples have features"):
-        judge(rdm.judge.Rows({}, set()), ReferenceFile({}, {}))
+        judge(rdm.judging.samples.Rows({}, set()), ReferenceFile({}, {}))
 
 
 def test_a_chart_of_copies_has_an_axis():

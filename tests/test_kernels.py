@@ -11,7 +11,7 @@ import objectives._bandwidth as bandwidth_module
 import objectives._kernels as kernels
 import rdm
 from rdm.errors import InputError
-from rdm.reference import Reference
+from rdm.references.rows import Reference
 from tests import oracles
 from tests.distributions import Pair, pairs
 

@@ -8,9 +8,9 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
 
-from rdm.data import Dataset
-from rdm.generator import FlowGenerator
-from rdm.losses import Classification, FlowMatching, Setting
+from rdm.data.dataset import Dataset
+from rdm.generators.protocol import FlowGenerator
+from rdm.training.losses import Classification, FlowMatching, Setting
 
 
 class OneOff(FlowGenerator):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rdm
-from rdm.memory import EMA, Queue
-from rdm.statistic import Cat, Moments, Samples
+from rdm.matching.memory import EMA, Queue
+from rdm.matching.statistic import Cat, Moments, Samples
 
 ZERO = torch.zeros(1, dtype=torch.float64)
 

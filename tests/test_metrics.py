@@ -9,9 +9,10 @@ import torch
 
 import rdm
 from rdm.errors import InputError
-from rdm.metric import Estimate, Gaussian, Measure, Metric, Real, of_share, student
-from rdm.metrics.kernels import kid_subsets
-from rdm.ratio import mean_ratio
+from rdm.judging.metrics.kernels import kid_subsets
+from rdm.judging.ratio import mean_ratio
+from rdm.matching.metric import Estimate, Measure, Metric, of_share, student
+from rdm.matching.real import Gaussian, Real
 from tests.peers import peer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rdm
-from rdm.balance import SelfNormalized, Uniform
 from rdm.errors import InputError, MismatchError, NonFiniteError
-from rdm.memory import EMA, NoMemory, Queue
-from rdm.population import Population
-from rdm.representation import Battery, Representation
+from rdm.matching.balance import SelfNormalized, Uniform
+from rdm.matching.memory import EMA, NoMemory, Queue
+from rdm.matching.representation import Battery, Representation
+from rdm.training.population import Population
 from tests.conftest import objective_cases
 from tests.problems import Problem, rank_errors, relative_error
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 import rdm
-from rdm.memory import EMA, NoMemory, Queue
+from rdm.matching.memory import EMA, NoMemory, Queue
 from rdm.randomness import seeded
 from tests import test_every_objective as every
 from tests.problems import Problem, relative_error

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-import rdm.measure
+import rdm.references.measure
 from rdm.__main__ import main
-from rdm.accumulate import ExactSum, MomentSums, Reservoir, merged
+from rdm.app.judging import make_reference
 from rdm.errors import CorruptFileError, InputError, MismatchError
-from rdm.judge_commands import make_reference
-from rdm.metric import Gaussian
-from rdm.reference_file import ReferenceFile
-from rdm.run import Interrupted
+from rdm.matching.real import Gaussian
+from rdm.progress import Interrupted
+from rdm.references.accumulate import ExactSum, MomentSums, Reservoir, merged
+from rdm.references.file import ReferenceFile
 
 KILLS = 10  # passed with 50 too, in eight minutes
 ROOT = Path(__file__).parent.parent

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 import rdm
+from rdm.data.inputs import images, tokens, waveforms
 from rdm.errors import InputError
-from rdm.inputs import images, tokens, waveforms
-from rdm.objective import compare
-from rdm.population import Population
-from rdm.reference import Reference
-from rdm.representation import Battery, Representation
-from rdm.statistic import Moments
+from rdm.matching.objective import compare
+from rdm.matching.representation import Battery, Representation
+from rdm.matching.statistic import Moments
+from rdm.references.rows import Reference
+from rdm.training.population import Population
 
 
 def test_pca_is_numpys():

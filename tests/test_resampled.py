@@ -5,12 +5,12 @@ import torch
 
 import rdm
 from rdm.errors import InputError
-from rdm.memory import Queue
-from rdm.objective import Objective, Traits
-from rdm.population import Population
-from rdm.reference import Reference
-from rdm.representation import Representation
-from rdm.statistic import Samples
+from rdm.matching.memory import Queue
+from rdm.matching.objective import Objective, Traits
+from rdm.matching.representation import Representation
+from rdm.matching.statistic import Samples
+from rdm.references.rows import Reference
+from rdm.training.population import Population
 
 Y = torch.arange(1000.0, dtype=torch.float64)[:, None]
 ZERO = torch.zeros(7, 1, dtype=torch.float64)

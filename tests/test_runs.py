@@ -14,10 +14,10 @@ import torch
 
 import rdm
 from rdm.__main__ import main
-from rdm.checkpoint import complete_checkpoints
 from rdm.distributed import together, words
-from rdm.run import Diverged
-from rdm.store import lock
+from rdm.files.checkpoint import complete_checkpoints
+from rdm.files.store import lock
+from rdm.training.run import Diverged
 from tests.test_main import GENERATOR, refused, refused_running
 from tests.test_train import CONFIG, run
 
@@ -113,9 +113,9 @@ def test_a_report_that_was_not_drawn_is_drawn_by_the_next_call(at, capsys):
 
 def test_a_signal_while_evaluating_keeps_the_training_and_the_next_call_evaluates(at):
     (at / "slow.py").write_text(
-        "import os, signal\nimport rdm.evaluate\n"
+        "import os, signal\nimport rdm.judging.evaluation\n"
         "def stop(*a, **k): os.kill(os.getpid(), signal.SIGTERM)\n"
-        "rdm.evaluate.Evaluation.__call__ = stop\n"
+        "rdm.judging.evaluation.Evaluation.__call__ = stop\n"
         "from rdm.__main__ import main\nraise SystemExit(main(['train', 'generator.gin', '--out', 'run']))\n"
     )
     ended = subprocess.run([sys.executable, "slow.py"], capture_output=True, text=True, env=ALONE, cwd=at)

@@ -20,16 +20,16 @@ from safetensors.torch import save
 
 import rdm
 from rdm.__main__ import main
-from rdm.commands import _evaluate, draw_report
+from rdm.app.commands import _evaluate, draw_report
+from rdm.data.source import FORMATS, BrokenItem, Form, decode, open_source
+from rdm.data.sources.image_folder import PICTURES
 from rdm.errors import InputError, RestrictedError
-from rdm.evaluate import Judge
+from rdm.files.store import read_json, read_tensors, write_bytes, write_json, write_tensors
+from rdm.judging.evaluation import Judge
 from rdm.progress import Reporter, _columns
-from rdm.reference_file import ReferenceFile
+from rdm.references.file import ReferenceFile
 from rdm.registry import batteries
-from rdm.source import FORMATS, BrokenItem, Form, decode, open_source
-from rdm.sources.image_folder import PICTURES
-from rdm.store import read_json, read_tensors, write_bytes, write_json, write_tensors
-from rdm.sweep_report import print_summary, write_csv, write_sweep_report
+from rdm.reports.sweep import print_summary, write_csv, write_sweep_report
 from rdm.trust import confined, paths_outside
 from representations._optional import require
 
@@ -66,12 +66,12 @@ def reference(pictures):
 HOSTILE = """
 from __gin__ import dynamic_registration
 import os
-import rdm.config
+import rdm.app.config
 os.system.command = 'touch PWNED'
-rdm.config._plan.model = @os.system()
-rdm.config._plan.losses = []
-rdm.config._plan.data = None
-rdm.config._plan.steps = 1
+rdm.app.config._plan.model = @os.system()
+rdm.app.config._plan.losses = []
+rdm.app.config._plan.data = None
+rdm.app.config._plan.steps = 1
 """
 RUN = """
 rdm.train.model = @generators.mlp_flow()

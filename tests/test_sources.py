@@ -19,9 +19,9 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as torch_save_file
 
 import rdm
+from rdm.data.items import first_item
+from rdm.data.source import BrokenItem, Form, Given, centre_crop, hashed, open_source
 from rdm.errors import CorruptFileError, InputError
-from rdm.items import first_item
-from rdm.source import BrokenItem, Form, Given, centre_crop, hashed, open_source
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (6, 10, 12, 3), dtype=np.uint8)
 

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from rdm.checkpoint import complete_checkpoints, load_weights, read_checkpoint, save_checkpoint
 from rdm.errors import CorruptFileError, InputError, MismatchError
-from rdm.reference import Reference
+from rdm.files.checkpoint import complete_checkpoints, load_weights, read_checkpoint, save_checkpoint
+from rdm.files.store import pack, read_tensors, unpack, write_bytes, write_folder, write_tensors
+from rdm.references.rows import Reference
 from rdm.registry import representations
-from rdm.store import pack, read_tensors, unpack, write_bytes, write_folder, write_tensors
 
 TREE = {
     "model": {"w": torch.arange(3.0)},

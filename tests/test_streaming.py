@@ -9,14 +9,14 @@ import torch
 import torch.distributed as dist
 
 import rdm
-from rdm import streaming
+from rdm.data.inputs import SLACK
+from rdm.data.items import first_item
+from rdm.data.source import Form, open_source
 from rdm.errors import InputError
-from rdm.inputs import SLACK
-from rdm.items import first_item
-from rdm.metric import Real
-from rdm.representation import Representation
-from rdm.source import Form, open_source
-from rdm.streaming import Streaming
+from rdm.judging import streaming
+from rdm.judging.streaming import Streaming
+from rdm.matching.real import Real
+from rdm.matching.representation import Representation
 
 G = torch.Generator().manual_seed(0)
 X, Y = torch.rand(90, 1, 3, 3, generator=G), torch.rand(80, 1, 3, 3, generator=G) * 0.8

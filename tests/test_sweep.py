@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from rdm import config, sweep
 from rdm.__main__ import main
+from rdm.app import config, sweep
 from rdm.errors import InputError
-from rdm.evaluate import Metric
-from rdm.store import lock, write_json, write_text
-from rdm.sweep_report import Found, Row, print_summary, read_sweep, write_csv, write_sweep_report
+from rdm.files.store import lock, write_json, write_text
+from rdm.judging.evaluation import Metric
+from rdm.reports.sweep import Found, Row, print_summary, read_sweep, write_csv, write_sweep_report
 
 TINY = """
 rdm.train.model = @generators.mlp()

@@ -14,15 +14,15 @@ import torch
 from torch import nn
 
 import rdm
-from rdm.checkpoint import complete_checkpoints, read_checkpoint
 from rdm.errors import InputError
-from rdm.losses import Classification, FlowMatching, Matching
+from rdm.files.checkpoint import complete_checkpoints, read_checkpoint
 from rdm.numbers import ParameterError
 from rdm.randomness import seeded
 from rdm.registry import networks
-from rdm.run import Diverged
-from rdm.schedule import constant, cosine
-from rdm.train import train
+from rdm.training.loop import train
+from rdm.training.losses import Classification, FlowMatching, Matching
+from rdm.training.run import Diverged
+from rdm.training.schedule import constant, cosine
 
 
 class Noisy(nn.Module):
@@ -134,7 +134,7 @@ def test_losses_refuse_models_they_cannot_train(tmp_path):
     wrong = networks.build("conv_classifier", width=4)
     with pytest.raises(InputError, match="FlowMatching trains a .*FlowGenerator; got ConvClassifier"):
         run("flow", tmp_path, model=wrong)
-    with pytest.raises(InputError, match="Matching trains a rdm.generator.Generator"):
+    with pytest.raises(InputError, match="Matching trains a rdm.generators.protocol.Generator"):
         run("ema", tmp_path, model=wrong)
     with pytest.raises(InputError, match="population must be a whole number from 1 to 16777216; got 0"):
         Matching(rdm.objective("mmd"), rdm.battery("untrained"), population=0)

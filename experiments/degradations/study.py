@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageFilter
 
+from rdm.app.judging import judge_source, measure_source
+from rdm.data.source import Source, open_source
 from rdm.errors import InputError
-from rdm.judge import as_json
-from rdm.judge_commands import judge_source, measure_source
-from rdm.reference_file import ReferenceFile
-from rdm.source import Source, open_source
-from rdm.store import write_json
+from rdm.files.store import write_json
+from rdm.judging.samples import as_json
+from rdm.references.file import ReferenceFile
 
 Change = Callable[[np.ndarray, int], np.ndarray]  # an 8-bit picture "h w c" and its number
 CLEAN = "clean"

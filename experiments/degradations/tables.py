@@ -5,10 +5,10 @@ from pathlib import Path
 
 from experiments.degradations.study import CLEAN, COUNTS, DROPPED, FAULTS
 from rdm.errors import InputError
-from rdm.metric import Metric
-from rdm.ratio import Ratio
+from rdm.files.store import read_json
+from rdm.judging.ratio import Ratio
+from rdm.matching.metric import Metric
 from rdm.registry import metrics, nearest
-from rdm.store import read_json
 
 Verdicts = Mapping[str, Mapping[str, Metric]]  # of the judged sets, metrics by "metric/member"
 LEVELS = {**{fault: levels for fault, (_, levels) in FAULTS.items()}, DROPPED: COUNTS}

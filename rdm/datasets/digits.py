@@ -5,9 +5,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from rdm.data import Dataset
-from rdm.errors import InputError
-from rdm.registry import datasets
+from rdm.api import Dataset, InputError, datasets
 
 FRESH = 500
 

@@ -9,13 +9,21 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rdm.data import Dataset
-from rdm.errors import InputError
-from rdm.evaluate import Judge, Metric
-from rdm.generator import Generator
-from rdm.numbers import Count, Nonnegative, Positive, Seed, Several
-from rdm.randomness import stream
-from rdm.registry import datasets, evaluations
+from rdm.api import (
+    Count,
+    Dataset,
+    Generator,
+    InputError,
+    Judge,
+    Metric,
+    Nonnegative,
+    Positive,
+    Seed,
+    Several,
+    datasets,
+    evaluations,
+    stream,
+)
 
 
 @datasets.register("spiral")

@@ -8,10 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from rdm.data import Dataset
-from rdm.errors import InputError
-from rdm.numbers import Count
-from rdm.registry import datasets, nearest
+from rdm.api import Count, Dataset, InputError, datasets, nearest
 
 FILE = Path("fsdd", "fsdd_8khz_int16.npz")
 

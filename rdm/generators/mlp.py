@@ -2,9 +2,7 @@
 
 from torch import Tensor, nn
 
-from rdm.generator import Generator
-from rdm.numbers import Count
-from rdm.registry import generators
+from rdm.api import Count, Generator, generators
 
 
 @generators.register("mlp", examples=({"width": 8, "depth": 2},))

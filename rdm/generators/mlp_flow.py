@@ -6,10 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rdm.checkpoint import load_weights
-from rdm.generator import FlowGenerator
-from rdm.numbers import Count, Size
-from rdm.registry import generators
+from rdm.api import Count, FlowGenerator, Size, generators, load_weights
 
 
 @generators.register("mlp_flow", examples=({"width": 16, "depth": 1},))

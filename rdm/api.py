@@ -1,0 +1,131 @@
+"""What a member's file imports: one place, so that rebuilding the rooms breaks nobody's objective.
+
+An objective, encoder, generator, metric, source or data set of yours or ours takes every name of rdm from here.
+"""
+
+from rdm.data.dataset import Dataset
+from rdm.data.inputs import Inputs, images, tokens, waveforms
+from rdm.data.source import Source, decode, is_grey
+from rdm.errors import (
+    CorruptFileError,
+    InputError,
+    MismatchError,
+    NonFiniteError,
+    UnknownNameError,
+    first_line,
+    printable,
+)
+from rdm.files.checkpoint import load_weights
+from rdm.generators.protocol import FlowGenerator, Generator
+from rdm.judging.evaluation import Judge
+from rdm.judging.ratio import Ratio
+from rdm.matching.balance import Balance, SelfNormalized, Uniform
+from rdm.matching.distances import median_distance, present, squared_distances
+from rdm.matching.memory import EMA, Memory, NoMemory, Queue
+from rdm.matching.metric import Distance, Estimate, Measure, Metric, Z, between, generated, of_groups, of_share
+from rdm.matching.objective import Objective, Traits
+from rdm.matching.real import Gaussian, Real, draw, thin
+from rdm.matching.representation import Battery, Precision, Representation, assemble
+from rdm.matching.statistic import Cat, Moments, Samples, Statistic, Sum, Summary, checked
+from rdm.numbers import EDGE, Count, Nonnegative, Positive, Range, Seed, Several, Size
+from rdm.randomness import seeded, stream
+from rdm.references.landmarks import landmarks
+from rdm.references.rows import Reference
+from rdm.registry import (
+    batteries,
+    datasets,
+    evaluations,
+    generators,
+    memories,
+    metrics,
+    nearest,
+    networks,
+    objectives,
+    representations,
+    sources,
+)
+from rdm.trust import confined, refuse_if_confined
+
+__all__ = [
+    "Balance",
+    "Battery",
+    "Cat",
+    "CorruptFileError",
+    "Count",
+    "Dataset",
+    "Distance",
+    "EDGE",
+    "EMA",
+    "Estimate",
+    "FlowGenerator",
+    "Gaussian",
+    "Generator",
+    "InputError",
+    "Inputs",
+    "Judge",
+    "Measure",
+    "Memory",
+    "Metric",
+    "MismatchError",
+    "Moments",
+    "NoMemory",
+    "NonFiniteError",
+    "Nonnegative",
+    "Objective",
+    "Positive",
+    "Precision",
+    "Queue",
+    "Range",
+    "Ratio",
+    "Real",
+    "Reference",
+    "Representation",
+    "Samples",
+    "Seed",
+    "SelfNormalized",
+    "Several",
+    "Size",
+    "Source",
+    "Statistic",
+    "Sum",
+    "Summary",
+    "Traits",
+    "Uniform",
+    "UnknownNameError",
+    "Z",
+    "assemble",
+    "batteries",
+    "between",
+    "checked",
+    "confined",
+    "datasets",
+    "decode",
+    "draw",
+    "evaluations",
+    "first_line",
+    "generated",
+    "generators",
+    "images",
+    "is_grey",
+    "landmarks",
+    "load_weights",
+    "median_distance",
+    "memories",
+    "metrics",
+    "nearest",
+    "networks",
+    "objectives",
+    "of_groups",
+    "of_share",
+    "present",
+    "printable",
+    "refuse_if_confined",
+    "representations",
+    "seeded",
+    "sources",
+    "squared_distances",
+    "stream",
+    "thin",
+    "tokens",
+    "waveforms",
+]

@@ -1,0 +1,1 @@
+"""The command line and what it does: configuration by gin (its only import), commands, sweeps."""

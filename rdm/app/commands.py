@@ -1,0 +1,231 @@
+"""What the command line does, as functions: train, evaluate a run, list the registries."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import rdm
+from rdm.app import config
+from rdm.distributed import barrier, rank, started, together, words
+from rdm.errors import InputError, MismatchError
+from rdm.files.checkpoint import complete_checkpoints, load_weights
+from rdm.files.pictures import save_compared
+from rdm.files.store import digest, lock, read_text, remove_temporaries, write_json, write_text
+from rdm.generators.protocol import Generator
+from rdm.judging.evaluation import Judge, table
+from rdm.matching.metric import Metric
+from rdm.progress import Interrupted
+from rdm.randomness import seeded
+from rdm.registry import registries
+from rdm.reports.run import read_result, write_report
+from rdm.reports.sweep import INDEX, write_sweep_report
+from rdm.terminal import print_table, say
+from rdm.training.loop import train
+from rdm.training.run import last_logged
+
+RESULT, REPORT = "result.json", "report.html"
+COLUMNS = {"": "this run"}
+RATIOS = "distances are ratios to fresh real data: 1, less is better; "
+
+
+def cache_folder() -> Path:
+    """Where encoded references are kept: RDM_CACHE, or the user's cache folder."""
+    return Path(os.environ.get("RDM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rdm")
+
+
+def train_run(path: Path, bindings: Sequence[str], out: Path | None, *, resume: bool, restricted: bool) -> Path:
+    """Train what the gin file says, evaluate it where it says so, write result and report; returns the run folder.
+
+    Raises:
+        InputError: the folder holds a run already and `resume` was not asked for, or another process trains in it.
+        MismatchError: resuming under another configuration, or ranks of unlike ones.
+    """
+    out = out or Path("runs") / path.stem
+    with started():
+        with together():
+            config.load(path, bindings, restricted=restricted)
+            if not resume and _begun(out):
+                raise InputError(f"{out} holds a run already; give --resume to go on with it, or another --out")
+        with seeded(config.seed()):
+            with together():
+                arguments = config.plan()
+                evaluation = arguments.pop("evaluation", None)
+                text = config.operative()
+                _check_same_configuration(out, text)
+            _check_ranks_alike(text)
+            with _alone_in(out):
+                _train(arguments, evaluation, out, text, resume=resume)
+    return out
+
+
+def _train(arguments: dict[str, Any], evaluation: Judge | None, out: Path, text: str, *, resume: bool) -> None:
+    """Train what is not trained yet, then evaluate and report what is missing."""
+    finished = resume and (out / RESULT).exists()
+    if not finished:
+        if rank() == 0:
+            write_text(out / "config.gin", text)
+        barrier()
+        torch.manual_seed((config.seed() * 1_000_003 + rank()) % 2**63)
+        model = train(**arguments, out=out, resume=resume, cache=cache_folder())
+        if rank() == 0:
+            began = time.monotonic()
+            try:
+                metrics = _evaluate(evaluation, model, out)
+            except KeyboardInterrupt:
+                raise Interrupted(f"interrupted while evaluating; {out} is trained, --resume evaluates it") from None
+            seconds = last_logged(out / "log.jsonl")["seconds"] + time.monotonic() - began
+            _write_result(out, metrics, arguments["steps"], seconds, config.seed(), text)
+    elif (out / REPORT).exists():
+        _say(f"{out} is finished; nothing to do")
+    if rank() == 0:
+        if not (finished and (out / REPORT).exists()):
+            _draw_report(out)
+        _print_result(out)
+
+
+def _check_ranks_alike(text: str) -> None:
+    """Refuse ranks whose operative configurations differ, on all of them."""
+    mine, *others = words(text)
+    for number, other in enumerate(others, 1):
+        if changed := sorted(set(mine.splitlines()) ^ set(other.splitlines())):
+            raise MismatchError(
+                f"rank {number} has another configuration than rank 0: {changed[0]!r} is on one of them only; "
+                "start every rank with the same file and bindings"
+            )
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """Hold a run folder against other processes, without what killed ones left half written in it."""
+    held = None
+    try:
+        with together():
+            if rank() == 0:
+                held = lock(out / ".lock")
+                if held is None:
+                    raise InputError(f"another process trains in {out}; wait for it, or give another --out")
+                for folder in (out, out / "samples", out / "checkpoints"):
+                    remove_temporaries(folder)
+        yield
+    finally:
+        if held is not None:
+            os.close(held)
+
+
+def evaluate_run(folder: Path, json: Path | None, *, trust_config: bool = False) -> None:
+    """Evaluate a run's newest checkpoint with the evaluation of its own configuration; print, or write JSON."""
+    config.load_run(folder, trusted=trust_config)
+    with seeded(config.seed()):
+        arguments = config.plan()
+        evaluation, model = arguments.get("evaluation"), arguments["model"]
+        if evaluation is None:
+            raise InputError(f"{folder}/config.gin binds no rdm.train.evaluation; nothing to measure")
+        load_weights(model, str(folder))
+        metrics = _evaluate(evaluation, model.eval(), folder)
+    if json is not None:
+        write_json(json, {name: metric._asdict() for name, metric in metrics.items()})
+    _print_metrics(metrics)
+
+
+def list_members(kind: str | None) -> None:
+    """Print names, one line each, with what they need installed."""
+    kinds = [kind] if kind else [k for k in registries if k not in ("memories", "networks")]
+    for each in kinds:
+        if each not in registries:
+            raise InputError(f"rdm list takes one of {', '.join(registries)}; got {each!r}")
+        say(f"{each}:", file=sys.stdout)
+        for entry in registries[each].values():
+            say(f"  {entry.line}", file=sys.stdout)
+
+
+def draw_report(folder: Path) -> Path:
+    """Draw report.html of a run folder or of a sweep's; returns its path."""
+    if (folder / INDEX).is_file():
+        return write_sweep_report(folder)
+    _existing(folder / "result.json")
+    return write_report(folder)
+
+
+def _begun(out: Path) -> bool:
+    """Whether a run folder holds work that could be lost; a run that failed before its first checkpoint does not."""
+    return (out / RESULT).exists() or bool(complete_checkpoints(out / "checkpoints"))
+
+
+def _check_same_configuration(out: Path, text: str) -> None:
+    path = out / "config.gin"
+    if not _begun(out) or (begun := read_text(path)) == text:
+        return
+    before, now = (set(t.splitlines()) for t in (begun, text))
+    changed = sorted(line for line in before ^ now if line.strip() and not line.startswith("#"))
+    was = next((line for line in changed if line in before), "(absent)")
+    is_now = next((line for line in changed if line in now), "(absent)")
+    raise MismatchError(f"{out} was begun with {was!r}; now {is_now!r}; restore the configuration or use another --out")
+
+
+def _evaluate(evaluation: Judge | None, model: nn.Module, out: Path) -> dict[str, Metric]:
+    if evaluation is None:
+        return {}
+    if not isinstance(model, Generator):
+        raise InputError(f"an evaluation measures a generator; got {type(model).__name__}")
+    _say("evaluating")
+    save_compared(out / "samples", evaluation.pictures(model))
+    return evaluation(model)
+
+
+def _write_result(out: Path, metrics: dict[str, Metric], steps: int, seconds: float, seed: int, text: str) -> None:
+    versions = {"rdm": rdm.__version__, "torch": torch.__version__, "python": sys.version.split()[0]}
+    write_json(
+        out / RESULT,
+        {
+            "metrics": {name: metric._asdict() for name, metric in metrics.items()},
+            "steps": steps,
+            "seconds": round(seconds, 3),
+            "seed": seed,
+            "versions": versions,
+            "config_sha256": digest({}, text),
+        },
+    )
+
+
+def _draw_report(out: Path) -> None:
+    try:
+        write_report(out)
+    except InputError as error:  # matplotlib is an extra; the run itself is whole
+        _say(f"no report: {error}")
+
+
+def _print_result(out: Path) -> None:
+    metrics = read_result(out / RESULT, "metrics")[1]
+    if metrics:
+        _print_metrics(metrics)
+    if (out / REPORT).exists():
+        say(f"report: {out / 'report.html'}", file=sys.stdout)
+
+
+def _print_metrics(metrics: dict[str, Metric]) -> None:
+    compared = list(dict.fromkeys(name.split(": ")[0] for name in metrics if ": " in name))
+    columns = [*compared, ""]
+    print_table(
+        ["metric", *(COLUMNS.get(c, c) for c in columns)],
+        table(metrics, columns),
+        caption=f"{RATIOS if compared else ''}95 %: ± or ×÷",
+        unbroken=[0],
+    )
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise InputError(f"expected a finished run with {path}; there is none")
+    return path
+
+
+def _say(line: str) -> None:
+    if rank() == 0:
+        say(line)

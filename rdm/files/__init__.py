@@ -1,0 +1,1 @@
+"""What is written and read: whole or absent, hashed, described and checked. Nothing is unpickled."""

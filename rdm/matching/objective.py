@@ -1,0 +1,103 @@
+"""The interface of an objective, and the pure comparison of two sets of features."""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rdm.errors import InputError
+from rdm.matching.autocast import in_own_types
+from rdm.matching.statistic import Statistic, Summary, checked, refuse_gradient
+from rdm.numbers import check_fields
+from rdm.references.rows import Reference
+
+
+class Traits(NamedTuple):
+    """What an objective promises; read by the tests and by the balance of a battery."""
+
+    nonnegative: bool = True  # value >= 0 whatever the samples
+    zero_at_identity: bool = True  # value 0 when both sides are the same weighted rows
+    symmetric: bool = True  # value unchanged when the sides are exchanged
+    translation_invariant: bool = True  # value unchanged when both sides move together
+    randomized: bool = False  # value depends on the `generator` given to `distance`
+    exhaustive: bool = (
+        True  # every reference row takes part in every value; which ones a draw takes depends on their order
+    )
+    normalize: bool = True  # a balance may divide the term by its own value
+    # value depends on the weighted measures alone, so that weight 2 equals a duplicated row; estimators that correct
+    # for the number of rows do not: a duplicate claims an independent draw
+    plug_in: bool = True
+    conservative: bool = True  # the gradient is that of the value; a frozen goal's is not
+    # no set of rows makes the value as negative as you like; an unbiased estimator of an unbounded kernel lets one row
+    # run off, since it leaves out what that row costs by itself: a judge, and a loss for a few steps only
+    bounded_below: bool = True
+    learned_weights: bool = True  # the gradient in the generated rows' weights is given too
+
+
+class Objective(ABC):
+    """A distance (or training signal) between a generated population and a reference.
+
+    A member is a frozen dataclass of hyperparameters, checked against their annotations (`rdm.numbers`); it holds no
+    tensors and knows no rank, chunk or memory.
+    """
+
+    def __post_init__(self) -> None:  # noqa: D105
+        check_fields(self)
+
+    @property
+    @abstractmethod
+    def traits(self) -> Traits:
+        """What this objective promises, with these hyperparameters."""
+
+    @abstractmethod
+    def bind(self, reference: Reference) -> tuple[Statistic, Any]:
+        """Fit to the reference, once: the statistic to measure, and the target (one NamedTuple an objective)."""
+
+    @abstractmethod
+    def distance(self, summary: Summary, target: Any, *, generator: torch.Generator | None = None) -> Tensor:
+        """The formula: a float64 scalar from the generated summary and the target, differentiable in the former."""
+
+
+def compare(
+    objective: Objective,
+    x: Tensor,
+    y: Tensor,
+    *,
+    weights: Tensor | None = None,
+    reference_weights: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Distance of generated rows x (n, d), which carry the gradient, from reference rows y (m, d).
+
+    The rows' `weights` carry a gradient too, where the objective has one (`Traits.learned_weights`). The objective is
+    bound to y as a constant; both sides of a symmetric one learn by distance(x, y.detach()) + distance(y, x.detach()).
+    Autocast changes nothing, in the value and in the gradient.
+
+    Raises:
+        InputError: y, `reference_weights`, or weights that the objective does not learn, require grad.
+    """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        got = type(generator).__name__
+        raise InputError(f"generator must be a torch.Generator; got {got}; torch.Generator().manual_seed(0) makes one")
+    refuse_gradient(y, "y (reference)", _remedy(objective, x))
+    refuse_gradient(reference_weights, "reference_weights", "detach them; only weights of the generated side learn")
+    if not objective.traits.learned_weights:
+        refuse_gradient(weights, "weights", f"detach them: {type(objective).__name__} learns no weights")
+
+    def value(x: Tensor, y: Tensor, weights: Tensor | None, reference_weights: Tensor | None) -> Tensor:
+        features, mass = checked(x, weights, side="x (generated)")
+        reference, shares = (t.detach() for t in checked(y, reference_weights, side="y (reference)"))
+        statistic, target = objective.bind(Reference(reference, shares))
+        return objective.distance(statistic.measure(features, mass), target, generator=generator)
+
+    return in_own_types(value, x, y, weights, reference_weights)
+
+
+def _remedy(objective: Objective, x: Any) -> str:
+    """What to do with a reference that requires grad."""
+    if not (isinstance(x, Tensor) and x.requires_grad):
+        return "give the generated rows first, as x, and the reference second"
+    if objective.traits.symmetric:
+        return "detach it; both sides learn by distance(x, y.detach()) + distance(y, x.detach())"
+    return "detach it"

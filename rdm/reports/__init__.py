@@ -1,0 +1,1 @@
+"""What a person looks at: html, tables, galleries and charts of runs and sweeps."""

@@ -1,0 +1,134 @@
+"""Training: one loop for classifiers, flow models and the post-training of generators."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from rdm.data.dataset import Dataset
+from rdm.distributed import rank, sum_gradients
+from rdm.files.checkpoint import newest_readable, save_checkpoint
+from rdm.files.pictures import save_grid
+from rdm.generators.protocol import Generator
+from rdm.numbers import Count, Device, Positive, Seed, Share, Steps, validated
+from rdm.progress import Interrupted, progress, stop_requests
+from rdm.randomness import stream
+from rdm.training.losses import Loss, Setting
+from rdm.training.run import Log, check_finite, check_rates, joined, named_divergence, restore_state, training_state
+from rdm.training.schedule import Schedule, constant
+
+
+@validated
+def train(
+    *,
+    model: nn.Module,
+    losses: list[Loss] | tuple[Loss, ...],
+    data: Dataset,
+    steps: Steps,
+    out: Path,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
+    schedule: Schedule | None = None,
+    average: Share | None = None,  # decay of the weights' moving average; None for none
+    clip: Positive | None = None,  # largest norm of the whole gradient
+    seed: Seed = 0,
+    device: Device = "cpu",
+    log_every: Steps = 10,  # steps
+    checkpoint_every: Steps = 500,  # steps
+    keep: Count = 2,  # checkpoints
+    samples_every: Steps = 100,  # steps
+    cache: Path | None = None,
+    resume: bool = False,
+) -> nn.Module:
+    """Minimise the sum of `losses` and return the model (its weight average where there is one), on `device`.
+
+    Writes log.jsonl, samples/ and checkpoints/ into `out`. With `resume`, goes on from the newest checkpoint there,
+    bit for bit as if never interrupted.
+
+    Raises:
+        InputError: an argument that cannot be used; nothing is written then.
+        Interrupted: on Ctrl-C or SIGTERM, after a checkpoint.
+        Diverged: features, a distance or the gradient are not finite; the step is not taken.
+    """
+    # Set up: model, optimizer, schedule, weight average, losses.
+    out, place = Path(out), torch.device(device)
+    model = model.to(place).train()
+    stepper = optimizer([p for p in model.parameters() if p.requires_grad])
+    check_rates(stepper)
+    factor = schedule or constant()
+    scheduler = torch.optim.lr_scheduler.LambdaLR(stepper, lambda step: factor(step / steps))
+    averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
+    found = newest_readable(out / "checkpoints") if resume else None
+    for loss in losses:
+        loss.prepare(model, Setting(data.to(place), seed, place, cache), resumed=found is not None)
+
+    # Go on from the newest checkpoint.
+    start, seconds = 0, 0.0
+    if found is not None:
+        start, state = found
+        seconds = restore_state(start, state, model, averaged, stepper, scheduler, losses)
+    log = Log(out / "log.jsonl", start)
+
+    def checkpoint(step: int) -> Path:
+        state = training_state(model, averaged, stepper, scheduler, losses, seconds + time.monotonic() - began)
+        with named_divergence(step, out / "checkpoints"):
+            check_finite({}, {f"after the update, {name}": value for name, value in model.state_dict().items()})
+        if rank() == 0:
+            save_checkpoint(out / "checkpoints", step, state, keep=keep)
+        return out / "checkpoints" / f"{step:08d}"
+
+    began = time.monotonic()
+    with stop_requests() as stopping, progress(steps, done=start, quiet=rank() > 0) as report:
+        if start == 0:
+            _draw_samples(out, model, 0, seed)
+        for step in range(start, steps):
+            # Gradient: every loss adds its own, each a function of seed, step and rank.
+            stepper.zero_grad(set_to_none=True)
+            with named_divergence(step, out / "checkpoints"):
+                record = joined([loss.backward(model, step) for loss in losses])
+            sum_gradients(model.parameters())
+            norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf")))
+            with named_divergence(step, out / "checkpoints"):
+                check_finite({"the gradient": norm, **record})
+
+            # Update: parameters, schedule, weight average.
+            rate = float(scheduler.get_last_lr()[0])
+            stepper.step()
+            scheduler.step()
+            if averaged is not None:
+                averaged.update_parameters(model)
+
+            # Report: log, samples, checkpoint.
+            done = step + 1
+            if done % log_every == 0 or done == steps:
+                elapsed = seconds + time.monotonic() - began
+                log.write({"step": done, **record, "gradient_norm": norm, "lr": rate, "seconds": elapsed})
+            report.update(done, record)
+            if done % samples_every == 0 or done == steps:
+                _draw_samples(out, model if averaged is None else averaged.module, done, seed)
+            if done % checkpoint_every == 0 or done == steps:
+                checkpoint(done)
+            elif stopping():
+                saved = checkpoint(done)
+                raise Interrupted(
+                    f"interrupted at step {done} of {steps}; checkpoint in {saved}; --resume goes on from it"
+                )
+    return (model if averaged is None else averaged.module).eval()
+
+
+def _draw_samples(out: Path, model: nn.Module, step: int, seed: int) -> None:
+    """A grid from noise that is the same at every step, one column a class where there are classes."""
+    if rank() > 0 or not isinstance(model, Generator):
+        return
+    columns, training = model.classes or 8, model.training
+    noise, condition = model.draw(8 * columns, stream(seed, "grid"))
+    if condition is not None:
+        condition = torch.arange(columns).repeat(8)
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        images = model.eval()(noise.to(device), None if condition is None else condition.to(device))
+    model.train(training)
+    if images.ndim == 4:  # other items have no picture
+        save_grid(out / "samples" / f"{step:08d}.png", images, columns=columns)

@@ -1,0 +1,327 @@
+"""Populations: the exact gradient of a distance over more images than one forward pass holds.
+
+One step has no branch on objective, memory or representation:
+
+1. measure each chunk without gradient; merge over chunks;
+2. make the merged summary a leaf; merge over ranks, read the memory, take the distances, back-propagate to the leaf;
+3. compute each chunk again with gradient, randomness replayed, and back-propagate the leaf's cotangent through it;
+4. sum parameter gradients over ranks; write the memory.
+
+A single chunk is computed once; either way, the graph of one encoder is held at a time.
+
+Source of the two passes: gradient caching, Gao et al. (2021), "Scaling Deep Contrastive Learning Batch Size under
+Memory Limited Setup", here for every statistic: a `Sum` caches its value, not its rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rdm.distributed import merge_across_ranks, total
+from rdm.errors import InputError, NonFiniteError
+from rdm.matching.autocast import own_types
+from rdm.matching.balance import Balance, Uniform
+from rdm.matching.memory import Memory, NoMemory
+from rdm.matching.objective import Objective
+from rdm.matching.representation import Battery, Representation, as_battery
+from rdm.matching.statistic import Cat, Statistic, Summary, checked
+from rdm.numbers import Count, check
+from rdm.references.rows import Reference
+from rdm.registry import memories, objectives
+from rdm.training.replay import (
+    Chunk,
+    Generate,
+    check_differentiable,
+    check_same,
+    chunked,
+    generated,
+    random_state,
+    restore_random_state,
+    sketch,
+    warn_of_range,
+)
+from rdm.training.resumed import check_population
+
+
+class Step(NamedTuple):
+    """What one step measured."""
+
+    loss: Tensor  # the balanced sum, detached
+    distances: dict[str, Tensor]  # raw distance by representation, detached
+    shares: dict[str, float]  # share of the gradient that the memory leaves to the live batch
+    dropped: dict[str, float]  # share of its mass that the memory lacks, dropped to stay bounded
+
+
+@dataclass
+class _Term:
+    """One representation's part of the loss; `past` is the only thing that changes."""
+
+    representation: Representation
+    weight: float
+    row: Tensor  # of the reference, "1 d"
+    statistic: Statistic
+    target: Any
+    past: Summary | None = None
+
+    def encode(self, items: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Checked features, and the chunk's weights."""
+        features = self.representation(items, chunk.condition)
+        features, equal = checked(features, side=f"generated features of {self.representation.name!r}")
+        return features, equal if chunk.weights is None else chunk.weights
+
+    @own_types()
+    def backward(self, leaf: Tensor, chunk: Chunk, cotangent: Tensor) -> None:
+        """Back-propagate the chunk's cotangent to its items, one micro-batch of the encoder at a time."""
+        slices = self.representation.slices(len(leaf))
+        parts = self.statistic.kind.split(cotangent, [rows.stop - rows.start for rows in slices])
+        for rows, part in zip(slices, parts, strict=True):
+            self.statistic.measure(*self.encode(leaf[rows], chunk.part(rows))).value.backward(part)
+
+
+class Population:
+    """Distances of a generated population from reference items, under every member of a battery.
+
+    Args:
+        objective: bound once to the reference under each member; or its registered name.
+        battery: representations with weights; one or a list of them; registered names and modules do as well.
+        items: reference items (images "n c h w" in [0, 1], or what the representations take).
+        condition: the items' conditions, for conditional representations.
+        chunk: images in one forward pass; None for all at once.
+        memory: what of the past joins the live batch (`NoMemory`, `EMA`, `Queue`), or its registered name.
+        balance: how the members' terms are weighed against each other.
+        normalize_gradient: divide the gradient by the share that the memory leaves to the live batch.
+        cache: folder for encoded reference features.
+
+    The generator runs in the caller's autocast, if any; encoders and distances in their own types.
+
+    Raises:
+        InputError: chunk below 1; arguments of other types; a condition that is not one row an item; a balance that
+            needs non-negative terms over an objective that is not.
+    """
+
+    @own_types()
+    def __init__(
+        self,
+        objective: Objective | str,
+        battery: Battery | Representation | nn.Module | str | Sequence[Representation | nn.Module | str],
+        items: Tensor,
+        *,
+        condition: Tensor | None = None,
+        chunk: int | None = None,
+        memory: Memory | str | None = None,
+        balance: Balance | None = None,
+        normalize_gradient: bool = False,
+        cache: Path | None = None,
+    ):
+        check("chunk", chunk, Count | None)
+        check("balance", balance, Balance | None)
+        if not isinstance(items, Tensor):
+            raise InputError(f"reference items must be a tensor; got {type(items).__name__}")
+        battery = as_battery(battery)
+        objective = objectives.take(objective, Objective)
+        self.objective, self.balance = objective, balance or Uniform()
+        self.memory = NoMemory() if memory is None else memories.take(memory, Memory)
+        self.chunk, self.normalize_gradient = chunk, normalize_gradient
+        if self.balance.needs_nonnegative and not objective.traits.nonnegative:
+            raise InputError(
+                f"{self.balance} divides by the distance and needs a non-negative objective; got {objective}; "
+                "use Uniform() or a biased estimator"
+            )
+        self.terms: list[_Term] = []
+        self.balance_state: Tensor | None = None
+        self._looked = False  # at the range of what is generated
+        self.battery = battery.fitted(items, condition).to(items.device)
+        for representation, weight in zip(self.battery.members, self.battery.member_weights, strict=True):
+            reference = Reference.measure(items, representation, condition=condition, cache=cache)
+            self.terms.append(_Term(representation, weight, reference.features[:1].clone(), *objective.bind(reference)))
+
+    def backward(
+        self,
+        generate: Generate,
+        noise: Tensor,
+        condition: Tensor | None = None,
+        *,
+        weights: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Step:
+        """Add the gradient of the loss over generate(noise, condition) to the parameters' `.grad`.
+
+        `generate` is called as generate(noise) where no condition is given, and gives an item a row. With chunks it is
+        called twice for each: it may use torch's global randomness (dropout, crops), which is replayed as long as no
+        other thread draws, but nothing else that differs between two calls or chunks, such as batch statistics: other
+        items in the second pass (by more than rounding) end the step with an error. `weights` weighs
+        the rows against each other, equally by default; `generator` draws what a randomized objective needs. On
+        several ranks, each gives its own rows (any number) and the same `generator`; sum the parameters' gradients
+        after the call with `rdm.distributed.sum_gradients`.
+
+        Raises:
+            NonFiniteError: NaN or infinity in features (which representation, how many rows) or in a distance.
+            InputError: generate() gives not one item a row, no gradient, or not the same again.
+        """
+        check("generator", generator, torch.Generator | None)
+        chunks = chunked(noise, condition, weights, self.chunk)
+        if len(chunks) == 1:
+            step, batches, rows = self._in_one_pass(generate, chunks[0], generator)
+        else:
+            measured = self._measure(generate, chunks)
+            live = int(total(len(noise)))
+            pulls = [self._pull(t, s, live, generator) for t, s in zip(self.terms, measured.summaries, strict=True)]
+            step, scales = self._weigh(pulls)
+            self._recompute(generate, measured, [s * p.cotangent for s, p in zip(scales, pulls, strict=True)])
+            batches, rows = [pull.batch for pull in pulls], measured.rows
+        return step._replace(dropped=self._write(batches, rows))
+
+    def warm_up(self, generate: Generate, noise: Tensor, condition: Tensor | None = None) -> None:
+        """Write one batch of any size to the memory, chunk by chunk and without gradient, before the first step."""
+        measured = self._measure(generate, chunked(noise, condition, None, self.chunk))
+        self._write([merge_across_ranks(summary) for summary in measured.summaries], measured.rows)
+
+    def state(self) -> dict[str, Any]:
+        """What changes from step to step, for a checkpoint (see `rdm.files.store.pack`)."""
+        pasts = {t.representation.name: None if t.past is None else [t.past.value, t.past.weight] for t in self.terms}
+        made_by = {"memory": type(self.memory).__name__, "objective": type(self.objective).__name__}
+        return {"pasts": pasts, "balance": self.balance_state, "made_by": made_by}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave.
+
+        Raises:
+            CorruptFileError, MismatchError: damaged, or of other encoders, another objective or another memory.
+        """
+        check("state", state, dict)
+        pasts = {t.representation.name: self.memory.held(t.row, t.statistic) for t in self.terms}
+        check_population(state, self.state(), pasts)
+        for term in self.terms:
+            past = state["pasts"][term.representation.name]
+            term.past = None if past is None else (Cat if self.memory.keeps_rows else term.statistic.kind)(*past)
+        self.balance_state = state.get("balance")
+
+    def _measure(self, generate: Generate, chunks: Sequence[Chunk]) -> "_Measured":
+        """Pass 1: summaries of this rank's rows, without gradient."""
+        parts: list[list[Summary]] = [[] for _ in self.terms]
+        rows: list[list[Cat]] = [[] for _ in self.terms]
+        states, seen = [], []
+        with torch.no_grad():
+            for chunk in chunks:
+                states.append(random_state(chunk.noise.device))
+                items = generated(generate, chunk)
+                self._look(items)
+                seen.append(sketch(items))
+                for k, term in enumerate(self.terms):
+                    with own_types():
+                        features, weights = term.encode(items, chunk)
+                        part = term.statistic.measure(features, weights)
+                    parts[k] = term.statistic.kind.compact([*parts[k], part])
+                    if self.memory.keeps_rows:
+                        rows[k].append(Cat(features, weights))
+            summaries = [term.statistic.kind.merge(p) for term, p in zip(self.terms, parts, strict=True)]
+        replayable = [chunk._replace(random=random) for chunk, random in zip(chunks, states, strict=True)]
+        return _Measured(replayable, summaries, [Cat.merge(r) for r in rows if r], torch.cat(seen))
+
+    def _in_one_pass(
+        self, generate: Generate, chunk: Chunk, generator: torch.Generator | None
+    ) -> tuple[Step, list[Summary], list[Cat]]:
+        """All passes for a single chunk, which is computed once; one encoder's graph at a time.
+
+        Each member's gradient is pulled back to the items before the next member is encoded, and weighed when the
+        distances of all are known.
+        """
+        items, live = generated(generate, chunk), int(total(len(chunk.noise)))
+        check_differentiable(items)
+        self._look(items)
+        pulls, gradients, rows = [], [], []
+        for term in self.terms:
+            leaf = items.detach().requires_grad_()
+            with own_types():
+                features, weights = term.encode(leaf, chunk)
+                summary = term.statistic.measure(features, weights)
+                pulls.append(self._pull(term, summary, live, generator))
+                summary.value.backward(pulls[-1].cotangent)
+            gradients.append(_gradient(leaf))
+            if self.memory.keeps_rows:
+                rows.append(Cat(features.detach(), weights))
+        step, scales = self._weigh(pulls)
+        items.backward(sum(scale.to(items) * g for scale, g in zip(scales, gradients, strict=True)))
+        return step, [pull.batch for pull in pulls], rows
+
+    @own_types()
+    def _pull(self, term: _Term, summary: Summary, live: int, generator: torch.Generator | None) -> "_Pull":
+        """Pass 2: the distance of the population that ranks and memory make of a summary, and its cotangent."""
+        leaf = summary.value.detach().requires_grad_()
+        batch = merge_across_ranks(type(summary)(leaf, summary.weight))
+        population, share = self.memory.read(term.past, batch, live, term.statistic)
+        value = self.objective.distance(population, term.target, generator=generator)
+        value.backward()
+        return _Pull(value.detach(), _gradient(leaf), share, batch.detach())
+
+    def _weigh(self, pulls: Sequence["_Pull"]) -> tuple[Step, list[Tensor]]:
+        """The balanced loss, and what each member's cotangent is multiplied by."""
+        names = [term.representation.name for term in self.terms]
+        distances = {name: pull.distance for name, pull in zip(names, pulls, strict=True)}
+        if bad := [name for name, value in distances.items() if not bool(torch.isfinite(value))]:
+            raise NonFiniteError(f"the distance under {', '.join(bad)} is not finite; the step was not taken")
+        raw = torch.stack(list(distances.values()))
+        coefficients, self.balance_state = self.balance.coefficients(raw, self.balance_state)
+        if not self.objective.traits.normalize:
+            coefficients = torch.ones_like(coefficients)
+        weights = coefficients * raw.new_tensor([term.weight for term in self.terms])
+        shares = {name: pull.share for name, pull in zip(names, pulls, strict=True)}
+        scales = list(weights / raw.new_tensor(list(shares.values()))) if self.normalize_gradient else list(weights)
+        return Step((weights * raw).sum(), distances, shares, {}), scales
+
+    def _recompute(self, generate: Generate, measured: "_Measured", cotangents: list[Tensor]) -> None:
+        """Pass 3: each chunk again, with gradient and its randomness replayed; one encoder's graph at a time."""
+        chunks, device, start = measured.chunks, measured.chunks[0].noise.device, 0
+        after = random_state(device)
+        rows = [len(chunk.noise) for chunk in chunks]
+        shares = [t.statistic.kind.split(c, rows) for t, c in zip(self.terms, cotangents, strict=True)]
+        for i, chunk in enumerate(chunks):
+            restore_random_state(device, chunk.random)
+            items = generated(generate, chunk)
+            check_differentiable(items)
+            check_same(items, slice(start, start := start + rows[i]), measured.seen)
+            leaf = items.detach().requires_grad_()
+            for term, share in zip(self.terms, shares, strict=True):
+                term.backward(leaf, chunk, share[i])
+            items.backward(leaf.grad)
+        restore_random_state(device, after)
+
+    def _look(self, items: Tensor) -> None:
+        """At the first items that are generated."""
+        if not self._looked:
+            warn_of_range(items, {term.representation.name: term.representation.inputs for term in self.terms})
+        self._looked = True
+
+    def _write(self, batches: list[Summary], rows: list[Cat]) -> dict[str, float]:
+        """Pass 4: the memory takes this step's batch, of all ranks; returns the shares of mass that it dropped."""
+        dropped = {}
+        written = [merge_across_ranks(r) for r in rows] if self.memory.keeps_rows else batches
+        for term, batch in zip(self.terms, written, strict=True):
+            term.past, dropped[term.representation.name] = self.memory.write(term.past, batch)
+        return dropped
+
+
+class _Pull(NamedTuple):
+    """One member's distance, its gradient in this rank's summary, and the batch of all ranks."""
+
+    distance: Tensor
+    cotangent: Tensor
+    share: float
+    batch: Summary
+
+
+class _Measured(NamedTuple):
+    """What pass 1 leaves."""
+
+    chunks: list[Chunk]
+    summaries: list[Summary]  # one a term, of this rank's rows
+    rows: list[Cat]  # one a term where the memory keeps rows, else empty
+    seen: Tensor  # sketch of the items, by which the second pass is compared
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

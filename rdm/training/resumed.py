@@ -1,0 +1,141 @@
+"""What the state in a checkpoint must hold to be that of a run, checked before any of it is taken."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from rdm.errors import MismatchError
+from rdm.files.schema import (
+    Check,
+    anything,
+    equal_to,
+    exactly,
+    expect,
+    like,
+    listed,
+    mapped,
+    maybe,
+    number,
+    record,
+    sequence,
+    tensor,
+    text,
+)
+
+SQUARES = "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"  # torch's names of sums of squares
+
+
+def state_of(
+    step: int,
+    model: nn.Module,
+    averaged: AveragedModel | None,
+    stepper: torch.optim.Optimizer,
+    scheduler: LambdaLR,
+    losses: int,
+) -> Check:
+    """The check of a whole state at a step, but for those of its losses.
+
+    The optimizer takes a step of zero gradients, which shows what it keeps and moves weights that are read afterwards.
+    """
+    initial = {name: value.detach().clone() for name, value in model.named_parameters()}
+    schedule = _schedule(step, scheduler)
+    optimizer = _optimizer(step, stepper, schedule["_last_lr"])
+    average = exactly(None) if averaged is None else _weights(averaged.module)
+    whole = record(
+        {
+            "model": _weights(model),
+            "average": average,
+            "averaged": exactly(None) if averaged is None else tensor("int64", "", low=step, high=step),
+            "optimizer": optimizer,
+            "scheduler": record({key: exactly(value) for key, value in schedule.items()}),
+            "losses": listed(mapped(anything), length=losses),
+            "random": record({"cpu": listed(_random()), "cuda": maybe(listed(tensor("uint8", "r")))}),
+            "seconds": number(low=0),
+        }
+    )
+    trained = [p for group in stepper.param_groups for p in group["params"]]
+    numbers = {name: k for k, p in enumerate(trained) for name, other in model.named_parameters() if other is p}
+
+    def check(value: Any, where: str, sizes: dict[str, int]) -> None:
+        """A parameter of which the optimizer keeps nothing had no gradient: it is what it was."""
+        whole(value, where, sizes)
+        for name, k in numbers.items():
+            if k not in value["optimizer"]["state"]:
+                law = equal_to(initial[name])
+                tensor("float32 float64 float16 bfloat16", " ".join(map(str, initial[name].shape)), law=law)(
+                    value["model"][name], f"model.{name}, of which the optimizer keeps nothing,", sizes
+                )
+
+    return check
+
+
+def _weights(module: nn.Module) -> Check:
+    return record({name: like(value) for name, value in module.state_dict().items()})
+
+
+def _schedule(step: int, scheduler: LambdaLR) -> dict[str, Any]:
+    """The state that the schedule has at a step."""
+    rates = [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    held = {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"}
+    return {**held, "last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
+
+
+def _random() -> Check:
+    def law(value: Tensor) -> str:
+        try:
+            torch.Generator().set_state(value)
+        except (RuntimeError, TypeError) as error:
+            return f"must be a random state; {str(error).splitlines()[0]}"
+        return ""
+
+    return tensor("uint8", str(len(torch.get_rng_state())), law=law)
+
+
+def _optimizer(step: int, stepper: torch.optim.Optimizer, rates: Sequence[float]) -> Check:
+    for group in stepper.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    stepper.step()
+    stepper.zero_grad(set_to_none=True)
+    example = stepper.state_dict()
+    groups = [
+        record({key: exactly(rate if key == "lr" else value) for key, value in group.items()})
+        for group, rate in zip(example["param_groups"], rates, strict=True)
+    ]
+    held = {
+        number: record({key: _kept(key, value, step) for key, value in kept.items()})
+        for number, kept in example["state"].items()
+    }
+    return record({"state": record({}, held), "param_groups": sequence(groups)})
+
+
+def _kept(key: str, value: Any, step: int) -> Check:
+    """One thing that an optimizer keeps of a parameter, like what it keeps after a step."""
+    if key == "step":
+        return tensor("float32 float64", "", low=1, high=step) if isinstance(value, Tensor) else number(int, low=1)
+    if isinstance(value, Tensor):
+        return like(value, low=0 if key in SQUARES else None)
+    return number() if isinstance(value, float) else exactly(value)
+
+
+def check_population(state: Any, mine: Mapping[str, Any], pasts: Mapping[str, Check]) -> None:
+    """Refuse the state of a population other than `mine`, or with other memories than `pasts` describe.
+
+    Raises:
+        CorruptFileError: damaged or forged.
+        MismatchError: of other encoders, another objective or another memory.
+    """
+    name, remedy = "the state of a population", "give that of one like it"
+    balance = maybe(tensor("float32 float64", "k"))
+    later = {"balance": balance, "made_by": mapped(text())}  # which older ones do not say
+    expect(state, record({"pasts": mapped(anything)}, later), name, remedy)
+    sides = (state["pasts"], state.get("made_by", mine["made_by"])), (mine["pasts"], mine["made_by"])
+    given, own = ({"encoders": sorted(encoders), **made_by} for encoders, made_by in sides)
+    if given != own:
+        raise MismatchError(f"{name} of {given} cannot be restored into one of {own}")
+    held = record({name: maybe(check) for name, check in pasts.items()})
+    expect(state["pasts"], held, "the memories of a population", remedy)
