@@ -9,14 +9,14 @@ from torch import Tensor
 import rdm
 from benchmarks.measure import Candidate, interleaved, show, stages
 from rdm.matching.objective import Objective
+from rdm.matching.real import Real
 from rdm.matching.statistic import checked
-from rdm.references.rows import Reference
 
 
 def bound(name: str, x: Tensor, y: Tensor, **hyperparameters: object) -> Candidate:
     """Our objective, bound once."""
     objective = rdm.objective(name, **hyperparameters)
-    statistic, target = objective.bind(Reference.from_features(y))
+    statistic, target = objective.bind(Real.of(y))
 
     def run() -> tuple[Tensor, Tensor]:
         rows = x.detach().requires_grad_()
@@ -200,7 +200,7 @@ def references(device: str, *, n: int = 1024, m: int = 50_000, d: int = 256) -> 
     """Every objective on a reference of many rows: what binding and a step with gradient take, beyond the rows."""
     g = torch.Generator().manual_seed(0)
     x, reference = torch.randn(n, d, generator=g).to(device), torch.randn(m, d, generator=g).to(device)
-    held = Reference.from_features(reference)
+    held = Real.of(reference)
     print(f"\nreference of {m} x {d} ({m * d * 4 / 2**20:.0f} MiB), {n} generated rows, fixed directions")
     print(f"{'':34}{'bind ms':>9}{'MiB':>8}{'step ms':>9}{'MiB':>8}")
     for name in rdm.names("objectives"):

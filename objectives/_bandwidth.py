@@ -3,7 +3,7 @@
 from typing import Literal
 
 from objectives._kernels import Gaussian, InverseMultiquadric, Laplacian, Radial, RationalQuadratic
-from rdm.api import Positive, Reference, median_distance
+from rdm.api import Positive, Real, median_distance
 
 Bandwidth = Positive | tuple[Positive, ...] | list[Positive] | Literal["median"]
 RADIAL = {
@@ -14,7 +14,7 @@ RADIAL = {
 }
 
 
-def bandwidths(bandwidth: Bandwidth, reference: Reference) -> tuple[float, ...]:
+def bandwidths(bandwidth: Bandwidth, reference: Real) -> tuple[float, ...]:
     """The numbers that a bandwidth stands for, under a reference."""
     if bandwidth == "median":
         return (median_distance(reference),)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from objectives._distances import widened
 from objectives._kernels import Kernel, cross_sum, self_sum
-from rdm.api import InputError, Reference, Samples
+from rdm.api import InputError, Real, Samples
 
 Estimator = Literal["biased", "unbiased"]
 
@@ -21,10 +21,11 @@ class KernelTarget(NamedTuple):
     repulsion: Tensor  # (), the reference's own double sum
 
 
-def kernel_target(kernel: Kernel, reference: Reference, estimator: Estimator) -> tuple[Samples, KernelTarget]:
+def kernel_target(kernel: Kernel, reference: Real, estimator: Estimator) -> tuple[Samples, KernelTarget]:
     """The rows to compare, and the reference's with their own double sum."""
     statistic = Samples(reference.mean if kernel.centred else torch.zeros_like(reference.mean))
-    measured = statistic.measure(reference.features, reference.weights)
+    held = reference.held("a kernel distance")
+    measured = statistic.measure(held.features, held.masses)
     rows = measured.value.double() if kernel.exact else measured.value
     weights = measured.weight / measured.mass
     kernel = kernel.fitted(rows, weights)

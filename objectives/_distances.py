@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rdm.api import NonFiniteError
-from rdm.matching import distances
+from rdm.api import squared_distances as by_products
 
 
 def squared_distances(x: Tensor, y: Tensor, *, exact_small: bool) -> Tensor:
@@ -14,7 +14,7 @@ def squared_distances(x: Tensor, y: Tensor, *, exact_small: bool) -> Tensor:
 
     Roots need that: at equal rows the product leaves about eps |x|^2, whose root is 1e-8 in float64, 3e-4 in float32.
     """
-    squared = distances.squared_distances(x, y)
+    squared = by_products(x, y)
     if not exact_small:
         return squared
     doubtful = 1e4 * torch.finfo(x.dtype).eps

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from objectives._discrepancy import KernelTarget, discrepancy, kernel_target
 from objectives._kernels import Gaussian
-from rdm.api import Objective, Reference, Samples, Traits, objectives
+from rdm.api import Objective, Real, Samples, Traits, objectives
 
 
 @objectives.register("cmmd")
@@ -42,7 +42,7 @@ class CMMD(Objective):
     def traits(self) -> Traits:  # noqa: D102
         return Traits()
 
-    def bind(self, reference: Reference) -> tuple[Samples, KernelTarget]:
+    def bind(self, reference: Real) -> tuple[Samples, KernelTarget]:
         """Rows about the reference's mean; the target is the reference with its own sum."""
         return kernel_target(Gaussian((10.0,)), reference, "biased")
 

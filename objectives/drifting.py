@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from objectives._distances import squared_distances
-from rdm.api import Objective, Positive, Reference, Samples, Traits, objectives
+from rdm.api import Objective, Positive, Real, Samples, Traits, objectives
 
 SELF = 100.0  # added to a generated row's distance from itself, in units of the mean distance
 FLOOR = 1e-6  # of the product of both softmaxes
@@ -75,10 +75,11 @@ class Drifting(Objective):
             learned_weights=False,
         )
 
-    def bind(self, reference: Reference) -> tuple[Samples, DriftTarget]:
+    def bind(self, reference: Real) -> tuple[Samples, DriftTarget]:
         """Rows about the reference's mean."""
         statistic = Samples(reference.mean)
-        rows = statistic.measure(reference.features, reference.weights)
+        held = reference.held("drifting")
+        rows = statistic.measure(held.features, held.masses)
         return statistic, DriftTarget(*_present(rows.value, rows.weight))
 
     def distance(self, summary: Any, target: DriftTarget, *, generator: Any = None) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from objectives._discrepancy import Estimator, KernelTarget, discrepancy, kernel_target
 from objectives._kernels import Power
-from rdm.api import Objective, Range, Reference, Samples, Traits, objectives
+from rdm.api import Objective, Range, Real, Samples, Traits, objectives
 
 
 @objectives.register("energy", examples=({}, {"exponent": 1.5, "estimator": "unbiased"}))
@@ -50,7 +50,7 @@ class Energy(Objective):
         bounded = biased or self.exponent <= 1
         return Traits(nonnegative=biased, zero_at_identity=biased, plug_in=biased, bounded_below=bounded)
 
-    def bind(self, reference: Reference) -> tuple[Samples, KernelTarget]:
+    def bind(self, reference: Real) -> tuple[Samples, KernelTarget]:
         """Rows about the reference's mean; the target is the reference with its own sum."""
         return kernel_target(Power(float(self.exponent)), reference, self.estimator)
 

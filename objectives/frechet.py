@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from objectives._linalg import above_rounding, graded_factor, mean_and_covariance, range_basis
-from rdm.api import Moments, Objective, Reference, Sum, Traits, objectives
+from rdm.api import Moments, Objective, Real, Sum, Traits, objectives
 
 
 class GaussianTarget(NamedTuple):
@@ -60,10 +60,10 @@ class Frechet(Objective):
     def traits(self) -> Traits:  # noqa: D102
         return Traits(plug_in=self.correction == 0)
 
-    def bind(self, reference: Reference) -> tuple[Moments, GaussianTarget]:
+    def bind(self, reference: Real) -> tuple[Moments, GaussianTarget]:
         """Moments about the reference's mean; the target is the reference's Gaussian fit."""
         statistic = Moments(reference.mean)
-        summary = reference.summarize(statistic)
+        summary = reference.summarize(statistic, user="frechet")
         assert isinstance(summary, Sum)
         mean, covariance = mean_and_covariance(summary, correction=self.correction)
         return statistic, GaussianTarget(mean, graded_factor(covariance), covariance.trace())

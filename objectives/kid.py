@@ -7,7 +7,7 @@ from torch import Tensor
 
 from objectives._discrepancy import KernelTarget, discrepancy, kernel_target
 from objectives._kernels import Polynomial
-from rdm.api import Objective, Reference, Samples, Traits, objectives
+from rdm.api import Objective, Real, Samples, Traits, objectives
 
 
 @objectives.register("kid")
@@ -51,7 +51,7 @@ class KID(Objective):
             bounded_below=False,
         )
 
-    def bind(self, reference: Reference) -> tuple[Samples, KernelTarget]:
+    def bind(self, reference: Real) -> tuple[Samples, KernelTarget]:
         """The rows as they are; the target is the reference with its own sum."""
         return kernel_target(Polynomial(), reference, "unbiased")
 

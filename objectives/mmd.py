@@ -8,7 +8,7 @@ from torch import Tensor
 from objectives._bandwidth import Bandwidth, bandwidths, radial
 from objectives._discrepancy import Estimator, KernelTarget, discrepancy, kernel_target
 from objectives._kernels import Kernel, Polynomial
-from rdm.api import Objective, Positive, Reference, Samples, Traits, objectives
+from rdm.api import Objective, Positive, Real, Samples, Traits, objectives
 
 
 @objectives.register(
@@ -81,7 +81,7 @@ class MMD(Objective):
             bounded_below=biased or fitted,
         )
 
-    def bind(self, reference: Reference) -> tuple[Samples, KernelTarget]:
+    def bind(self, reference: Real) -> tuple[Samples, KernelTarget]:
         """Rows about the reference's mean; the target is the reference with its fitted bandwidth and own sum."""
         return kernel_target(self._fitted(reference), reference, self.estimator)
 
@@ -89,7 +89,7 @@ class MMD(Objective):
         """Repulsion within the population, attraction to the reference, and the reference's constant."""
         return discrepancy(summary, target, self.estimator)
 
-    def _fitted(self, reference: Reference) -> Kernel:
+    def _fitted(self, reference: Real) -> Kernel:
         if self.kernel == "polynomial":
             return Polynomial()
         return radial(self.kernel, bandwidths(self.bandwidth, reference), self.alpha)

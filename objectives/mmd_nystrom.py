@@ -13,13 +13,12 @@ from rdm.api import (
     Count,
     Objective,
     Positive,
-    Reference,
+    Real,
     Samples,
     Seed,
     Traits,
     landmarks,
     objectives,
-    present,
     squared_distances,
 )
 
@@ -85,11 +84,11 @@ class NystromMMD(Objective):
     def traits(self) -> Traits:  # noqa: D102
         return Traits(zero_at_identity=False, symmetric=False)
 
-    def bind(self, reference: Reference) -> tuple[Samples, NystromTarget]:
+    def bind(self, reference: Real) -> tuple[Samples, NystromTarget]:
         """Rows about the reference's mean; the target is the reference's embedding on its landmarks."""
-        statistic, held = Samples(reference.mean), present(reference)
-        rows = statistic.measure(held.features, held.weights).value
-        exact, weights = rows.double(), held.weights / held.weights.sum()
+        statistic, held = Samples(reference.mean), reference.every("mmd_nystrom").held("mmd_nystrom", None)
+        rows = statistic.measure(held.features, held.masses).value
+        exact, weights = rows.double(), held.masses / held.masses.sum()
         kernel = radial(self.kernel, bandwidths(self.bandwidth, reference), self.alpha).fitted(rows, weights)
         # landmarks as the rows' dtype holds them, so that coefficients belong to what `distance` will see
         chosen = landmarks(exact, weights, self.landmarks, method=self.method, seed=self.seed).to(rows.dtype)
@@ -99,8 +98,8 @@ class NystromMMD(Objective):
         ridged = gram + self.ridge * kernel.at_zero * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         coefficients = torch.cholesky_solve(embedded[:, None], torch.linalg.cholesky(ridged))[:, 0]
         squared_norm = coefficients @ gram @ coefficients
-        own = held.subset(OWN, seed=self.seed)
-        sampled = statistic.measure(own.features, own.weights)
+        own = held.held("mmd_nystrom", OWN, seed=self.seed)
+        sampled = statistic.measure(own.features, own.masses)
         norm = kernel.origin + self_sum(kernel, sampled.value, sampled.weight / sampled.mass, diagonal=True)
         return statistic, NystromTarget(kernel, chosen, coefficients, squared_norm, (norm - squared_norm).clamp_min(0))
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from objectives._bandwidth import Bandwidth, bandwidths
-from rdm.api import Count, InputError, Objective, Reference, Samples, Seed, Statistic, Sum, Summary, Traits, objectives
+from rdm.api import Count, InputError, Objective, Real, Samples, Seed, Statistic, Sum, Summary, Traits, objectives
 
 BLOCK = 4096  # rows measured at a time
 
@@ -101,12 +101,12 @@ class RandomFourierMMD(Objective):
     def traits(self) -> Traits:  # noqa: D102
         return Traits(symmetric=self.bandwidth != "median")
 
-    def bind(self, reference: Reference) -> tuple[FourierMean, FourierTarget]:
+    def bind(self, reference: Real) -> tuple[FourierMean, FourierTarget]:
         """Frequencies from the seed and the fitted bandwidth; the target is the reference's mean features."""
         scales = bandwidths(self.bandwidth, reference)
-        frequencies = self._frequencies(reference.dimension, scales).to(reference.features.device)
+        frequencies = self._frequencies(reference.dimension, scales).to(reference.place)
         statistic = FourierMean(reference.mean, frequencies)
-        measured = reference.summarize(statistic)
+        measured = reference.summarize(statistic, user="mmd_rff")
         return statistic, FourierTarget(measured.value / measured.mass, len(scales) / len(frequencies))
 
     def distance(self, summary: Any, target: FourierTarget, *, generator: Any = None) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rdm.api import Count, Objective, Reference, Samples, Traits, objectives, present
+from rdm.api import Count, Objective, Real, Samples, Traits, objectives
 
 
 @objectives.register("resampled", examples=({"objective": "energy", "rows": 5},))
@@ -61,11 +61,11 @@ class Resampled(Objective):
             plug_in=self._inner.traits.plug_in and self.rows is not None,  # else duplicates change what is drawn
         )
 
-    def bind(self, reference: Reference) -> tuple[Samples, Reference]:
+    def bind(self, reference: Real) -> tuple[Samples, Real]:
         """Rows as they are, from which the objective measures what it needs once it is bound; the reference."""
-        return Samples(torch.zeros_like(reference.mean)), present(reference)
+        return Samples(torch.zeros_like(reference.mean)), reference.held("resampled")
 
-    def distance(self, summary: Any, target: Reference, *, generator: torch.Generator | None = None) -> Tensor:
+    def distance(self, summary: Any, target: Real, *, generator: torch.Generator | None = None) -> Tensor:
         """The objective, bound to the drawn rows."""
         rows = len(summary.value) if self.rows is None else self.rows
         statistic, inner = self._inner.bind(_drawn(target, rows, generator))
@@ -77,10 +77,9 @@ class Resampled(Objective):
         return self.objective
 
 
-def _drawn(reference: Reference, rows: int, generator: torch.Generator | None) -> Reference:
+def _drawn(reference: Real, rows: int, generator: torch.Generator | None) -> Real:
     """So many rows of the reference."""
     if generator is None or rows >= len(reference.features):
-        return reference.subset(rows)
+        return reference.held("resampled", rows)
     order = torch.randperm(len(reference.features), generator=generator, device=generator.device)[:rows]
-    order = order.to(reference.features.device)
-    return Reference(reference.features[order], reference.weights[order], reference.origin)
+    return reference.taken(order)

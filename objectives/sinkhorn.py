@@ -9,7 +9,7 @@ from torch import Tensor
 
 from objectives._optional import require
 from objectives._sinkhorn import Cost, Potentials, Problem, diameter, solve, temperatures
-from rdm.api import EDGE, Count, InputError, Objective, Positive, Range, Reference, Samples, Traits, objectives
+from rdm.api import EDGE, Count, InputError, Objective, Positive, Range, Real, Samples, Traits, objectives
 
 
 class TransportTarget(NamedTuple):
@@ -96,10 +96,10 @@ class Sinkhorn(Objective):
             zero_at_identity=self.debias, symmetric=self.blur != "auto", learned_weights=self.backend == "rdm"
         )
 
-    def bind(self, reference: Reference) -> tuple[Samples, TransportTarget]:
+    def bind(self, reference: Real) -> tuple[Samples, TransportTarget]:
         """Rows about the reference's mean; the reference's own transport is solved here, once."""
-        statistic = Samples(reference.mean)
-        rows, weights = _present(*_normalised(statistic.measure(reference.features, reference.weights)))
+        statistic, held = Samples(reference.mean), reference.held("sinkhorn")
+        rows, weights = _present(*_normalised(statistic.measure(held.features, held.masses)))
         blur = self._blur(rows, weights)
         rows, _ = _representable(rows, rows, blur)
         cost = Cost(rows, None, self.p) if self.debias and self.backend == "rdm" else None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from objectives._sorted import blocks, directions, sort_rows
-from rdm.api import Count, Objective, Reference, Samples, Traits, objectives
+from rdm.api import Count, Objective, Real, Samples, Traits, objectives
 
 
 class ProjectedTarget(NamedTuple):
@@ -55,10 +55,11 @@ class SlicedEnergy(Objective):
     def traits(self) -> Traits:  # noqa: D102
         return Traits(randomized=True)
 
-    def bind(self, reference: Reference) -> tuple[Samples, ProjectedTarget]:
+    def bind(self, reference: Real) -> tuple[Samples, ProjectedTarget]:
         """Rows about the reference's mean, and their projections on the fixed directions."""
         statistic = Samples(reference.mean)
-        rows = statistic.measure(reference.features, reference.weights)
+        held = reference.held("sliced_energy")
+        rows = statistic.measure(held.features, held.masses)
         vectors = directions(rows.value, self.projections, None)
         return statistic, ProjectedTarget(rows.value, rows.weight / rows.mass, vectors, vectors @ rows.value.T)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from objectives._sorted import Steps, blocks, cell_means, costs, directions, equal, mean_cost, root, steps
-from rdm.api import Count, InputError, Objective, Range, Reference, Samples, Traits, objectives
+from rdm.api import Count, InputError, Objective, Range, Real, Samples, Traits, objectives
 
 
 class SlicedTarget(NamedTuple):
@@ -34,7 +34,7 @@ class _Sliced(Objective):
     def traits(self) -> Traits:
         return Traits(randomized=True)
 
-    def bind(self, reference: Reference) -> tuple[Samples, SlicedTarget]:
+    def bind(self, reference: Real) -> tuple[Samples, SlicedTarget]:
         """Rows about the reference's mean, sorted along the fixed directions once these are used."""
         return _bind(reference, self.projections)
 
@@ -115,9 +115,10 @@ class MaxSlicedWasserstein(_Sliced):
         return root(largest, self.p) if self.root else largest
 
 
-def _bind(reference: Reference, projections: int) -> tuple[Samples, SlicedTarget]:
+def _bind(reference: Real, projections: int) -> tuple[Samples, SlicedTarget]:
     statistic = Samples(reference.mean)
-    rows = statistic.measure(reference.features, reference.weights)
+    held = reference.held("a sliced distance")
+    rows = statistic.measure(held.features, held.masses)
     weights = rows.weight / rows.mass
 
     largest = max(float(end.abs()) for end in rows.value.aminmax())

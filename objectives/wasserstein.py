@@ -8,7 +8,7 @@ from torch import Tensor
 
 from objectives._distances import squared_distances
 from objectives._optional import require
-from rdm.api import InputError, Objective, Range, Reference, Samples, Traits, objectives
+from rdm.api import InputError, Objective, Range, Real, Samples, Traits, objectives
 
 
 class RowsTarget(NamedTuple):
@@ -55,10 +55,11 @@ class Wasserstein(Objective):
     def traits(self) -> Traits:  # noqa: D102
         return Traits()
 
-    def bind(self, reference: Reference) -> tuple[Samples, RowsTarget]:
+    def bind(self, reference: Real) -> tuple[Samples, RowsTarget]:
         """Rows about the reference's mean."""
         statistic = Samples(reference.mean)
-        rows = statistic.measure(reference.features, reference.weights)
+        held = reference.held("wasserstein")
+        rows = statistic.measure(held.features, held.masses)
         return statistic, RowsTarget(rows.value, rows.weight / rows.mass)
 
     def distance(self, summary: Any, target: RowsTarget, *, generator: Any = None) -> Tensor:

@@ -21,7 +21,7 @@ from rdm.matching.memory import EMA, NoMemory, Queue
 from rdm.matching.metric import Metric
 from rdm.matching.objective import Objective, compare
 from rdm.matching.representation import Battery, Representation
-from rdm.references.rows import Reference
+from rdm.references.file import Reference
 from rdm.registry import batteries, datasets, generators, memories, metrics, objectives, registries, representations
 from rdm.training.population import Population
 

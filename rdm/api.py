@@ -20,7 +20,7 @@ from rdm.generators.protocol import FlowGenerator, Generator
 from rdm.judging.evaluation import Judge
 from rdm.judging.ratio import Ratio
 from rdm.matching.balance import Balance, SelfNormalized, Uniform
-from rdm.matching.distances import median_distance, present, squared_distances
+from rdm.matching.distances import median_distance, squared_distances
 from rdm.matching.memory import EMA, Memory, NoMemory, Queue
 from rdm.matching.metric import Distance, Estimate, Measure, Metric, Z, between, generated, of_groups, of_share
 from rdm.matching.objective import Objective, Traits
@@ -29,8 +29,8 @@ from rdm.matching.representation import Battery, Precision, Representation, asse
 from rdm.matching.statistic import Cat, Moments, Samples, Statistic, Sum, Summary, checked
 from rdm.numbers import EDGE, Count, Nonnegative, Positive, Range, Seed, Several, Size
 from rdm.randomness import seeded, stream
+from rdm.references.encoded import encoded
 from rdm.references.landmarks import landmarks
-from rdm.references.rows import Reference
 from rdm.registry import (
     batteries,
     datasets,
@@ -78,7 +78,7 @@ __all__ = [
     "Range",
     "Ratio",
     "Real",
-    "Reference",
+    "encoded",
     "Representation",
     "Samples",
     "Seed",
@@ -117,7 +117,6 @@ __all__ = [
     "objectives",
     "of_groups",
     "of_share",
-    "present",
     "printable",
     "refuse_if_confined",
     "representations",

@@ -20,9 +20,17 @@ from rdm.errors import InputError
 class Summary(Protocol):
     """What can be merged over ranks: `rdm.matching.statistic.Summary`."""
 
-    value: Tensor
-    weight: Tensor
     reduction: ClassVar[str]
+
+    @property
+    def value(self) -> Tensor:
+        """What the ranks' parts make together."""
+        ...
+
+    @property
+    def weight(self) -> Tensor:
+        """Their weights."""
+        ...
 
     def __init__(self, value: Tensor, weight: Tensor) -> None: ...
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rdm.api import InputError, Reference, Representation, median_distance, representations
+from rdm.api import InputError, Real, Representation, encoded, median_distance, representations
 
 ROWS = 10_000  # items that the medians are taken over
 
@@ -101,7 +101,7 @@ def _balance(representation: Representation, items: Tensor, tau: nn.Module, cond
         chosen = conditions[rows.to(conditions.device)]
         alone = isinstance(tau, _Table)  # which other encoders may share, and move together (`Battery.to`)
         features = (tau if alone else tau.to(items.device))(chosen).to(items.device)
-    sides = {"items": Reference.measure(items[rows], representation), "conditions": Reference.from_features(features)}
+    sides = {"items": encoded(items[rows], representation), "conditions": Real.of(features)}
     scales = []
     for side, reference in sides.items():
         try:

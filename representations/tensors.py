@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rdm.api import InputError, Reference, Representation, median_distance, representations
+from rdm.api import InputError, Real, Representation, median_distance, representations
 
 
 @representations.register("identity")
@@ -153,7 +153,7 @@ def _projection(items: Tensor, features: int, seed: int) -> nn.Module:
 
 def _fourier(items: Tensor, features: int, kernel: str, bandwidth: float | str, seed: int) -> nn.Module:
     x = items.flatten(1)
-    sigma = median_distance(Reference.from_features(x)) if isinstance(bandwidth, str) else float(bandwidth)
+    sigma = median_distance(Real.of(x)) if isinstance(bandwidth, str) else float(bandwidth)
     frequencies = _normal(features // 2, x.shape[1], seed) / sigma
     if kernel == "laplacian":
         frequencies = frequencies / _normal(features // 2, 1, seed + 1).abs()

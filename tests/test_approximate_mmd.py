@@ -8,7 +8,7 @@ from hypothesis import given
 
 import rdm
 from rdm.errors import InputError
-from rdm.references.rows import Reference
+from rdm.matching.real import Real
 from tests.distributions import Pair, pairs
 
 
@@ -39,7 +39,7 @@ def test_more_landmarks_leave_less_residual(method: str):
     residuals, errors = [], []
     for count in (5, 20, 80, 400):
         objective = rdm.objective("mmd_nystrom", landmarks=count, bandwidth=1.5, method=method)
-        _, target = objective.bind(Reference.from_features(y))
+        _, target = objective.bind(Real.of(y))
         residuals.append(float(target.residual))
         errors.append(
             abs(float(rdm.distance("mmd_nystrom", x, y, landmarks=count, bandwidth=1.5, method=method)) - exact)
@@ -53,7 +53,7 @@ def test_the_value_is_an_exact_distance_to_the_embedding_and_the_residual():
     """|mu_x - mu|^2 + residual, term by term from the target."""
     x, y = draw(30, 2), draw(200, 2, seed=1) + 0.3
     objective = rdm.objective("mmd_nystrom", landmarks=7, bandwidth=1.0)
-    statistic, target = objective.bind(Reference.from_features(y))
+    statistic, target = objective.bind(Real.of(y))
     rows, weights = statistic.measure(x, torch.ones(30, dtype=torch.float64)), target.coefficients
 
     def kernel(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -69,7 +69,7 @@ def test_the_value_is_an_exact_distance_to_the_embedding_and_the_residual():
 def test_k_means_finds_the_clusters_and_repeated_rows_do_no_harm():
     centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]], dtype=torch.float64)
     y = torch.cat([c + 0.1 * draw(40, 2, seed=k) for k, c in enumerate(centres)])
-    found = rdm.objective("mmd_nystrom", landmarks=3, bandwidth=1.0).bind(Reference.from_features(y))[1].landmarks
+    found = rdm.objective("mmd_nystrom", landmarks=3, bandwidth=1.0).bind(Real.of(y))[1].landmarks
     assert torch.cdist(found + y.mean(0), centres).amin(0).max() < 0.2
     repeated = y[:2].repeat(30, 1)
     value = rdm.distance("mmd_nystrom", y, repeated, landmarks=5, bandwidth=1.0)
@@ -120,7 +120,7 @@ def test_orthogonal_directions_lower_the_error_at_wide_bandwidths():
 def test_the_value_is_the_difference_of_characteristic_functions():
     x, y = draw(7, 2), draw(9, 2, seed=1)
     objective = rdm.objective("mmd_rff", features=12, bandwidth=1.0)
-    statistic, _ = objective.bind(Reference.from_features(y))
+    statistic, _ = objective.bind(Real.of(y))
     at_x, at_y = (torch.exp(1j * (rows @ statistic.frequencies.T)).mean(0) for rows in (x, y))
     got = rdm.distance("mmd_rff", x, y, features=12, bandwidth=1.0)
     assert torch.isclose(got, (at_x - at_y).abs().square().mean(), rtol=1e-10)

@@ -21,7 +21,7 @@ from rdm.judging.ratio import Ratio
 from rdm.matching.metric import Distance, Metric, generated
 from rdm.matching.real import Gaussian, Real
 from rdm.matching.representation import Battery
-from rdm.references.file import ReferenceFile
+from rdm.references.file import Reference
 from rdm.registry import batteries, metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:frechet. the population's covariance is singular")
@@ -225,7 +225,7 @@ def test_every_metric_judges_every_kind_of_source(made, tmp_path):
         batteries.register("every")(lambda: Battery(members or ()))
         for name, before in zip(paths, [list(paths)[-1], *paths], strict=False):
             make_reference([paths[before]], tmp_path / "reference.safetensors", battery=battery, split=0.4)
-            file = ReferenceFile.load(tmp_path / "reference.safetensors")
+            file = Reference.load(tmp_path / "reference.safetensors")
             verdict = judge_source(open_source(paths[name]), file, paths[name])
             missing = {note.split(" not measured")[0] for note in verdict.notes if "not measured" in note}
             assert missing == {"inception_score", "kid_spread"}, (name, verdict.notes)

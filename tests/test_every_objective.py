@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import rdm
 from rdm.errors import InputError, NonFiniteError
-from rdm.references.rows import Reference
+from rdm.matching.real import Real
 from tests.conftest import objective_cases
 from tests.distributions import Pair, pairs
 
@@ -229,7 +229,7 @@ def test_targets_pickle_before_and_after_they_are_used(name, example):
     x, y = torch.randn(11, 4, dtype=torch.float64), torch.randn(14, 4, dtype=torch.float64)
     bound = objective, statistic, target = (
         rdm.objective(name, **example),
-        *rdm.objective(name, **example).bind(Reference.from_features(y)),
+        *rdm.objective(name, **example).bind(Real.of(y)),
     )
     fresh = pickle.dumps(bound)
     expected = objective.distance(statistic.measure(x, torch.ones(11, dtype=torch.float64)), target)

@@ -17,7 +17,6 @@ import pytest
 import torch
 
 import rdm
-import rdm.references.measure
 import rdm.training.loop
 from rdm.__main__ import main
 from rdm.app.judging import make_reference
@@ -28,9 +27,10 @@ from rdm.files.store import digest, pack, read_tensors, write_json, write_tensor
 from rdm.judging.samples import Rows, battery_of, judge
 from rdm.matching.memory import EMA, Queue
 from rdm.matching.representation import Battery
-from rdm.references.file import ReferenceFile
+from rdm.references import measure
+from rdm.references.encoded import encoded
+from rdm.references.file import Reference
 from rdm.references.partial import sound_states
-from rdm.references.rows import Reference
 from rdm.registry import generators, representations
 from rdm.training.losses import Matching
 from tests.forge import altered, forgeries, places, put, trees
@@ -82,7 +82,7 @@ def test_a_reference_of_features(folder, tmp_path, share):
     x = {"features": torch.randn(30, 3, generator=torch.Generator().manual_seed(1))}
 
     def answer(path):
-        return judge(Rows(x, {"8-bit"}), ReferenceFile.load(path), ["fd", "mmd", "fdr"]).metrics
+        return judge(Rows(x, {"8-bit"}), Reference.load(path), ["fd", "mmd", "fdr"]).metrics
 
     whole = folder / "rows.safetensors"
     refused, same = holds(answer, whole, each(forgeries(whole), share), tmp_path / "r.safetensors")
@@ -94,7 +94,7 @@ def test_a_reference_of_pictures_and_its_fitted_encoders(folder, tmp_path, share
     items = torch.rand(3, 1, 4, 4)
 
     def answer(path):
-        file = ReferenceFile.load(path)
+        file = Reference.load(path)
         battery = battery_of(file, file.description["form"]["shape"], path, torch.device("cpu"))
         return {m.name: m(items).tolist() for m in (*battery.members, *battery.held_out)}
 
@@ -125,7 +125,7 @@ def test_moments(folder, tmp_path):
 
     def answer(path):
         x = {"features": torch.randn(30, 3, generator=torch.Generator().manual_seed(1))}
-        value = judge(Rows(x, set()), ReferenceFile.load(path), ["fd"]).metrics["fd/features"].value
+        value = judge(Rows(x, set()), Reference.load(path), ["fd"]).metrics["fd/features"].value
         return pytest.approx(value, rel=1e-5)  # of float32 moments too
 
     writers = [(what, lambda at, arrays=arrays: np.savez(at, **arrays)) for what, arrays in forged]
@@ -136,7 +136,7 @@ def test_moments(folder, tmp_path):
     for length in range(0, len(data), 7):
         (tmp_path / "m.npz").write_bytes(data[:length])
         with pytest.raises(InputError, match=r"m.npz") as caught:
-            ReferenceFile.load(tmp_path / "m.npz")
+            Reference.load(tmp_path / "m.npz")
         assert "pickle" not in str(caught.value) or "allow" not in str(caught.value)
 
 
@@ -146,7 +146,7 @@ def test_what_an_interrupted_reference_leaves(folder, tmp_path, share, monkeypat
     options = {"batch": 8, "sample": 16, "split": 0.4, "per_class": True, "save_every": 0.0}
     expected, out = tmp_path / "whole.safetensors", tmp_path / "r.safetensors"
     make_reference([folder / "rows.npz"], expected, **options)
-    add, calls = rdm.measure.State.add, []
+    add, calls = measure.State.add, []
 
     def interrupted(self, batch, features):
         calls.append(batch.number)
@@ -155,8 +155,8 @@ def test_what_an_interrupted_reference_leaves(folder, tmp_path, share, monkeypat
         add(self, batch, features)
 
     asked = []
-    monkeypatch.setattr(rdm.measure.State, "add", interrupted)
-    monkeypatch.setattr(rdm.measure, "sound_states", lambda *given: asked.append(given) or sound_states(*given))
+    monkeypatch.setattr(measure.State, "add", interrupted)
+    monkeypatch.setattr(measure, "sound_states", lambda *given: asked.append(given) or sound_states(*given))
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             make_reference([folder / "rows.npz"], out, **options)
@@ -168,7 +168,7 @@ def test_what_an_interrupted_reference_leaves(folder, tmp_path, share, monkeypat
     def gathered(at):
         """What the files of a folder hold together, where all are sound."""
         state = survey[2](
-            {"features": rdm.measure.moments_of(read_tensors(at / names[-1])[0], ["features"], at)["features"]}
+            {"features": measure.moments_of(read_tensors(at / names[-1])[0], ["features"], at)["features"]}
         )
         for path in sound_states(at, *survey):
             state.merge(path)
@@ -202,7 +202,7 @@ def test_what_an_interrupted_reference_leaves(folder, tmp_path, share, monkeypat
 
 def test_a_reference_counts_every_item(folder, tmp_path, monkeypatch):
     """A state that is gone when the file is written is missed."""
-    monkeypatch.setattr(rdm.measure, "sound_states", lambda at, *given: sound_states(at, *given)[:1])
+    monkeypatch.setattr(measure, "sound_states", lambda at, *given: sound_states(at, *given)[:1])
     with pytest.raises(InputError, match="0 of 60 items are measured"):
         make_reference([folder / "rows.npz"], tmp_path / "r.safetensors")
     assert not (tmp_path / "r.safetensors").exists()
@@ -211,7 +211,7 @@ def test_a_reference_counts_every_item(folder, tmp_path, monkeypatch):
 @shares
 def test_a_cache_is_used_or_measured_again(tmp_path, share):
     items, encoder = torch.rand(40, 1, 3, 3), representations.build("pixels")
-    expected = Reference.measure(items, encoder, cache=tmp_path / "cache").features
+    expected = encoded(items, encoder, cache=tmp_path / "cache").features
     (path,) = (tmp_path / "cache").iterdir()
     whole, used = path.read_bytes(), 0
     damaged = ("cut", lambda at: at.write_bytes(whole[:200])), ("empty", lambda at: at.write_bytes(b""))
@@ -219,9 +219,9 @@ def test_a_cache_is_used_or_measured_again(tmp_path, share):
         write(path)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            found = Reference.measure(items, encoder, cache=tmp_path / "cache")
+            found = encoded(items, encoder, cache=tmp_path / "cache")
         used += not said
-        assert found.features.tolist() == expected.tolist() and bool((found.weights == 1).all()), what
+        assert found.features.tolist() == expected.tolist() and found.weights is None, what
         assert all("the reference is measured" in str(each.message) for each in said)
         if said:
             assert path.read_bytes() == whole, f"{what}: mended"
@@ -229,7 +229,7 @@ def test_a_cache_is_used_or_measured_again(tmp_path, share):
     assert used < 10
     (tmp_path / "file").write_text("no folder")
     with pytest.warns(UserWarning, match="file cannot be written .*; going on without"):
-        found = Reference.measure(items, encoder, cache=tmp_path / "file")
+        found = encoded(items, encoder, cache=tmp_path / "file")
     assert torch.equal(found.features, expected)
 
 

@@ -338,7 +338,7 @@ def test_the_clean_resize_is_clean_fids(shape):
     assert float((resized(image, 299, "clean") - expected).abs().max()) < 5e-5  # torch's float32 weights
     encoder = rdm.representation("inception", weights="random", resize="clean", size=75)
     assert encoder.settings["resize"] == "clean" and encoder(image).shape == (1, 2048)
-    with pytest.raises(InputError, match="inception takes resize 'tensorflow' or 'clean'; got 'lanczos'"):
+    with pytest.raises(InputError, match="inception: resize must be 'tensorflow' or 'clean'; got 'lanczos'"):
         rdm.representation("inception", weights="random", resize="lanczos")
 
 

@@ -14,7 +14,6 @@ from rdm.matching.metric import Measure, Metric
 from rdm.matching.objective import Objective
 from rdm.matching.real import Real
 from rdm.matching.representation import Battery
-from rdm.references.rows import Reference
 from tests.problems import Given
 
 N, D, DRAWS, MORE = 200, 16, 200, 300
@@ -110,7 +109,7 @@ def items(n: int, classes: int, g: torch.Generator, **change: float) -> Dataset:
 
 
 def _mean_of(objective: Objective, reference: Dataset, g: torch.Generator, **change: float) -> float:
-    statistic, target = objective.bind(Reference.from_features(reference.images))
+    statistic, target = objective.bind(Real.of(reference.images))
     ones = torch.ones(N, dtype=torch.float64)
     measured = (statistic.measure(items(N, reference.classes, g, **change).images, ones) for _ in range(300))
     values = [float(objective.distance(summary, target)) for summary in measured]

@@ -17,7 +17,7 @@ import rdm
 from rdm.__main__ import main
 from rdm.data.items import Items, first_item
 from rdm.data.source import Form, Given
-from rdm.references.file import ReferenceFile
+from rdm.references.file import Reference
 from rdm.registry import batteries
 
 
@@ -44,7 +44,7 @@ def test_sound_of_another_rate_is_refused(tmp_path, capsys, ears):
     assert main([*make, right, "--fresh", wrong]) == 2
     assert "16000.npz has 16,000 samples a second and" in capsys.readouterr().err
     assert main([*make, right, "--split", "0.3"]) == 0
-    file = ReferenceFile.load(tmp_path / "r.safetensors")
+    file = Reference.load(tmp_path / "r.safetensors")
     assert file.description["form"]["rate"] == 16000
     for samples, status in ((right, 0), (unsaid, 0), (wrong, 2)):
         capsys.readouterr()
@@ -140,4 +140,4 @@ def test_a_full_shared_memory_does_not_matter(tmp_path):
         ["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=64k tmpfs /dev/shm && {command} --batch 100"],
         check=True, timeout=60, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
-    assert ReferenceFile.load(out).description["n"] > 100
+    assert Reference.load(out).description["n"] > 100

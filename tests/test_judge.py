@@ -17,7 +17,7 @@ from rdm.judging.samples import Rows, Verdict, alarms, judge
 from rdm.matching.metric import Metric
 from rdm.matching.real import Gaussian
 from rdm.matching.representation import Battery
-from rdm.references.file import MemberReference, ReferenceFile
+from rdm.references.file import Member, Reference
 from rdm.registry import batteries
 from rdm.reports.chart import _draw_ratios, bars
 from rdm.reports.run import blank_figure
@@ -68,7 +68,7 @@ def test_a_folder_is_judged_with_every_metric(made, capsys):
 
 
 def test_damage_is_seen_and_chosen_metrics_alone_are_measured(made):
-    file = ReferenceFile.load(made / "r.safetensors")
+    file = Reference.load(made / "r.safetensors")
     clean, noisy = (
         judge_source(Given(torch.from_numpy(v)[:, None] / 255), file, made / "r.safetensors", names=["fdr", "sw_r"])
         for v in (pictures(150, seed=2), pictures(150, seed=2, noise=0.1))
@@ -95,7 +95,7 @@ def test_features_are_judged_without_encoder(tmp_path, capsys):
     made = torch.from_numpy(np.load(tmp_path / "made.npy"))
     assert found == pytest.approx(float(rdm.distance("frechet", made.double(), rows)), rel=1e-9)
     assert main([*command, "--metrics", "mmd"]) == 2
-    assert "needs rows of the reference; this one holds moments only" in capsys.readouterr().err
+    assert "needs rows of the reference; the reference holds moments only" in capsys.readouterr().err
 
 
 def test_that_nothing_was_measured_is_an_error(tmp_path, capsys):
@@ -113,7 +113,7 @@ def test_that_nothing_was_measured_is_an_error(tmp_path, capsys):
 
 def test_float_images_differ_from_eight_bit_ones_and_it_is_said(made):
     """The same pictures before and after rounding to 8 bits: a small difference, not none."""
-    file = ReferenceFile.load(made / "r.safetensors")
+    file = Reference.load(made / "r.safetensors")
     floats = torch.from_numpy(pictures(150, seed=2) / 255.0).float()[:, None]
     floats = (floats + torch.rand(floats.shape, generator=torch.Generator().manual_seed(0)) / 255 - 0.5 / 255).clamp(
         0, 1
@@ -161,7 +161,7 @@ def test_refusals_are_one_line(made, tmp_path, capsys, monkeypatch):
         assert main(["evaluate", *arguments]) == 2
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert line.startswith("rdm: ") and message in line, line
-    file = ReferenceFile.load(made / "r.safetensors")
+    file = Reference.load(made / "r.safetensors")
     description = file.members["random_convolutions"].description
     kept = description["settings"]
     for key, value, message in (
@@ -210,7 +210,7 @@ def test_what_nothing_can_draw_or_judge():
     with pytest.raises(InputError, match="none were measured"):
         bars(Verdict({}))
     with pytest.raises(InputError, match="samples have features"):
-        judge(rdm.judging.samples.Rows({}, set()), ReferenceFile({}, {}))
+        judge(rdm.judging.samples.Rows({}, set()), Reference({}, {}))
 
 
 def test_a_chart_of_copies_has_an_axis():
@@ -229,12 +229,12 @@ def test_feature_metrics_leave_logits_out_and_the_inception_score_takes_them():
     for name, output in (("features", "features"), ("classes", "logits")):
         description = {"settings": {"output": output}}
         gaussian = Gaussian.of(x)
-        members[name] = MemberReference(name, gaussian, x[:30], x[30:], description=description)
-    found = judge(Rows({"features": x, "classes": 5 * x}, set()), ReferenceFile(members, {}), seed=0)
+        members[name] = Member(name, gaussian, x[:30], x[30:], description=description)
+    found = judge(Rows({"features": x, "classes": 5 * x}, set()), Reference(members, {}), seed=0)
     names = {key.partition("/")[::2] for key in found.metrics}
     assert ("inception_score", "classes") in names and ("inception_score", "features") not in names
     assert {member for name, member in names if name != "inception_score"} == {"features"}
-    only = ReferenceFile({"classes": members["classes"]}, {})
+    only = Reference({"classes": members["classes"]}, {})
     assert "fd/classes" in judge(Rows({"classes": 5 * x}, set()), only).metrics
 
 
@@ -252,7 +252,7 @@ def test_encoders_joined_with_the_class_are_fitted_and_judged_with_labels(tmp_pa
         members = rdm.representation("pixels"), rdm.representation("joint", representation="pixels", condition=8)
         batteries.register("labelled")(lambda: Battery(members))
         make_reference([tmp_path / "real.npz"], tmp_path / "r.safetensors", battery="labelled", split=0.4)
-        file = ReferenceFile.load(tmp_path / "r.safetensors")
+        file = Reference.load(tmp_path / "r.safetensors")
         names = {"names": ["sw_r"]}
         found = [judge_source(open_source(p), file, tmp_path / "r.safetensors", **names) for p in (right, wrong)]
     matched, mixed = (verdict.metrics["sw_r/joint_pixels"] for verdict in found)

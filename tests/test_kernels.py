@@ -11,7 +11,7 @@ import objectives._bandwidth as bandwidth_module
 import objectives._kernels as kernels
 import rdm
 from rdm.errors import InputError
-from rdm.references.rows import Reference
+from rdm.matching.real import Real
 from tests import oracles
 from tests.distributions import Pair, pairs
 
@@ -216,7 +216,7 @@ def test_float32_values_beside_float64_for_any_bandwidth(kernel: str, d: int):
     x, y = (draw(n, d, seed=n, dtype=torch.float32) * scales for n in (200, 300))
     x = 1.1 * x + 3.1
     y = y + 3
-    median = bandwidth_module.median_distance(Reference.from_features(y.double()))
+    median = bandwidth_module.median_distance(Real.of(y.double()))
     settings = [{"bandwidth": median * f} for f in (0.1, 0.17, 0.25, 1.0, 8.0, 100.0)]
     settings.append({"bandwidth": [median * f for f in (0.125, 0.25, 1.0, 4.0)]})
     for name, more in (("mmd", {}), ("mmd_nystrom", {"landmarks": 40, "method": "random"})):
@@ -263,7 +263,7 @@ def test_median_of_weighted_pairs():
     """A weight of 2 is a row twice, but for the pair of the row with its copy; a weight of 0 is no row."""
     y = draw(9, 2)
     weights = torch.tensor([1.0, 2.0, 0.5, 0.0, 1.0, 1.0, 3.0, 1.0, 0.0]).double()
-    got = bandwidth_module.median_distance(Reference.from_features(y, weights))
+    got = bandwidth_module.median_distance(Real.of(y, weights))
     loops = sorted(
         (math.dist(y[i].tolist(), y[j].tolist()), float(weights[i] * weights[j])) for i in range(9) for j in range(i)
     )
@@ -272,7 +272,7 @@ def test_median_of_weighted_pairs():
     assert math.isclose(got, expected, rel_tol=1e-9)
     nearly = torch.ones(7, dtype=torch.float64)
     nearly[0] += 1e-12
-    equal, weighted = (bandwidth_module.median_distance(Reference.from_features(y[:7], w)) for w in (None, nearly))
+    equal, weighted = (bandwidth_module.median_distance(Real.of(y[:7], w)) for w in (None, nearly))
     assert math.isclose(equal, weighted, rel_tol=1e-9)
 
 

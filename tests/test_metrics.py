@@ -168,7 +168,7 @@ def test_wrong_input_is_one_line():
         ("kid_spread", X, Real(Y), "needs at least 1000 generated rows; got 300"),
         ("precision", X[:5], Real(Y), "needs at least 12 generated rows; got 5"),
         ("inception_score", X[:5], Real(Y), "needs at least 10 generated rows; got 5"),
-        ("sw", X, Real(None, Gaussian.of(Y)), "sw needs rows of the reference; this one holds moments only"),
+        ("sw", X, Real(None, Gaussian.of(Y)), "sw needs rows of the reference; the reference holds moments only"),
         ("fdr", X, Real(Y), "divides by a fresh real split's distance; this reference holds none"),
         ("fdr", X, Real(Y, fresh=Y), "at distance 0 from the reference; is it disjoint"),
     ):

@@ -19,7 +19,7 @@ from rdm.errors import CorruptFileError, InputError, MismatchError
 from rdm.matching.real import Gaussian
 from rdm.progress import Interrupted
 from rdm.references.accumulate import ExactSum, MomentSums, Reservoir, merged
-from rdm.references.file import ReferenceFile
+from rdm.references.file import Reference
 
 KILLS = 10  # passed with 50 too, in eight minutes
 ROOT = Path(__file__).parent.parent
@@ -87,7 +87,7 @@ def test_a_reservoir_is_the_smallest_keys_in_any_order():
 
 
 def test_a_file_holds_what_it_says(data):
-    file = ReferenceFile.load(reference(data, "r.safetensors", per_class=True, landmarks=5))
+    file = Reference.load(reference(data, "r.safetensors", per_class=True, landmarks=5))
     assert file.description["n"] + file.description["n_fresh"] == 300 and file.description["n_fresh"] > 30
     assert file.description["depths"] == ["8-bit"] and file.description["held_out"] == ["held_out_convolutions"]
     pixels = file.members["pixels"]
@@ -101,7 +101,7 @@ def test_a_file_holds_what_it_says(data):
     assert sum(fit.n for fit in pixels.classes.values()) == file.description["n"]
     together = merged(merged(pixels.classes[0], pixels.classes[1]), pixels.classes[2])
     torch.testing.assert_close(together.covariance, pixels.gaussian.covariance, rtol=1e-9, atol=1e-12)
-    whole = ReferenceFile.load(reference(data, "all.safetensors", split=0.0))
+    whole = Reference.load(reference(data, "all.safetensors", split=0.0))
     x = torch.from_numpy(images.reshape(300, -1)).double() / 255
     torch.testing.assert_close(whole.members["pixels"].gaussian.covariance, torch.cov(x.T), rtol=1e-6, atol=1e-9)
     assert whole.members["pixels"].fresh is None and (labels >= 0).all()
@@ -110,7 +110,7 @@ def test_a_file_holds_what_it_says(data):
 def test_workers_and_interruptions_leave_the_same_bytes(data, monkeypatch):
     expected = reference(data, "a.safetensors").read_bytes()
     assert reference(data, "b.safetensors", workers=2).read_bytes() == expected
-    add = rdm.measure.State.add
+    add = rdm.references.measure.State.add
     calls = []
 
     def interrupted(self, batch, features):
@@ -119,7 +119,7 @@ def test_workers_and_interruptions_leave_the_same_bytes(data, monkeypatch):
             raise KeyboardInterrupt
         add(self, batch, features)
 
-    monkeypatch.setattr(rdm.measure.State, "add", interrupted)
+    monkeypatch.setattr(rdm.references.measure.State, "add", interrupted)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             reference(data, "c.safetensors", save_every=0.0)
@@ -132,7 +132,7 @@ def test_workers_and_interruptions_leave_the_same_bytes(data, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_keeps_what_was_measured_and_says_so(data, monkeypatch, number):
     expected = reference(data, f"d{number}.safetensors").read_bytes()
-    add = rdm.measure.State.add
+    add = rdm.references.measure.State.add
     calls = []
 
     def signalled(self, batch, features):
@@ -141,7 +141,7 @@ def test_a_signal_keeps_what_was_measured_and_says_so(data, monkeypatch, number)
             os.kill(os.getpid(), number)
         add(self, batch, features)
 
-    monkeypatch.setattr(rdm.measure.State, "add", signalled)
+    monkeypatch.setattr(rdm.references.measure.State, "add", signalled)
     with pytest.raises(Interrupted, match="interrupted; 4 of 19 batches are kept, the same command goes on"):
         reference(data, f"e{number}.safetensors")
     assert not data.with_name(f"e{number}.safetensors").exists()
@@ -198,7 +198,7 @@ def test_merging_disjoint_halves_gives_the_whole(data):
         halves.append(path)
     parts = [reference(path, f"{path.stem}.safetensors", battery="untrained", sample=400) for path in halves]
     with pytest.raises(MismatchError, match="fingerprint"):
-        ReferenceFile.load(parts[0]).merge(ReferenceFile.load(parts[1]))  # pca was fitted on either
+        Reference.load(parts[0]).merge(Reference.load(parts[1]))  # pca was fitted on either
     for path in halves:
         rows = {"features": np.load(path)["images"].reshape(150, -1) / 255.0}
         np.savez(path.with_name(f"rows-{path.name}"), **rows)
@@ -207,8 +207,8 @@ def test_merging_disjoint_halves_gives_the_whole(data):
     parts = [reference(p.with_name(f"rows-{p.name}"), f"r{p.stem}.safetensors", **options) for p in halves]
     out = data.with_name("merged.safetensors")
     assert main(["reference", *map(str, parts), "--out", str(out)]) == 0
-    whole = ReferenceFile.load(reference(data.with_name("rows.npz"), "whole.safetensors", **options))
-    both = ReferenceFile.load(out)
+    whole = Reference.load(reference(data.with_name("rows.npz"), "whole.safetensors", **options))
+    both = Reference.load(out)
     assert both.description["n"] == whole.description["n"], "the split follows the items' content"
     for name in ("mean", "covariance"):
         mine, theirs = (getattr(f.members["features"].gaussian, name) for f in (both, whole))
@@ -216,22 +216,22 @@ def test_merging_disjoint_halves_gives_the_whole(data):
     sample = [{tuple(row) for row in f.members["features"].rows.tolist()} for f in (both, whole)]
     assert sample[0] == sample[1]
     with pytest.raises(InputError, match="hold .* equal items or more; merge references of disjoint data"):
-        both.merge(ReferenceFile.load(parts[0]))
+        both.merge(Reference.load(parts[0]))
 
 
 def test_fd_loss_statistics_are_written_and_read(data, capsys):
     path = reference(data, "r.safetensors")
     assert main(["reference", str(path), "--out", str(data.with_name("s.npz")), "--member", "pixels"]) == 0
-    held, file = np.load(data.with_name("s.npz")), ReferenceFile.load(path)
+    held, file = np.load(data.with_name("s.npz")), Reference.load(path)
     assert held["mu"].dtype == held["sigma"].dtype == np.float64
     np.testing.assert_array_equal(held["sigma"], file.members["pixels"].gaussian.covariance)
-    back = ReferenceFile.load(data.with_name("s.npz"))
+    back = Reference.load(data.with_name("s.npz"))
     assert torch.equal(back.members["features"].gaussian.mean, file.members["pixels"].gaussian.mean)
     assert main(["reference", str(path), "--out", str(data.with_name("t.npz"))]) == 2
     assert "give --member, one of" in capsys.readouterr().err
     np.savez(data.with_name("u.npz"), mu=np.zeros(3), sigma=np.zeros((2, 2)))
     with pytest.raises(CorruptFileError, match=r"sigma must be float64 \(d, d\) with d = 3"):
-        ReferenceFile.load(data.with_name("u.npz"))
+        Reference.load(data.with_name("u.npz"))
 
 
 def test_a_fresh_split_is_of_other_items(data, capsys):
@@ -252,7 +252,7 @@ def test_out_is_what_its_suffix_says_or_refused(data, capsys, name):
     out, command = data.with_name(name), ["reference", str(data), "--battery", "untrained", "--out"]
     if out.suffix == ".npz":
         assert main([*command, str(out), "--member", "pixels"]) == 0
-        expected = ReferenceFile.load(reference(data, "r.safetensors", seed=0, sample=16_384, batch=32))
+        expected = Reference.load(reference(data, "r.safetensors", seed=0, sample=16_384, batch=32))
         with np.load(out) as held:
             np.testing.assert_array_equal(held["mu"], expected.members["pixels"].gaussian.mean)
             np.testing.assert_array_equal(held["sigma"], expected.members["pixels"].gaussian.covariance)
@@ -277,11 +277,11 @@ def test_a_suffix_that_lies_is_found_out_by_the_content(data, capsys):
     path = reference(data, "r.safetensors")
     named = data.with_name("named.npz")
     named.write_bytes(path.read_bytes())
-    assert list(ReferenceFile.load(named).members) == list(ReferenceFile.load(path).members)
-    ReferenceFile.load(path).export(data.with_name("m.npz"), "pixels")
+    assert list(Reference.load(named).members) == list(Reference.load(path).members)
+    Reference.load(path).export(data.with_name("m.npz"), "pixels")
     moments = data.with_name("m.safetensors")
     moments.write_bytes(data.with_name("m.npz").read_bytes())
-    assert list(ReferenceFile.load(moments).members) == ["features"]
+    assert list(Reference.load(moments).members) == ["features"]
     objects = data.with_name("objects.npz")
     np.savez(objects, mu=np.array([{}], dtype=object), sigma=np.zeros((1, 1)))
     for bad in (objects, data, data.parent / "test.txt"):
@@ -308,7 +308,7 @@ def test_broken_items_stop_the_run_or_are_counted(tmp_path, capsys):
     assert not out.exists()
     assert main([*command, "--skip-broken"]) == 0
     assert "skipped 2 broken items" in capsys.readouterr().err
-    file = ReferenceFile.load(out)
+    file = Reference.load(out)
     assert file.description["n"] + file.description["n_fresh"] == 38 and len(file.description["skipped"]) == 2
 
 

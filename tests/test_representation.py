@@ -11,10 +11,10 @@ from torch import nn
 import rdm
 from rdm.data.inputs import images, tokens, waveforms
 from rdm.errors import InputError
+from rdm.files.store import write_tensors
 from rdm.matching.objective import compare
 from rdm.matching.representation import Battery, Representation
-from rdm.matching.statistic import Moments
-from rdm.references.rows import Reference
+from rdm.references.encoded import encoded
 from rdm.training.population import Population
 
 
@@ -102,49 +102,30 @@ def test_a_condition_of_another_length_is_refused_by_every_encoder(untyped):
         for wrong in (512, 1301):
             labels, message = torch.zeros(wrong).long(), f"condition .* must have 1300 rows, one an item; got {wrong}"
             with pytest.raises(InputError, match=message):
-                Reference.measure(items, each, condition=labels)
+                encoded(items, each, condition=labels)
             with pytest.raises(InputError, match=message):
                 Population(rdm.objective("energy"), each, items, condition=labels)
             with pytest.raises(InputError, match=message):
                 each.fitted(items, labels) if each.module is None else each(items, labels)
     with pytest.raises(InputError, match="condition .* must be a tensor; got list"):
-        Reference.measure(items, joint, condition=[0] * 1300)
+        encoded(items, joint, condition=[0] * 1300)
     with pytest.raises(InputError, match="takes a tensor of .*; got ndarray"):
-        Reference.measure(items.numpy(), pixels)
+        encoded(items.numpy(), pixels)
 
 
 def test_reference_cache_is_read_and_checked(tmp_path):
     items = torch.rand(20, 1, 4, 4)
     pixels = rdm.representation("pixels")
-    first = Reference.measure(items, pixels, cache=tmp_path)
+    first = encoded(items, pixels, cache=tmp_path)
     (path,) = tmp_path.iterdir()
     stamp = path.stat().st_mtime_ns
-    second = Reference.measure(items, pixels, cache=tmp_path)
+    second = encoded(items, pixels, cache=tmp_path)
     assert torch.equal(first.features, second.features) and path.stat().st_mtime_ns == stamp
-    Reference.measure(items + 1e-3, pixels, cache=tmp_path)
+    encoded(items + 1e-3, pixels, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
-    other = Reference.from_features(first.features, **{**first.origin, "fingerprint": "0" * 64})
-    other.save(path)
+    write_tensors(path, {"features": first.features}, {**first.origin, "fingerprint": "0" * 64})
     with pytest.warns(UserWarning, match="fingerprint '0000.*the reference is measured"):
-        assert torch.equal(Reference.measure(items, pixels, cache=tmp_path).features, first.features)
-
-
-def test_subset_is_a_uniform_draw_not_the_first_rows():
-    reference = Reference.from_features(torch.arange(1000.0)[:, None])
-    subset = reference.subset(200)
-    assert len(subset.features) == 200 and 400 < subset.features.mean() < 600
-    assert torch.equal(subset.features, reference.subset(200).features)
-    assert reference.subset(1000) is reference
-
-
-def test_summaries_do_not_depend_on_chunks(monkeypatch):
-    reference = Reference.from_features(torch.randn(50, 3, dtype=torch.float64))
-    statistic = Moments(reference.mean)
-    whole = reference.summarize(statistic).value
-    monkeypatch.setattr(
-        Reference, "chunks", lambda self: zip(self.features.split(7), self.weights.split(7), strict=True)
-    )
-    torch.testing.assert_close(reference.summarize(statistic).value, whole)
+        assert torch.equal(encoded(items, pixels, cache=tmp_path).features, first.features)
 
 
 def test_compare_takes_an_objective():
@@ -263,7 +244,7 @@ def test_clamping_is_a_policy_of_training():
 def test_wrong_images_are_refused_in_one_line(items, message):
     encode = Representation("encoder", Quadratic(), inputs=images())
     with pytest.raises(InputError, match=message) as caught:
-        Reference.measure(items, encode)
+        encoded(items, encode)
     assert "\n" not in str(caught.value) and "'encoder'" in str(caught.value)
 
 

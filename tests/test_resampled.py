@@ -7,9 +7,9 @@ import rdm
 from rdm.errors import InputError
 from rdm.matching.memory import Queue
 from rdm.matching.objective import Objective, Traits
+from rdm.matching.real import Real
 from rdm.matching.representation import Representation
 from rdm.matching.statistic import Samples
-from rdm.references.rows import Reference
 from rdm.training.population import Population
 
 Y = torch.arange(1000.0, dtype=torch.float64)[:, None]
@@ -20,7 +20,7 @@ class Seen(Objective):
     """An objective whose target tells what it was bound to."""
 
     def __init__(self) -> None:
-        self.references: list[Reference] = []
+        self.references: list[Real] = []
 
     @property
     def traits(self) -> Traits:
@@ -34,7 +34,7 @@ class Seen(Objective):
         return summary.value.square().mean()
 
 
-def drawn(rows, *, seed: int | None = None, weights=None) -> Reference:
+def drawn(rows, *, seed: int | None = None, weights=None) -> Real:
     inner = Seen()
     source = None if seed is None else torch.Generator().manual_seed(seed)
     options = {"objective": inner, "rows": rows, "generator": source, "reference_weights": weights}
@@ -47,7 +47,7 @@ def test_rows_are_drawn_without_replacement_and_keep_their_weights():
     seen = [drawn(200, seed=seed, weights=weights) for seed in range(40)]
     for reference in seen:
         assert len(reference.features.unique()) == 200
-        assert torch.equal(reference.weights, reference.features[:, 0] + 1)
+        assert torch.equal(reference.masses, reference.features[:, 0] + 1)
     assert len({tuple(reference.features[:, 0].tolist()) for reference in seen}) == 40
     counts = torch.cat([r.features[:, 0] for r in seen]).long().bincount(minlength=1000)
     assert abs(counts.double().var() / (40 * 0.2 * 0.8) - 1) < 0.2  # binomial: every row is as likely

@@ -27,7 +27,7 @@ from rdm.errors import InputError, RestrictedError
 from rdm.files.store import read_json, read_tensors, write_bytes, write_json, write_tensors
 from rdm.judging.evaluation import Judge
 from rdm.progress import Reporter, _columns
-from rdm.references.file import ReferenceFile
+from rdm.references.file import Reference
 from rdm.registry import batteries
 from rdm.reports.sweep import print_summary, write_csv, write_sweep_report
 from rdm.trust import confined, paths_outside
@@ -383,7 +383,7 @@ def test_a_download_that_the_user_allowed_is_not_written_into_the_reference(pict
     with batteries.temporarily():
         batteries.register("fetching")(fetching)
         assert main(command) == 0
-    assert ReferenceFile.load(Path("f.safetensors")).description["battery"] == {"name": "fetching", "arguments": {}}
+    assert Reference.load(Path("f.safetensors")).description["battery"] == {"name": "fetching", "arguments": {}}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 import objectives._sinkhorn as solver
 import rdm
 from rdm.errors import InputError
+from rdm.matching.real import Real
 from tests.distributions import Pair
 
 
@@ -120,7 +121,7 @@ def test_the_references_own_term_is_solved_once_where_the_schedule_is_its(monkey
 
     monkeypatch.setattr(member, "solve", lambda cost, *rest, **o: solved.append(cost.own) or original(cost, *rest, **o))
     objective = rdm.objective("sinkhorn", blur=0.5, diameter=10.0)
-    statistic, target = objective.bind(rdm.Reference.from_features(pair.y, pair.b))
+    statistic, target = objective.bind(Real.of(pair.y, pair.b))
     for _ in range(2):
         objective.distance(statistic.measure(pair.x, pair.a), target)
     assert solved == [True, False, True, False, True]  # the reference; then across and within, twice

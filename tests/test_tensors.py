@@ -51,7 +51,7 @@ def test_wrong_whitening_is_refused():
         rdm.representation("whitening", shrinkage=0.0).fitted(correlated(10, 30))
     with pytest.raises(InputError, match="shrinkage must be"):
         rdm.representation("whitening", shrinkage=2)
-    with pytest.raises(InputError, match='method must be "zca" or "pca"'):
+    with pytest.raises(InputError, match="method must be 'zca' or 'pca'"):
         rdm.representation("whitening", method="zac")
     whole = rdm.representation("whitening", shrinkage="ledoit_wolf").fitted(correlated(10, 30))
     assert torch.isfinite(whole(correlated(10, 30))).all()
@@ -87,7 +87,7 @@ def test_random_features_refuse_what_they_cannot_be():
     for name, wrong, message in (
         ("random_projection", {"features": 0}, "features must be at least 1"),
         ("random_fourier", {"features": 3}, "even"),
-        ("random_fourier", {"kernel": "cubic"}, 'kernel must be "gaussian" or "laplacian"'),
+        ("random_fourier", {"kernel": "cubic"}, "kernel must be 'gaussian' or 'laplacian'"),
         ("random_fourier", {"bandwidth": -1.0}, "bandwidth must be a positive number"),
     ):
         with pytest.raises(InputError, match=message):

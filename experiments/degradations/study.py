@@ -15,7 +15,7 @@ from rdm.data.source import Source, open_source
 from rdm.errors import InputError
 from rdm.files.store import write_json
 from rdm.judging.samples import as_json
-from rdm.references.file import ReferenceFile
+from rdm.references.file import Reference
 
 Change = Callable[[np.ndarray, int], np.ndarray]  # an 8-bit picture "h w c" and its number
 CLEAN = "clean"
@@ -145,7 +145,7 @@ def run(
     if not path.exists():
         parts = Part(source, reference), Part(source, fresh)
         measure_source(parts[0], path, fresh=parts[1], battery=battery, arguments=arguments, workers=workers)
-    file = ReferenceFile.load(path)
+    file = Reference.load(path)
     for name, part in judged_sets(source, pool, labels, sizes.judged):
         target = out / f"{name}.json"
         if not target.exists():

@@ -18,7 +18,7 @@ from rdm.judging.samples import DOWNLOAD, Verdict, as_json, battery_of, encode, 
 from rdm.matching.representation import Battery
 from rdm.numbers import Count, Range, Seed, Share, Size, Workers, validated
 from rdm.randomness import seeded, stream
-from rdm.references.file import ReferenceFile, written_member
+from rdm.references.file import Reference, written_member
 from rdm.references.measure import FIT, Encoders, Survey, check_apart
 from rdm.references.schema import KIND
 from rdm.registry import batteries
@@ -80,7 +80,7 @@ def measure_source(
     landmarks: Size = 0,
     skip_broken: bool = False,
     save_every: Annotated[float, Range(least=0)] = 20.0,
-) -> ReferenceFile | None:
+) -> Reference | None:
     """Measure a source's items under every member of a battery into a file; returned on rank 0.
 
     Raises:
@@ -139,7 +139,7 @@ def evaluate_samples(
         raise InputError(f"--count is of items to draw from a run; {samples} is no run, and all of it is judged")
     if chart is not None and chart.suffix != ".svg":
         raise InputError(f"--chart is drawn as SVG: expected FILE.svg; got {chart.name!r}")
-    file = ReferenceFile.load(reference)
+    file = Reference.load(reference)
     source = _drawn(samples, file, count, seed, trust_config) if is_run(samples) else open_source(samples)
     options = {"seed": seed, "workers": workers, "batch": batch, "skip_broken": skip_broken, "arguments": arguments}
     verdict = judge_source(source, file, reference, names=names, **options)
@@ -154,7 +154,7 @@ def evaluate_samples(
 @validated
 def judge_source(
     source: Source,
-    file: ReferenceFile,
+    file: Reference,
     path: Path,
     *,
     names: Sequence[str] | None = None,
@@ -224,14 +224,14 @@ def _is_reference(path: Path) -> bool:
     return path.is_file() and described(path).get("kind") == KIND
 
 
-def _merged(paths: Sequence[Path]) -> ReferenceFile:
-    whole = ReferenceFile.load(paths[0])
+def _merged(paths: Sequence[Path]) -> Reference:
+    whole = Reference.load(paths[0])
     for path in paths[1:]:
-        whole = whole.merge(ReferenceFile.load(path))
+        whole = whole.merge(Reference.load(path))
     return whole
 
 
-def _drawn(folder: Path, file: ReferenceFile, count: int | None, seed: int, trust_config: bool) -> Source:
+def _drawn(folder: Path, file: Reference, count: int | None, seed: int, trust_config: bool) -> Source:
     """Items of a run's generator: as many as the fresh split has, or `count`."""
     from rdm.app import config
     from rdm.generators.protocol import Generator
@@ -251,7 +251,7 @@ def _drawn(folder: Path, file: ReferenceFile, count: int | None, seed: int, trus
     return Given(torch.cat(pieces), condition, path=folder)
 
 
-def _say_reference(file: ReferenceFile, out: Path) -> None:
+def _say_reference(file: Reference, out: Path) -> None:
     if rank() > 0:
         return
     counted = f"{file.description['n']} items, {file.description['n_fresh']} fresh ones apart"
@@ -261,7 +261,7 @@ def _say_reference(file: ReferenceFile, out: Path) -> None:
         say(f"skipped {len(skipped)} broken items: {skipped[0]}")
 
 
-def _print(verdict: Verdict, file: ReferenceFile) -> None:
+def _print(verdict: Verdict, file: Reference) -> None:
     print_table(
         ["metric", "encoder", "value", "95 %", "N", "seed"],
         rows_of_table(verdict),

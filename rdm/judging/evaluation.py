@@ -22,11 +22,12 @@ from rdm.judging.ratio import quotient
 from rdm.matching.autocast import own_types
 from rdm.matching.metric import Metric, between, of_share, reweighted
 from rdm.matching.objective import Objective
+from rdm.matching.real import Real
 from rdm.matching.representation import Battery, Representation
 from rdm.matching.statistic import checked
 from rdm.numbers import Seed, Several, validated
 from rdm.randomness import stream
-from rdm.references.rows import Reference
+from rdm.references.encoded import encoded
 
 REAL, THIS = "fresh real", "this run"
 
@@ -142,7 +143,7 @@ class Evaluation(Judge):
 
         Intervals are those of new draws of both sets, with the labels that a generator was asked for.
         """
-        reference = Reference.measure(self.reference.images, representation, condition=self.reference.labels)
+        reference = encoded(self.reference.images, representation, condition=self.reference.labels)
         features = {name: _features(representation, samples) for name, samples in judged.items()}
         labelled = {samples.labels is not None for samples in judged.values()}
         found = {}
@@ -156,9 +157,7 @@ class Evaluation(Judge):
                 found[_key(name, f"{metric}/{representation.name}")] = ratio
         return found
 
-    def _bound(
-        self, objective: Objective, reference: Reference
-    ) -> Callable[[Tensor, Tensor | None], tuple[float, float]]:
+    def _bound(self, objective: Objective, reference: Real) -> Callable[[Tensor, Tensor | None], tuple[float, float]]:
         """Distance of rows to the reference, and its variance over new draws of them, of these labels."""
         statistic, target = objective.bind(reference)
 

@@ -17,7 +17,7 @@ from rdm.judging.ratio import Ratio, mean_ratio
 from rdm.matching.metric import Measure, Metric
 from rdm.matching.representation import Battery, Representation
 from rdm.progress import progress
-from rdm.references.file import ReferenceFile
+from rdm.references.file import Reference
 from rdm.references.measure import Encoders
 from rdm.registry import batteries, metrics
 from rdm.trust import confined, paths_outside
@@ -74,7 +74,7 @@ def _features(encoders: Encoders, batch: Batch) -> dict[str, Tensor]:
     return encoders.features(batch.values, batch.labels) if len(batch.values) else {}
 
 
-def judge(rows: Rows, file: ReferenceFile, names: Sequence[str] | None = None, *, seed: int = 0) -> Verdict:
+def judge(rows: Rows, file: Reference, names: Sequence[str] | None = None, *, seed: int = 0) -> Verdict:
     """Every metric under every member that both sides have.
 
     Without `names`, what a metric cannot measure here (too few rows, no logits, moments only) becomes a note; a metric
@@ -103,7 +103,7 @@ def _measured(
     name: str,
     measure: Measure,
     rows: Rows,
-    file: ReferenceFile,
+    file: Reference,
     members: Sequence[str],
     held_out: Sequence[str],
     seed: int,
@@ -150,7 +150,7 @@ def alarms(found: Mapping[str, Metric], members: Sequence[str], held_out: Sequen
     return lines
 
 
-def _about(rows: Rows, file: ReferenceFile) -> list[str]:
+def _about(rows: Rows, file: Reference) -> list[str]:
     """How the items were stored, on either side, and what was left out."""
     notes = []
     theirs = file.description.get("depths", [])
@@ -165,7 +165,7 @@ def _about(rows: Rows, file: ReferenceFile) -> list[str]:
 
 
 def battery_of(
-    file: ReferenceFile,
+    file: Reference,
     shape: Sequence[int],
     path: Path,
     device: torch.device,
@@ -205,7 +205,7 @@ def battery_of(
     return Battery(members, held_out).to(device)
 
 
-def _restored(member: Representation, file: ReferenceFile, shape: Sequence[int], path: Path) -> Representation:
+def _restored(member: Representation, file: Reference, shape: Sequence[int], path: Path) -> Representation:
     """An encoder that was fitted on the data, with the weights that it got then."""
     if member.module is not None or member.fit is None or member.name not in file.members:
         return member

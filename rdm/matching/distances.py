@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from rdm.errors import InputError
+from rdm.matching.real import Real
 from rdm.matching.statistic import Samples
-from rdm.references.rows import Reference
 
 
 def squared_distances(x: Tensor, y: Tensor, *, coinciding: bool = False) -> Tensor:
@@ -22,21 +22,16 @@ def squared_distances(x: Tensor, y: Tensor, *, coinciding: bool = False) -> Tens
     return squared.masked_fill_(squared <= norms.mul_(rounding), 0.0)
 
 
-def present(reference: Reference) -> Reference:
-    """The reference without its rows of weight 0."""
-    keep = reference.weights > 0
-    return Reference(reference.features[keep], reference.weights[keep], reference.origin)
-
-
-def median_distance(reference: Reference, *, rows: int = 10_000) -> float:
+def median_distance(reference: Real, *, rows: int = 10_000) -> float:
     """Square root of the median squared distance over the pairs i < j of at most `rows` reference rows.
 
     A pair weighs b_i b_j. Where weights differ, which needs a sort, at most 0.4 `rows` are used.
     """
-    sample = present(reference)
-    equal = bool((sample.weights == sample.weights[0]).all())
-    sample = sample.subset(rows if equal else 2 * rows // 5)
-    x = Samples(reference.mean).measure(sample.features, sample.weights).value
+    user = 'bandwidth "median"'
+    sample = reference.held(user, rows)
+    equal = bool((sample.masses == sample.masses[0]).all())
+    sample = sample if equal else reference.held(user, 2 * rows // 5)
+    x, masses = Samples(reference.mean).measure(sample.features, sample.masses).value, sample.masses
     if len(x) < 2:
         raise InputError('bandwidth "median" needs a reference of at least 2 rows; got 1; give a number')
     count = len(x) * (len(x) - 1) // 2
@@ -49,7 +44,7 @@ def median_distance(reference: Reference, *, rows: int = 10_000) -> float:
         part = slice(done, done := done + int(upper.sum()))
         values[part] = squared[upper]
         if not equal:
-            pairs[part] = torch.outer(sample.weights[start : start + block], sample.weights[start:])[upper]
+            pairs[part] = torch.outer(masses[start : start + block], masses[start:])[upper]
     median = float(_lower_median(values) if equal else _weighted_median(values, pairs))
     if median <= 0:
         raise InputError('bandwidth "median" is 0: more than half of the reference\'s pairs are equal; give a number')

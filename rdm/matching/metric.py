@@ -142,7 +142,7 @@ def generated(x: Any, real: Real | None = None, *, least: int, user: str) -> Ten
     rows = checked(x.detach(), side="generated features")[0]
     if len(rows) < least:
         raise InputError(f"{user} needs at least {least} generated rows; got {len(rows)}")
-    if real is not None and real.dimension not in (None, rows.shape[1]):
+    if real is not None and real.known and real.dimension != rows.shape[1]:
         raise InputError(
             f"{user}: features must have the reference's dimension d={real.dimension}; got d={rows.shape[1]}; "
             "encode both sides with the same representation"

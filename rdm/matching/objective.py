@@ -1,6 +1,7 @@
 """The interface of an objective, and the pure comparison of two sets of features."""
 
 from abc import ABC, abstractmethod
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -8,9 +9,9 @@ from torch import Tensor
 
 from rdm.errors import InputError
 from rdm.matching.autocast import in_own_types
+from rdm.matching.real import Real
 from rdm.matching.statistic import Statistic, Summary, checked, refuse_gradient
 from rdm.numbers import check_fields
-from rdm.references.rows import Reference
 
 
 class Traits(NamedTuple):
@@ -51,7 +52,7 @@ class Objective(ABC):
         """What this objective promises, with these hyperparameters."""
 
     @abstractmethod
-    def bind(self, reference: Reference) -> tuple[Statistic, Any]:
+    def bind(self, reference: Real) -> tuple[Statistic, Any]:
         """Fit to the reference, once: the statistic to measure, and the target (one NamedTuple an objective)."""
 
     @abstractmethod
@@ -84,14 +85,21 @@ def compare(
     refuse_gradient(reference_weights, "reference_weights", "detach them; only weights of the generated side learn")
     if not objective.traits.learned_weights:
         refuse_gradient(weights, "weights", f"detach them: {type(objective).__name__} learns no weights")
+    return in_own_types(partial(_compared, objective, generator), x, y, weights, reference_weights)
 
-    def value(x: Tensor, y: Tensor, weights: Tensor | None, reference_weights: Tensor | None) -> Tensor:
-        features, mass = checked(x, weights, side="x (generated)")
-        reference, shares = (t.detach() for t in checked(y, reference_weights, side="y (reference)"))
-        statistic, target = objective.bind(Reference(reference, shares))
-        return objective.distance(statistic.measure(features, mass), target, generator=generator)
 
-    return in_own_types(value, x, y, weights, reference_weights)
+def _compared(
+    objective: Objective,
+    generator: torch.Generator | None,
+    x: Tensor,
+    y: Tensor,
+    weights: Tensor | None,
+    reference_weights: Tensor | None,
+) -> Tensor:
+    features, mass = checked(x, weights, side="x (generated)")
+    rows, masses = (t.detach() for t in checked(y, reference_weights, side="y (reference)"))
+    statistic, target = objective.bind(Real(rows, weights=None if reference_weights is None else masses))
+    return objective.distance(statistic.measure(features, mass), target, generator=generator)
 
 
 def _remedy(objective: Objective, x: Any) -> str:

@@ -1,19 +1,29 @@
-"""The real side under one representation, as distances and metrics see it."""
+"""The real side under one representation, as objectives and metrics see it: rows, a sample of them, or moments."""
 
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rdm.errors import InputError
-from rdm.matching.statistic import checked
+from rdm.matching.statistic import Statistic, Summary, checked, refuse_gradient
 from rdm.randomness import stream
+
+HELD = 65_536  # rows that an objective of rows keeps in memory
+CHUNK = 4096  # rows read at a time
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Mean and covariance (unbiased) of `n` rows, in float64: all that a Fréchet distance needs of the real side."""
+    """Mean and covariance (unbiased) of `n` rows, in float64: all that a Fréchet distance needs of the real side.
+
+    n is 0 where a file does not say it.
+    """
 
     mean: Float[Tensor, " d"]
     covariance: Float[Tensor, "d d"]
@@ -28,47 +38,206 @@ class Gaussian:
         mean = rows.mean(0)
         return cls(mean, (rows - mean).T @ (rows - mean) / (len(rows) - 1), len(rows))
 
+    def to(self, device: torch.device | str) -> "Gaussian":
+        """The same on a device."""
+        return Gaussian(self.mean.to(device), self.covariance.to(device), self.n)
+
+
+class Rows(ABC):
+    """Feature rows that are not in memory: a number names the same row at every call."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many there are."""
+
+    @property
+    @abstractmethod
+    def dimension(self) -> int:
+        """Number of features, d."""
+
+    @abstractmethod
+    def take(self, numbers: Tensor) -> Tensor:
+        """The rows "k d" of these numbers, in their order."""
+
+    @abstractmethod
+    def span(self, start: int, stop: int) -> Tensor:
+        """Rows start to stop."""
+
 
 @dataclass(frozen=True)
 class Real:
-    """The real side of a metric: sampled rows, the Gaussian fit of all rows, and rows of a disjoint real split.
+    """What `bind` and metrics may ask of the real side.
 
     Args:
-        rows: uniform sample of the reference's features; None where a file holds moments only.
+        rows: features of the reference: all of them, or a uniform sample; in memory or on disk; None for moments alone.
         gaussian: fit of the whole reference; by default that of `rows`.
         fresh: features of real items that are in no reference: what ratios divide by.
         bandwidth: median distance within the reference; by default that of `rows`.
+        weights: one a row, in float64; equal by default.
+        whole: whether `rows` are all of the reference.
+        origin: what the features were made from: representation, fingerprint, items or file.
+        device: where rows are computed with; that of `rows` in memory by default.
     """
 
-    rows: Float[Tensor, "m d"] | None
+    rows: Float[Tensor, "m d"] | Rows | None
     gaussian: Gaussian | None = None
     fresh: Float[Tensor, "f d"] | None = None
     bandwidth: float | None = None
+    weights: Float[Tensor, " m"] | None = None
+    whole: bool = True
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    device: torch.device | None = None
+
+    @classmethod
+    def of(cls, features: Tensor, weights: Tensor | None = None, **origin: Any) -> "Real":
+        """Rows in memory, checked (see `rdm.matching.statistic.checked`)."""
+        side = f"reference {origin['representation']!r}" if "representation" in origin else "reference"
+        refuse_gradient(weights, f"weights of {side}", "detach them")
+        rows, checked_weights = checked(features, weights, side=side)
+        return cls(rows.detach(), weights=None if weights is None else checked_weights, origin=origin)
 
     @property
-    def dimension(self) -> int | None:
-        """Number of features, where anything says it."""
-        if self.gaussian is not None:
-            return len(self.gaussian.mean)
-        return None if self.rows is None else self.rows.shape[-1]
+    def name(self) -> str:
+        """What errors call it."""
+        return str(self.origin.get("path") or self.origin.get("representation") or "the reference")
 
-    def required_rows(self, user: str) -> Tensor:
-        """The rows, checked, or an error that says who needs them."""
-        if self.rows is None:
-            raise InputError(
-                f"{user} needs rows of the reference; this one holds moments only; make it by rdm reference"
-            )
-        return checked(self.rows.detach(), side="reference features")[0]
+    @property
+    def known(self) -> bool:
+        """Whether there is anything of the reference, rows or moments."""
+        return self.rows is not None or self.gaussian is not None
+
+    @property
+    def dimension(self) -> int:
+        """Number of features, d."""
+        if isinstance(self.rows, Tensor):
+            return self.rows.shape[1]
+        return self.rows.dimension if self.rows is not None else len(self.fit().mean)
+
+    @property
+    def place(self) -> torch.device:
+        """The device that rows are computed with on."""
+        held = self.rows if isinstance(self.rows, Tensor) else None if self.gaussian is None else self.gaussian.mean
+        return self.device or (torch.device("cpu") if held is None else held.device)
+
+    def to(self, device: torch.device | str) -> "Real":
+        """The same on a device; rows on disk are read to it."""
+        rows, fresh, weights = (
+            each.to(device) if isinstance(each, Tensor) else each for each in (self.rows, self.fresh, self.weights)
+        )
+        gaussian = None if self.gaussian is None else self.gaussian.to(device)
+        given = torch.device(device)
+        return replace(self, rows=rows, fresh=fresh, weights=weights, gaussian=gaussian, device=given)
+
+    @cached_property
+    def mean(self) -> Float[Tensor, " d"]:
+        """Mean of the whole reference as far as it is known, weighted, in float64."""
+        if self.gaussian is not None and not self._rules:
+            return self.gaussian.mean
+        total, mass = 0.0, 0.0
+        for rows, weights in self.chunks():
+            total, mass = total + weights @ rows.double(), mass + weights.sum()
+        return total / mass  # type: ignore[return-value]
+
+    @property
+    def _rules(self) -> bool:
+        """Whether everything follows from rows in memory, to the bit, whatever a file says beside them."""
+        return isinstance(self.rows, Tensor) and self.whole
 
     def fit(self) -> Gaussian:
-        """The Gaussian fit of the whole reference."""
+        """The Gaussian fit of the whole reference, of equal weights."""
         return self.gaussian or Gaussian.of(self.required_rows("a Gaussian fit"))
+
+    def required_rows(self, user: str) -> Tensor:
+        """The rows at hand, checked and in memory, or an error that says who needs them."""
+        most = None if isinstance(self.rows, Tensor) else HELD
+        return checked(self.held(user, most).features, side="reference features")[0]
+
+    @property
+    def features(self) -> Tensor:
+        """Rows in memory."""
+        assert isinstance(self.rows, Tensor), "take held() first"
+        return self.rows
+
+    @property
+    def masses(self) -> Tensor:
+        """Weights "m" in float64, ones where none are given."""
+        count = 0 if self.rows is None else len(self.rows)
+        ones = torch.ones(count, dtype=torch.float64, device=self.place)
+        return ones if self.weights is None else self.weights
+
+    def held(self, user: str, most: int | None = HELD, *, seed: int = 0) -> "Real":
+        """At most `most` rows in memory, drawn uniformly without replacement; without those of weight 0.
+
+        Raises:
+            InputError: the reference holds moments alone.
+        """
+        if self.rows is None:
+            raise InputError(
+                f"{user} needs rows of the reference; {self.name} holds moments only; make it by rdm reference"
+            )
+        present = torch.nonzero(self.masses.cpu() > 0)[:, 0]
+        whole = self.whole and (most is None or most >= len(present))
+        if most is not None and most < len(present):
+            present = present[torch.randperm(len(present), generator=torch.Generator().manual_seed(seed))[:most]]
+        elif len(present) == len(self.rows) and isinstance(self.rows, Tensor):
+            return replace(self, rows=widened(self.rows, self.place))
+        return replace(self.taken(present), whole=whole)
+
+    def taken(self, numbers: Tensor) -> "Real":
+        """These rows alone, in memory."""
+        assert self.rows is not None
+        rows = self.rows[numbers.to(self.place)] if isinstance(self.rows, Tensor) else self.rows.take(numbers)
+        weights = None if self.weights is None else self.weights[numbers.to(self.weights.device)]
+        return replace(self, rows=widened(rows, self.place), weights=weights, whole=False)
+
+    def every(self, user: str) -> "Real":
+        """This reference, where all of its rows are at hand.
+
+        Raises:
+            InputError: it holds a sample or moments; with the command that keeps every row.
+        """
+        if self.rows is None or not self.whole:
+            kept = "moments only" if self.rows is None else f"a sample of {len(self.rows)} of them"
+            raise InputError(
+                f"{user} needs every row of the reference; {self.name} holds {kept}; "
+                "make it by rdm reference DATA --rows all"
+            )
+        return self
+
+    def chunks(self, size: int = CHUNK) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows in float32 or better, and weights, `size` at a time."""
+        assert self.rows is not None, "ask for every() or held() first"
+        weights = self.masses
+        for start in range(0, len(self.rows), size):
+            stop = min(start + size, len(self.rows))
+            rows = self.rows[start:stop] if isinstance(self.rows, Tensor) else self.rows.span(start, stop)
+            yield widened(rows, self.place), weights[start:stop]
+
+    def summarize(self, statistic: Statistic, *, user: str = "this objective") -> Summary:
+        """The statistic of the whole reference: from its moments where they say it, else measured in chunks.
+
+        Raises:
+            InputError: it takes rows, and the reference does not hold all of them.
+        """
+        if self.gaussian is not None and not self._rules:
+            found = statistic.of_moments(self.gaussian.mean, self.gaussian.covariance, self.gaussian.n)
+            if found is not None:
+                return found
+        parts: list[Summary] = []
+        for rows, weights in self.every(user).chunks():
+            parts = statistic.kind.compact([*parts, statistic.measure(rows, weights)])
+        return statistic.kind.merge(parts)
 
     def thinned(self, size: int, seed: int) -> "Real":
         """At most `size` rows a side, drawn uniformly; the fit stays that of the whole reference."""
-        rows = None if self.rows is None else thin(self.rows, size, seed, "reference")
+        rows = None if self.rows is None else thin(self.required_rows("a metric"), size, seed, "reference")
         fresh = None if self.fresh is None else thin(self.fresh, size, seed, "fresh")
-        return replace(self, rows=rows, fresh=fresh)
+        return replace(self, rows=rows, fresh=fresh, weights=None, whole=False, gaussian=self.gaussian)
+
+
+def widened(rows: Tensor, device: torch.device) -> Tensor:
+    """Rows on a device, in float32 or better."""
+    return rows.to(device, torch.promote_types(rows.dtype, torch.float32))
 
 
 def thin(rows: Tensor, size: int | None, seed: int, side: str) -> Tensor:

@@ -148,6 +148,10 @@ class Statistic(ABC):
     def measure(self, features: Float[Tensor, "n d"], weights: Float[Tensor, " n"]) -> Summary:
         """Measure checked features (see `checked`), with gradient."""
 
+    def of_moments(self, mean: Float[Tensor, " d"], covariance: Float[Tensor, "d d"], n: int) -> Summary | None:
+        """The summary of `n` rows of this mean and unbiased covariance, where it follows from them; n = 0: not said."""
+        return None
+
 
 @dataclass(frozen=True)
 class Samples(Statistic):
@@ -183,6 +187,14 @@ class Moments(Statistic):
         _same_dimension(features, self.shift)
         value = _MomentSums.apply(features, weights, self.shift)
         return Sum(value, torch.stack([weights.sum(), weights.square().sum()]))
+
+    def of_moments(  # noqa: D102
+        self, mean: Float[Tensor, " d"], covariance: Float[Tensor, "d d"], n: int
+    ) -> Sum:
+        first = mean - self.shift
+        second = covariance * ((n - 1) / n if n else 1.0) + first[:, None] * first
+        weight = first.new_tensor([1.0, 1 / n if n else 0.0])
+        return Sum(torch.cat([first[None], second]), weight)
 
 
 class _MomentSums(torch.autograd.Function):

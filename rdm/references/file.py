@@ -24,7 +24,6 @@ from rdm.matching.metric import Distance
 from rdm.matching.real import Gaussian, Real
 from rdm.references.accumulate import Reservoir, merged
 from rdm.references.landmarks import landmarks as k_means
-from rdm.references.rows import Reference
 from rdm.references.schema import KIND, MOMENTS, check, classes_of
 from rdm.registry import metrics
 
@@ -34,7 +33,7 @@ IDENTITY = "settings", "fingerprint", "dtype"
 
 
 @dataclass(frozen=True)
-class MemberReference:
+class Member:
     """The real side under one representation."""
 
     name: str
@@ -65,10 +64,10 @@ class MemberReference:
 
 
 @dataclass(frozen=True)
-class ReferenceFile:
+class Reference:
     """Every member of a battery, measured on the same items."""
 
-    members: Mapping[str, MemberReference]
+    members: Mapping[str, Member]
     description: Mapping[str, Any]  # data set, counts, form, battery, seed
     keys: Tensor | None = None  # of the sampled items
     labels: Tensor | None = None
@@ -89,7 +88,7 @@ class ReferenceFile:
         write_tensors(Path(path), tensors, {"kind": KIND, **self.description, "members": members})
 
     @classmethod
-    def load(cls, path: Path) -> "ReferenceFile":
+    def load(cls, path: Path) -> "Reference":
         """Read a reference, or moments as FD-loss writes them (.npz of mu and sigma).
 
         Raises:
@@ -117,7 +116,7 @@ class ReferenceFile:
                     "measure the reference again or restore the encoder"
                 )
 
-    def merge(self, other: "ReferenceFile") -> "ReferenceFile":
+    def merge(self, other: "Reference") -> "Reference":
         """The reference of both data sets' items, which must be disjoint; moments exact to float64 rounding.
 
         Raises:
@@ -146,7 +145,7 @@ class ReferenceFile:
             "data": f"{self.description['data']} + {other.description['data']}",
         }
         keys = [(side.get("keys"), side.get("labels")) for side in sides]
-        return finished(ReferenceFile(members, description, *keys[0], *keys[1]), landmarks=self._landmarks())
+        return finished(Reference(members, description, *keys[0], *keys[1]), landmarks=self._landmarks())
 
     def write(self, path: Path, member: str | None = None) -> None:
         """Write what the path's suffix says: .safetensors, or .npz of one member's moments (`written_member`)."""
@@ -173,7 +172,7 @@ class ReferenceFile:
     def _landmarks(self) -> int:
         return max(0 if m.landmarks is None else len(m.landmarks) for m in self.members.values())
 
-    def _joined(self, other: "ReferenceFile", name: str, rows: dict, fresh: dict) -> MemberReference:
+    def _joined(self, other: "Reference", name: str, rows: dict, fresh: dict) -> Member:
         mine, theirs = self.members[name], other.members[name]
         classes = dict(mine.classes)
         for label, fit in theirs.classes.items():
@@ -202,7 +201,7 @@ def written_member(path: Path, members: Iterable[str], member: str | None) -> st
     return member or members[0]
 
 
-def finished(file: ReferenceFile, *, landmarks: int) -> ReferenceFile:
+def finished(file: Reference, *, landmarks: int) -> Reference:
     """The file with what follows from its samples: bandwidths, landmarks and floors."""
     members = {}
     for name, member in file.members.items():
@@ -216,7 +215,7 @@ def finished(file: ReferenceFile, *, landmarks: int) -> ReferenceFile:
 def _median(rows: Tensor) -> float | None:
     """Median distance between the rows; None where more than half of the pairs coincide."""
     try:
-        return median_distance(Reference.from_features(rows))
+        return median_distance(Real.of(rows))
     except InputError:
         return None
 
@@ -227,7 +226,7 @@ def _centres(rows: Tensor, count: int) -> Tensor:
     return k_means(rows.double(), ones, count, method="k-means", seed=0)
 
 
-def _union(a: ReferenceFile, b: ReferenceFile, prefix: str) -> dict[str, Tensor]:
+def _union(a: Reference, b: Reference, prefix: str) -> dict[str, Tensor]:
     """Sample of both files' items, by their keys."""
     reservoir = Reservoir(int(a.description["sample"]))
     seen: set[int] = set()
@@ -244,7 +243,7 @@ def _union(a: ReferenceFile, b: ReferenceFile, prefix: str) -> dict[str, Tensor]
     return reservoir.state()
 
 
-def _tensors(member: MemberReference) -> dict[str, Tensor]:
+def _tensors(member: Member) -> dict[str, Tensor]:
     fit = member.gaussian
     found = {"mean": fit.mean, "covariance": fit.covariance}
     for key in ("rows", "fresh", "landmarks"):
@@ -256,7 +255,7 @@ def _tensors(member: MemberReference) -> dict[str, Tensor]:
     return found | {f"module/{key}": value for key, value in member.module.items()}
 
 
-def _member(name: str, tensors: Mapping[str, Tensor], described: dict[str, Any]) -> MemberReference:
+def _member(name: str, tensors: Mapping[str, Tensor], described: dict[str, Any]) -> Member:
     mine = {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
     classes = {
         k: Gaussian(mine[f"class/{k}/mean"], mine[f"class/{k}/covariance"], int(mine[f"class/{k}/n"]))
@@ -267,12 +266,12 @@ def _member(name: str, tensors: Mapping[str, Tensor], described: dict[str, Any])
     n, bandwidth = described.pop("n"), described.pop("bandwidth")
     optional = {key: mine.get(key) for key in ("rows", "fresh", "landmarks")}
     gaussian = Gaussian(mine["mean"], mine["covariance"], n)
-    return MemberReference(
+    return Member(
         name, gaussian, bandwidth=bandwidth, classes=classes, module=module, description=described, **optional
     )
 
 
-def _from_npz(path: Path) -> ReferenceFile:
+def _from_npz(path: Path) -> Reference:
     """Moments: two arrays of floating-point numbers, mu "d" and sigma "d d"."""
     held = {}
     try:
@@ -291,5 +290,5 @@ def _from_npz(path: Path) -> ReferenceFile:
     if len(held["mu"]) == 0:
         raise CorruptFileError(f"{path}: mu and sigma are empty; compute the moments again")
     name = "features"
-    member = MemberReference(name, Gaussian(held["mu"], held["sigma"], 0))
-    return ReferenceFile({name: member}, {"data": path.name, "n": 0, "n_fresh": 0})
+    member = Member(name, Gaussian(held["mu"], held["sigma"], 0))
+    return Reference({name: member}, {"data": path.name, "n": 0, "n_fresh": 0})

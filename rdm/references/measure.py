@@ -26,7 +26,7 @@ from rdm.matching.representation import Battery, Representation
 from rdm.matching.statistic import checked
 from rdm.progress import Interrupted, progress, stop_requests
 from rdm.references.accumulate import MomentSums
-from rdm.references.file import MemberReference, ReferenceFile, finished
+from rdm.references.file import Member, Reference, finished
 from rdm.references.partial import State, moments_of, sound_states
 
 PILOT, FIT = 128, 512  # items that set shifts and units; items that encoders are fitted on
@@ -85,7 +85,7 @@ class Survey:
     save_every: float = 20.0  # seconds
     member: str | None = None  # whose moments an .npz gets
 
-    def run(self) -> ReferenceFile | None:
+    def run(self) -> Reference | None:
         """Measure what is missing, write the file (rank 0), return it there.
 
         Raises:
@@ -194,7 +194,7 @@ class Survey:
         sizes = [min(self.items.size, self.items.total - k * self.items.size) for k in range(len(self.items))]
         return sound_states(folder, plan, list(self.encoders.describe()), self._blank, sizes)
 
-    def _file(self, state: State) -> ReferenceFile:
+    def _file(self, state: State) -> Reference:
         samples = {side: reservoir.state() for side, reservoir in state.samples.items()}
         here, fresh = samples["reference"], samples["fresh"]
         check_apart(here.get("keys"), fresh.get("keys"))
@@ -204,7 +204,7 @@ class Survey:
             module = modules[name].module.state_dict() if name in modules else {}  # type: ignore[union-attr]
             classes = {k: s.gaussian() for k, s in sorted(state.classes[name].items()) if k >= 0 and s.count > 1}
             gaussian = state.moments[name].gaussian()
-            members[name] = MemberReference(
+            members[name] = Member(
                 name,
                 replace(gaussian, mean=gaussian.mean.cpu(), covariance=gaussian.covariance.cpu()),
                 here.get(name),
@@ -224,7 +224,7 @@ class Survey:
             "split": self.items.share,
         }
         keys = (here.get("keys"), here.get("labels"), fresh.get("keys"), fresh.get("labels"))
-        return finished(ReferenceFile(members, description, *keys), landmarks=self.landmarks)
+        return finished(Reference(members, description, *keys), landmarks=self.landmarks)
 
 
 def _until(stopping: Callable[[], bool], batches: Iterator[Batch]) -> Iterator[Batch]:

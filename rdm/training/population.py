@@ -30,7 +30,7 @@ from rdm.matching.objective import Objective
 from rdm.matching.representation import Battery, Representation, as_battery
 from rdm.matching.statistic import Cat, Statistic, Summary, checked
 from rdm.numbers import Count, check
-from rdm.references.rows import Reference
+from rdm.references.encoded import encoded
 from rdm.registry import memories, objectives
 from rdm.training.replay import (
     Chunk,
@@ -136,7 +136,7 @@ class Population:
         self._looked = False  # at the range of what is generated
         self.battery = battery.fitted(items, condition).to(items.device)
         for representation, weight in zip(self.battery.members, self.battery.member_weights, strict=True):
-            reference = Reference.measure(items, representation, condition=condition, cache=cache)
+            reference = encoded(items, representation, condition=condition, cache=cache)
             self.terms.append(_Term(representation, weight, reference.features[:1].clone(), *objective.bind(reference)))
 
     def backward(

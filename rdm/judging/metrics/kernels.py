@@ -19,7 +19,6 @@ from rdm.api import (
     Positive,
     Range,
     Real,
-    Reference,
     between,
     generated,
     metrics,
@@ -46,7 +45,7 @@ class _KernelDistance(Distance):
         x = thin(generated(x, real, least=self.least, user=self.user), ROWS, seed, "generated")
         rows = thin(real.required_rows(self.user), ROWS, seed, "reference").to(x.device)
         objective = self.objective(real)
-        statistic, target = objective.bind(Reference.from_features(rows))
+        statistic, target = objective.bind(Real.of(rows))
         summary = statistic.measure(x, torch.ones(len(x), dtype=torch.float64, device=x.device))
         value = float(objective.distance(summary, target))
         sums = _kernel_sums(target.kernel, summary.value.double() if target.kernel.exact else summary.value, target)
