@@ -65,17 +65,25 @@ def test_the_added_objective_passes_the_tests_of_every_objective(monkeypatch):
 
 def _arguments(test) -> list[dict]:
     """What pytest would call a test with, for the README's objective alone."""
-    own = {"name": "marginal_energy", "example": {}}
-    called = {key: own[key] for key in inspect.signature(test).parameters if key in own}
-    if "name" not in called:
-        return []  # a test of some members, not of each
-    others = {mark.args[0]: mark.args[1] for mark in test.pytestmark if mark.args[0] not in ("name", "name, example")}
-    others["parameter"] = [f.name for f in dataclasses.fields(rdm.registry.objectives["marginal_energy"].build)]
-    others = {key: values for key, values in others.items() if key in inspect.signature(test).parameters}
-    if missing := set(inspect.signature(test).parameters) - {*called, *others}:
-        assert missing == {"wrong"}, test  # values that some members once took
-        return []
-    return [called | dict(zip(others, values, strict=True)) for values in itertools.product(*others.values())]
+    marks = {mark.args[0]: mark.args[1] for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"}
+    over = {key: values for key, values in marks.items() if key.partition(",")[0] == "name"}
+    if not any(_members(values) >= set(rdm.names("objectives")) - {"marginal_energy"} for values in over.values()):
+        return []  # a test of no member, or of some
+    own = {
+        "name": ["marginal_energy"],
+        "example": [{}],
+        "parameter": [f.name for f in dataclasses.fields(rdm.registry.objectives["marginal_energy"].build)],
+    }
+    others = {key: values for key, values in marks.items() if key not in over}
+    taken = {key: values for key, values in {**own, **others}.items() if key in inspect.signature(test).parameters}
+    assert set(taken) == set(inspect.signature(test).parameters), test
+    return [dict(zip(taken, values, strict=True)) for values in itertools.product(*taken.values())]
+
+
+def _members(cases) -> set[str]:
+    """Names in the first place of a test's cases."""
+    values = [getattr(case, "values", case) for case in cases]
+    return {value if isinstance(value, str) else value[0] for value in values}
 
 
 def test_files_and_commands_that_the_readme_names_exist():
