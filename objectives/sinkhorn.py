@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from objectives._optional import require
 from objectives._sinkhorn import Cost, Potentials, Problem, diameter, solve, temperatures
-from rdm.api import EDGE, Count, InputError, Objective, Positive, Range, Real, Samples, Traits, objectives
+from rdm.api import EDGE, Count, InputError, Objective, Positive, Range, Real, Samples, Traits, objectives, require
 
 
 class TransportTarget(NamedTuple):
@@ -82,7 +81,7 @@ class Sinkhorn(Objective):
     def __post_init__(self) -> None:  # noqa: D105
         super().__post_init__()
         if self.backend == "geomloss":
-            require("geomloss", extra="ot", user='sinkhorn with backend="geomloss"')
+            require("geomloss", extra="ot", owner='sinkhorn with backend="geomloss"')
             if self.p not in (1, 2) or self.sweeps != 1:
                 raise InputError(
                     f"sinkhorn: geomloss has p 1 and 2 and one last sweep; got p={self.p} and sweeps={self.sweeps}; "
@@ -153,7 +152,7 @@ class Sinkhorn(Objective):
         return 0.1 * float((2 * variance).sqrt())
 
     def _geomloss(self, x: Tensor, weights: Tensor, y: Tensor, target: TransportTarget) -> Tensor:
-        peer = require("geomloss", extra="ot", user='sinkhorn with backend="geomloss"').SamplesLoss(
+        peer = require("geomloss", extra="ot", owner='sinkhorn with backend="geomloss"').SamplesLoss(
             "sinkhorn", p=int(self.p), blur=target.blur, reach=self._reach, scaling=self.scaling, debias=self.debias,
             diameter=self.diameter, backend="tensorized",
         )  # fmt: skip

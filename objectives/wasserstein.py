@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from objectives._distances import squared_distances
-from objectives._optional import require
-from rdm.api import InputError, Objective, Range, Real, Samples, Traits, objectives
+from rdm.api import InputError, Objective, Range, Real, Samples, Traits, objectives, require
 
 
 class RowsTarget(NamedTuple):
@@ -49,7 +48,7 @@ class Wasserstein(Objective):
 
     def __post_init__(self) -> None:  # noqa: D105
         super().__post_init__()
-        require("ot", extra="ot", user="wasserstein")
+        require("ot", extra="ot", owner="wasserstein")
 
     @property
     def traits(self) -> Traits:  # noqa: D102
@@ -93,7 +92,7 @@ class _PlanCost(torch.autograd.Function):
 
 def _plan(a: Tensor, b: Tensor, cost: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows, columns and masses of the optimal plan's entries (fewer than n + m), and the rows' dual potential."""
-    ot = require("ot", extra="ot", user="wasserstein")
+    ot = require("ot", extra="ot", owner="wasserstein")
     weights = [(w / w.sum()).detach().cpu().numpy() for w in (a, b)]
     plan, log = ot.lp.emd(*weights, cost.cpu().numpy(), numItermax=10_000_000, log=True)
     if log["warning"] is not None:

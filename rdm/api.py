@@ -16,6 +16,7 @@ from rdm.errors import (
     printable,
 )
 from rdm.files.checkpoint import load_weights
+from rdm.files.weights import hub_file, load_strictly, mismatches, read_weights
 from rdm.generators.protocol import FlowGenerator, Generator
 from rdm.judging.evaluation import Judge
 from rdm.judging.ratio import Ratio
@@ -44,7 +45,7 @@ from rdm.registry import (
     representations,
     sources,
 )
-from rdm.trust import confined, refuse_if_confined
+from rdm.trust import confined, refuse_if_confined, require
 
 __all__ = [
     "Balance",
@@ -78,7 +79,6 @@ __all__ = [
     "Range",
     "Ratio",
     "Real",
-    "encoded",
     "Representation",
     "Samples",
     "Seed",
@@ -101,25 +101,31 @@ __all__ = [
     "datasets",
     "decode",
     "draw",
+    "encoded",
     "evaluations",
     "first_line",
     "generated",
     "generators",
+    "hub_file",
     "images",
     "is_grey",
     "landmarks",
+    "load_strictly",
     "load_weights",
     "median_distance",
     "memories",
     "metrics",
+    "mismatches",
     "nearest",
     "networks",
     "objectives",
     "of_groups",
     "of_share",
     "printable",
+    "read_weights",
     "refuse_if_confined",
     "representations",
+    "require",
     "seeded",
     "sources",
     "squared_distances",

@@ -2,18 +2,15 @@
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from rdm.api import CorruptFileError, InputError, MismatchError, confined, first_line, refuse_if_confined, seeded
-from representations._optional import require
+from rdm.api import InputError, MismatchError, confined, first_line, refuse_if_confined, require, seeded
 
 PRETRAINED, RANDOM = "pretrained", "random"
 Network = TypeVar("Network", bound=nn.Module)
@@ -72,38 +69,6 @@ def weights_file(weights: str, expected: str | None, owner: str, pretrained: Cal
     return local_file(str(pretrained()) if weights == PRETRAINED else weights, expected, owner)
 
 
-def hub_file(repository: str, names: Sequence[str], *, allow_download: bool, owner: str) -> Path:
-    """The first of the files `names` that the HuggingFace cache holds; with `allow_download`, fetched into it.
-
-    Raises:
-        InputError: not there (or not to be had), with the place that was looked at.
-    """
-    hub = require("huggingface_hub", extra="vision", owner=owner)
-    for name in names:
-        found = hub.try_to_load_from_cache(repository, name)
-        if isinstance(found, str):
-            return Path(found)
-    cache = require("huggingface_hub.constants", extra="vision", owner=owner).HF_HUB_CACHE
-    missing = require("huggingface_hub.errors", extra="vision", owner=owner).EntryNotFoundError
-    if not allow_download:
-        raise InputError(
-            f"{owner}: weights of {repository!r} ({names[0]}) are not in {cache}; "
-            "give weights=FILE, or allow_download=True to fetch them there"
-        )
-    refuse_if_confined(f"fetch {names[0]} of {repository!r}")
-    for name in names:
-        try:
-            return Path(hub.hf_hub_download(repository, name))
-        except missing:
-            continue
-        except Exception as error:
-            raise InputError(
-                f"{owner}: cannot fetch {name} of {repository!r} into {cache} ({first_line(error)}); "
-                "give weights=FILE with a copy"
-            ) from error
-    raise InputError(f"{owner}: {repository!r} has none of {', '.join(names)}; give weights=FILE")
-
-
 def in_hub(repository: str, subfolder: str | None = None) -> bool:
     """Whether the HuggingFace cache holds weights of a repository."""
     try:
@@ -145,57 +110,6 @@ def url_file(url: str, *, allow_download: bool, owner: str) -> Path:
             raise InputError(f"{owner}: cannot fetch {url} ({first_line(error)}); give weights=FILE") from error
     digits = name.rpartition(".")[0].rpartition("-")[2]
     return local_file(str(path), digits if len(digits) == 8 else None, owner)
-
-
-def read(path: Path, owner: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of a PyTorch file, of which nothing but tensors is unpickled."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
-        raise CorruptFileError(f"{owner}: {path} is not a readable weights file ({first_line(error)})") from error
-    except Exception as error:  # the unpickler's own type, which this file may not name
-        raise CorruptFileError(
-            f"{owner}: {path} holds more than tensors, which is never loaded ({first_line(error)}); "
-            "save its state_dict as safetensors"
-        ) from error
-    for key in ("state_dict", "model"):
-        state = state[key] if isinstance(state, Mapping) and isinstance(state.get(key), Mapping) else state
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CorruptFileError(f"{owner}: {path} holds no mapping from names to tensors")
-    return dict(state)
-
-
-def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, source: object, owner: str) -> None:
-    """Load tensors of the same names and shapes into a module, in its own dtype.
-
-    Counters of batch normalisation may be missing: evaluation does not read them.
-
-    Raises:
-        MismatchError: with the first ten names or shapes that differ.
-    """
-    if wrong := mismatches(module, state):
-        shown = "; ".join(wrong[:10]) + ("; ..." if len(wrong) > 10 else "")
-        raise MismatchError(
-            f"{owner}: weights at {source} are of another architecture, {len(wrong)} tensors differ: {shown}"
-        )
-    module.load_state_dict({**module.state_dict(), **state})
-
-
-def mismatches(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """What differs between a module's tensors and those of a file, a line each."""
-    own = module.state_dict()
-    wrong = []
-    for name in sorted(own.keys() | state.keys()):
-        if name not in state:
-            if not name.endswith("num_batches_tracked"):
-                wrong.append(f"{name} is missing")
-        elif name not in own:
-            wrong.append(f"{name} is unknown")
-        elif own[name].shape != state[name].shape:
-            wrong.append(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(own[name].shape)}")
-    return wrong
 
 
 def untrained(build: Callable[[], Network], seed: int = 0) -> Network:

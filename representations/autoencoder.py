@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rdm.api import InputError, Representation, images, representations
+from rdm.api import InputError, Representation, hub_file, images, representations, require
 from representations._images import Preprocess
-from representations._optional import require
-from representations._weights import PRETRAINED, RANDOM, hub_file, loading, local_file, origin, untrained
+from representations._weights import PRETRAINED, RANDOM, loading, local_file, origin, untrained
 
 FILE = "diffusion_pytorch_model.safetensors"
 TINY = {

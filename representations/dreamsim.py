@@ -5,9 +5,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from rdm.api import InputError, Representation, images, representations
+from rdm.api import InputError, Representation, images, representations, require
 from representations._images import Preprocess
-from representations._optional import require
 from representations._weights import PRETRAINED, loading, sha256
 
 NOTES = {"dimension": "1792", "input": "3 x 224", "pooling": "cls", "licence": "MIT"}

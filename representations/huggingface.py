@@ -7,12 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rdm.api import InputError, Representation, images, representations
+from rdm.api import InputError, Representation, hub_file, images, representations, require
 from representations._images import Preprocess
-from representations._optional import require
 from representations._pooling import MAP, TOKENS, pool, poolings, unknown_pooling
 from representations._transformers import configured, loaded
-from representations._weights import PRETRAINED, RANDOM, hub_file, local_file, origin
+from representations._weights import PRETRAINED, RANDOM, local_file, origin
 
 FILES = ("model.safetensors",)
 POOLER = "pooler"

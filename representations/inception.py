@@ -6,19 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, max_pool2d
 
-from rdm.api import InputError, Representation, images, representations
+from rdm.api import InputError, Representation, images, load_strictly, read_weights, representations
 from representations._images import Preprocess
-from representations._weights import (
-    PRETRAINED,
-    RANDOM,
-    in_torch_hub,
-    load_strictly,
-    origin,
-    read,
-    untrained,
-    url_file,
-    weights_file,
-)
+from representations._weights import PRETRAINED, RANDOM, in_torch_hub, origin, untrained, url_file, weights_file
 
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 
@@ -62,7 +52,7 @@ def inception(
     path = weights_file(weights, sha256, name, lambda: url_file(URL, allow_download=allow_download, owner=name))
     network = untrained(InceptionV3)
     if path is not None:
-        load_strictly(network, read(path, name), source=path, owner=name)
+        load_strictly(network, read_weights(path, name), source=path, owner=name)
     middle, width = (128 / 255, 128 / 255) if scaling == "fid" else (0.5, 0.5)
     module = InceptionEncoder(Preprocess(size, (middle,), (width,), resize), network, output)
     settings = {"output": output, "scaling": scaling, "resize": resize, "size": size, **origin(path)}

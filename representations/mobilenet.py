@@ -3,9 +3,9 @@
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from rdm.api import Representation, images, representations
+from rdm.api import Representation, images, load_strictly, read_weights, representations
 from representations._images import Preprocess
-from representations._weights import RANDOM, load_strictly, local_file, origin, read, untrained
+from representations._weights import RANDOM, local_file, origin, untrained
 
 STAGES = (64,), (128, 128), (256, 256), (512,) * 6, (1024, 1024)  # widths of the blocks; a stage halves the side
 
@@ -32,7 +32,7 @@ def mobilenet(
     path = None if weights == RANDOM else local_file(weights, sha256, name)
     network = untrained(lambda: MobileNetV1(width))
     if path is not None:
-        state = {key: value for key, value in read(path, name).items() if not key.startswith("classifier.")}
+        state = {key: value for key, value in read_weights(path, name).items() if not key.startswith("classifier.")}
         load_strictly(network, state, source=path, owner=name)
     settings = {"width": width, "size": size, **origin(path)}
     module = nn.Sequential(Preprocess(size, (0.5,), (0.5,), "bilinear"), network)

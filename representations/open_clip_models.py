@@ -10,22 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rdm.api import InputError, Inputs, Representation, UnknownNameError, first_line, images, nearest, representations
-from representations._images import Preprocess
-from representations._optional import require
-from representations._weights import (
-    PRETRAINED,
-    RANDOM,
+from rdm.api import (
+    InputError,
+    Inputs,
+    Representation,
+    UnknownNameError,
+    first_line,
     hub_file,
+    images,
     load_strictly,
-    loading,
     mismatches,
-    origin,
-    read,
-    untrained,
-    url_file,
-    weights_file,
+    nearest,
+    read_weights,
+    representations,
+    require,
 )
+from representations._images import Preprocess
+from representations._weights import PRETRAINED, RANDOM, loading, origin, untrained, url_file, weights_file
 
 FILES = "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
 
@@ -169,7 +170,7 @@ def _pretrained(config: Mapping[str, Any], allow_download: bool, owner: str) -> 
 
 
 def _load(library: ModuleType, network: Any, path: Path, owner: str) -> None:
-    state = read(path, owner)
+    state = read_weights(path, owner)
     if mismatches(network, state):
         try:  # a publisher's file, which open_clip converts
             with loading(owner):

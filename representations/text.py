@@ -16,9 +16,9 @@ from rdm.api import (
     first_line,
     refuse_if_confined,
     representations,
+    require,
     tokens,
 )
-from representations._optional import require
 from representations._transformers import configured, loaded
 
 TINY = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

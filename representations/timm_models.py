@@ -7,23 +7,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rdm.api import Representation, UnknownNameError, images, nearest, representations
-from representations._images import Preprocess
-from representations._optional import require
-from representations._pooling import MAP, TOKENS, Tapped, pool, poolings, unknown_pooling
-from representations._weights import (
-    PRETRAINED,
-    RANDOM,
-    checked_arguments,
+from rdm.api import (
+    Representation,
+    UnknownNameError,
     hub_file,
+    images,
     load_strictly,
-    loading,
     mismatches,
-    origin,
-    read,
-    untrained,
-    weights_file,
+    nearest,
+    read_weights,
+    representations,
+    require,
 )
+from representations._images import Preprocess
+from representations._pooling import MAP, TOKENS, Tapped, pool, poolings, unknown_pooling
+from representations._weights import PRETRAINED, RANDOM, checked_arguments, loading, origin, untrained, weights_file
 
 FILES = "model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
 WEIGHTS = "pretrained", "checkpoint", "cache_dir"  # beginnings of arguments by which timm looks for weights itself
@@ -156,7 +154,7 @@ def _network(library: ModuleType, model: str, options: dict[str, Any], path: Pat
     network = untrained(build)
     if path is None:
         return network
-    state = read(path, owner)
+    state = read_weights(path, owner)
     if options.get("num_classes") == 0:
         head = f"{network.default_cfg['classifier']}."
         state = {name: tensor for name, tensor in state.items() if not name.startswith(head)}

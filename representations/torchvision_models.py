@@ -6,18 +6,25 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rdm.api import InputError, Representation, UnknownNameError, images, nearest, representations
+from rdm.api import (
+    InputError,
+    Representation,
+    UnknownNameError,
+    images,
+    load_strictly,
+    nearest,
+    read_weights,
+    representations,
+    require,
+)
 from representations._images import Preprocess, Resize
-from representations._optional import require
 from representations._pooling import Tapped, pool, unknown_pooling
 from representations._weights import (
     PRETRAINED,
     RANDOM,
     checked_arguments,
-    load_strictly,
     loading,
     origin,
-    read,
     untrained,
     url_file,
     weights_file,
@@ -77,7 +84,7 @@ def torchvision(
 
     path = weights_file(weights, sha256, owner, pretrained)
     if path is not None:
-        load_strictly(network, read(path, owner), source=path, owner=owner)
+        load_strictly(network, read_weights(path, owner), source=path, owner=owner)
     module = TorchvisionEncoder(Preprocess(size, mean, std, resize, bgr=bgr), network, pool, layer, owner=owner)
     settings = {
         "output": LOGITS if pool == LOGITS else "features",

@@ -5,8 +5,8 @@ from types import ModuleType
 
 import pytest
 
+from rdm.api import require
 from rdm.errors import InputError
-from representations._optional import require
 
 
 def peer(name: str) -> ModuleType:

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import rdm
+from rdm.api import read_weights, require
 from rdm.errors import CorruptFileError, InputError, MismatchError
 from rdm.registry import representations
 from representations._images import resized
-from representations._optional import require
-from representations._weights import local_file, read, sha256, untrained
+from representations._weights import local_file, sha256, untrained
 from representations.encoders import ROWS
 from representations.inception import InceptionV3
 from tests.peers import peer
@@ -351,13 +351,13 @@ def test_weights_files_are_never_unpickled(tmp_path):
 
     torch.save({"weight": Harm()}, tmp_path / "harm.pth")
     with pytest.raises(CorruptFileError, match="holds more than tensors, which is never loaded"):
-        read(tmp_path / "harm.pth", "x")
+        read_weights(tmp_path / "harm.pth", "x")
     assert not ran.exists()
     (tmp_path / "short.safetensors").write_bytes(b"\x10")
     with pytest.raises(CorruptFileError, match="not a readable weights file"):
-        read(tmp_path / "short.safetensors", "x")
+        read_weights(tmp_path / "short.safetensors", "x")
     torch.save({"state_dict": {"weight": torch.ones(2)}}, tmp_path / "good.pth")
-    assert torch.equal(read(tmp_path / "good.pth", "x")["weight"], torch.ones(2))
+    assert torch.equal(read_weights(tmp_path / "good.pth", "x")["weight"], torch.ones(2))
 
 
 def test_the_logits_of_the_mobile_battery_know_the_classes_of_imagenette():

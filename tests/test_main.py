@@ -104,7 +104,7 @@ def test_train_encoder_then_use_it(at, capsys):
         "rdm.train.evaluation = None",
     ]
     assert main(["train", "generator.gin", "--out", "two", *(x for b in bindings for x in ("--bind", b))]) == 2
-    assert "do not fit ConvClassifier" in capsys.readouterr().err
+    assert "ConvClassifier: weights at runs/classifier are of another architecture" in capsys.readouterr().err
     bindings += [
         "networks.conv_classifier.width = 4",
         "representations.classifier.network = @networks.conv_classifier()",

@@ -20,6 +20,7 @@ from safetensors.torch import save
 
 import rdm
 from rdm.__main__ import main
+from rdm.api import require
 from rdm.app.commands import _evaluate, draw_report
 from rdm.data.source import FORMATS, BrokenItem, Form, decode, open_source
 from rdm.data.sources.image_folder import PICTURES
@@ -31,7 +32,6 @@ from rdm.references.file import Reference
 from rdm.registry import batteries
 from rdm.reports.sweep import print_summary, write_csv, write_sweep_report
 from rdm.trust import confined, paths_outside
-from representations._optional import require
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 import rdm
+from rdm.api import require
 from rdm.errors import InputError, MismatchError
-from representations._optional import require
 
 V = 12
 BERT = {"vocab_size": V, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,

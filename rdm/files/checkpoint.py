@@ -1,13 +1,13 @@
 """Checkpoints: everything a run needs to go on bit for bit, in folders that are whole or absent."""
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
-from rdm.errors import CorruptFileError, InputError, MismatchError
+from rdm.errors import CorruptFileError, InputError
 from rdm.files.schema import anything, exactly, expect, finite, like, mapped, record
 from rdm.files.store import (
     digest,
@@ -20,6 +20,7 @@ from rdm.files.store import (
     write_json,
     write_tensors,
 )
+from rdm.files.weights import read_weights, refuse_mismatches
 
 TENSORS, REST = "state.safetensors", "state.json"
 
@@ -84,40 +85,41 @@ def read_checkpoint(path: Path) -> tuple[int, dict[str, Any]]:
         raise CorruptFileError(f"{path} is damaged ({error})") from error
 
 
-def load_weights(module: nn.Module, path: str) -> None:
-    """Load a module's weights from a run folder, a checkpoint folder or a safetensors file; average preferred.
+def load_weights(
+    module: nn.Module,
+    path: str,
+    *,
+    entry: str | None = None,
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+) -> None:
+    """Load a module's weights strictly from a run folder, a checkpoint folder (average preferred) or a file.
+
+    Args:
+        module: what the weights are of.
+        path: the place.
+        entry: the mapping that is read where a file holds several ("model_ema1", ...).
+        rename: gives the tensors of a file the module's names; folders of ours have them already.
 
     Raises:
         InputError: nothing there, with the place that was looked at.
-        MismatchError: the weights are of another network.
+        MismatchError: the weights are of another network, with the first ten differences.
     """
     source = Path(path)
     if source.is_file():
-        try:
-            weights = load_file(source)
-        except Exception as error:  # safetensors raises its own type, and OSError
-            raise CorruptFileError(f"{source} is not a readable safetensors file ({error})") from error
+        weights = rename(read_weights(source, type(module).__name__, entry=entry))
     else:
         found = [source] if (source / TENSORS).exists() else complete_checkpoints(source / "checkpoints")
         if not found:
             raise InputError(
-                f"expected weights at {source} (a run folder, a checkpoint or a safetensors file); there are none; "
-                "train them first or correct the path"
+                f"expected weights at {source} (a run folder, a checkpoint, a safetensors or PyTorch file); there are "
+                "none; train them first or correct the path"
             )
         _, state = read_checkpoint(found[-1])
         expect(state, mapped(anything), found[-1])
         weights = state.get("average") or state.get("model") or {}
-    expected = module.state_dict()
     expect(weights, mapped(finite(any_type=True)), source, "train them again")
-    wrong = sorted(
-        {k for k in expected if k not in weights or weights[k].shape != expected[k].shape}
-        | (set(weights) - set(expected))
-    )
-    if wrong:
-        raise MismatchError(
-            f"weights at {source} do not fit {type(module).__name__}: {len(wrong)} tensors differ, "
-            f"{wrong[0]!r} the first; give the network's hyperparameters that they were trained with"
-        )
+    refuse_mismatches(module, weights, source=source, owner=type(module).__name__)
+    expected = module.state_dict()
     fits = record({k: like(v) if not v.is_floating_point() else finite() for k, v in expected.items()})
     expect(weights, fits, source, "train them again")
     module.load_state_dict(weights)
