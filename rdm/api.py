@@ -17,7 +17,7 @@ from rdm.errors import (
 )
 from rdm.files.checkpoint import load_weights
 from rdm.files.weights import hub_file, load_strictly, mismatches, read_weights
-from rdm.generators.protocol import FlowGenerator, Generator
+from rdm.generators.protocol import FlowGenerator, FlowMap, Generator, Solver, over
 from rdm.judging.evaluation import Judge
 from rdm.judging.ratio import Ratio
 from rdm.matching.balance import Balance, SelfNormalized, Uniform
@@ -28,7 +28,7 @@ from rdm.matching.objective import Objective, Traits
 from rdm.matching.real import Gaussian, Real, draw, thin
 from rdm.matching.representation import Battery, Precision, Representation, assemble
 from rdm.matching.statistic import Cat, Moments, Samples, Statistic, Sum, Summary, checked
-from rdm.numbers import EDGE, Count, Nonnegative, Positive, Range, Seed, Several, Size
+from rdm.numbers import EDGE, Count, Fraction, Nonnegative, Positive, Range, Seed, Several, Size
 from rdm.randomness import seeded, stream
 from rdm.references.encoded import encoded
 from rdm.references.landmarks import landmarks
@@ -59,6 +59,8 @@ __all__ = [
     "EMA",
     "Estimate",
     "FlowGenerator",
+    "FlowMap",
+    "Fraction",
     "Gaussian",
     "Generator",
     "InputError",
@@ -85,6 +87,7 @@ __all__ = [
     "SelfNormalized",
     "Several",
     "Size",
+    "Solver",
     "Source",
     "Statistic",
     "Sum",
@@ -121,6 +124,7 @@ __all__ = [
     "objectives",
     "of_groups",
     "of_share",
+    "over",
     "printable",
     "read_weights",
     "refuse_if_confined",

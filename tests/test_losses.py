@@ -26,6 +26,15 @@ class OneOff(FlowGenerator):
         return x / t[:, None] + self.more
 
 
+class Still(OneOff):
+    """No velocity at all: the error is the noise itself where data is at 0."""
+
+    noise_scale = 3.0
+
+    def velocity(self, x, t, condition):
+        return 0 * x * self.more
+
+
 class Third(nn.Module):
     """Even logits of three classes, the first a hair ahead."""
 
@@ -61,3 +70,10 @@ def test_the_logged_loss_and_accuracy_are_those_of_all_ranks(tmp_path):
     for found in (logged(), *(torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))):
         assert found["FlowMatching"]["loss"] == pytest.approx(1, rel=1e-4)
         assert found["Classification"] == pytest.approx({"loss": math.log(3), "accuracy": 1.0}, rel=1e-5)
+
+
+def test_flow_matching_draws_noise_of_the_models_scale():
+    setting = Setting(Dataset("grey", torch.full((5, 2), 0.5), torch.zeros(5).long(), 3), 0, torch.device("cpu"), None)
+    loss = FlowMatching(batch=4096)
+    loss.prepare(model := Still(), setting, resumed=False)
+    assert loss.backward(model, 0)["loss"] == pytest.approx(9, rel=0.05)

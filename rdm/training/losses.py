@@ -5,7 +5,6 @@ gradients are summed afterwards, so every per-sample loss divides by the number 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +18,7 @@ from rdm.files.schema import expect, record
 from rdm.generators.protocol import FlowGenerator, Generator
 from rdm.matching.balance import Balance
 from rdm.matching.memory import Memory
-from rdm.matching.objective import Objective, by_member
+from rdm.matching.objective import Objective
 from rdm.matching.representation import Battery
 from rdm.numbers import Count, Share, Size, validated
 from rdm.randomness import stream
@@ -69,7 +68,7 @@ class Matching(Loss):
 
     def __init__(
         self,
-        objective: Objective | Mapping[str, Objective],
+        objective: Objective,
         battery: Battery,
         population: Count = 1024,
         chunk: Count | None = None,
@@ -78,7 +77,6 @@ class Matching(Loss):
         normalize_gradient: bool = False,
         warm_up: Size = 0,
     ):
-        by_member(objective, [each.name for each in battery.members])
         self.objective, self.battery, self.population = objective, battery, population
         self.options = {"chunk": chunk, "memory": memory, "balance": balance, "normalize_gradient": normalize_gradient}
         self.warm_up = warm_up
@@ -125,7 +123,7 @@ class Matching(Loss):
 
 @validated
 class FlowMatching(Loss):
-    """Mean squared error of the velocity, E |v(x_t, t) - (z - x_0)|^2, with t uniform.
+    """Mean squared error of the velocity, E |v(x_t, t) - (z - x_0)|^2, with t uniform and z of the model's noise scale.
 
     Source: Lipman et al. (2023), "Flow Matching for Generative Modeling", equation 23, with time reversed: t = 1 is
     noise. Cost: one forward and backward of `batch` images.
@@ -146,7 +144,7 @@ class FlowMatching(Loss):
         source = stream(self.setting.seed, "flow", step, rank())
         images, labels = self.setting.data.draw(_rows(self.batch), source)
         x0 = images * 2 - 1
-        z = torch.randn(x0.shape, generator=source).to(x0)
+        z = model.noise_scale * torch.randn(x0.shape, generator=source).to(x0)
         t = torch.rand(len(x0), generator=source).to(x0)
         tt = t.view(-1, *[1] * (x0.ndim - 1))
         error = model.velocity((1 - tt) * x0 + tt * z, t, labels) - (z - x0)
