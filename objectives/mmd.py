@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from objectives._bandwidth import Bandwidth, bandwidths, radial
+from objectives._bandwidth import Bandwidth, bandwidths, is_fitted, radial
 from objectives._discrepancy import Estimator, KernelTarget, discrepancy, kernel_target
 from objectives._kernels import Kernel, Polynomial
 from rdm.api import Objective, Positive, Real, Samples, Traits, objectives
@@ -16,7 +16,7 @@ from rdm.api import Objective, Positive, Real, Samples, Traits, objectives
     examples=(
         {"bandwidth": [1.0, 3.0]},
         {"estimator": "unbiased"},
-        {"kernel": "laplacian"},
+        {"kernel": "laplacian", "bandwidth": ("median", 1.5)},
         {"kernel": "inverse_multiquadric", "bandwidth": 2.0, "estimator": "unbiased"},
         {"kernel": "rational_quadratic", "bandwidth": [0.7, 2.0], "alpha": 0.5},
         {"kernel": "polynomial"},
@@ -39,8 +39,9 @@ class MMD(Objective):
     - rational_quadratic: (1 + r^2 / 2 alpha sigma^2)^(-alpha), as in Binkowski et al. (2018) with sigma = 1
     - polynomial: (x.y / d + 1)^3, KID's, of the rows as they are; no bandwidth, in float64, not translation invariant
 
-    Kernels of a list of bandwidths are summed. bandwidth "median": the square root of the median squared pairwise
-    distance of the reference (10,000 rows at most), fitted once. The laplacian has a cusp at r = 0: rows that coincide
+    bandwidth "median": the square root of the median squared pairwise distance of the reference (10,000 rows at most),
+    fitted once; ("median", 0.25) is a quarter of it. Kernels of a list of bandwidths are summed: numbers and such
+    multiples, [("median", 0.5), ("median", 2.0), 3.0]. The laplacian has a cusp at r = 0: rows that coincide
     (within 1e-7 of their distance from the mean) do not pull each other.
 
     Shapes:
@@ -71,7 +72,7 @@ class MMD(Objective):
     @property
     def traits(self) -> Traits:  # noqa: D102
         biased, fitted = self.estimator == "biased", self.kernel != "polynomial"
-        symmetric = not (fitted and self.bandwidth == "median")
+        symmetric = not (fitted and is_fitted(self.bandwidth))
         return Traits(
             nonnegative=biased,
             zero_at_identity=biased,

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from objectives._bandwidth import Bandwidth, bandwidths
+from objectives._bandwidth import Bandwidth, bandwidths, is_fitted, scales
 from rdm.api import Count, InputError, Objective, Real, Samples, Seed, Statistic, Sum, Summary, Traits, objectives
 
 BLOCK = 4096  # rows measured at a time
@@ -93,27 +93,27 @@ class RandomFourierMMD(Objective):
 
     def __post_init__(self) -> None:  # noqa: D105
         super().__post_init__()
-        count = len(self.bandwidth) if isinstance(self.bandwidth, list | tuple) else 1
+        count = len(scales(self.bandwidth))
         if self.features % (2 * count):
             raise InputError(f"features must be a multiple of 2 x {count} bandwidths; got {self.features}")
 
     @property
     def traits(self) -> Traits:  # noqa: D102
-        return Traits(symmetric=self.bandwidth != "median")
+        return Traits(symmetric=not is_fitted(self.bandwidth))
 
     def bind(self, reference: Real) -> tuple[FourierMean, FourierTarget]:
         """Frequencies from the seed and the fitted bandwidth; the target is the reference's mean features."""
-        scales = bandwidths(self.bandwidth, reference)
-        frequencies = self._frequencies(reference.dimension, scales).to(reference.place)
+        widths = bandwidths(self.bandwidth, reference)
+        frequencies = self._frequencies(reference.dimension, widths).to(reference.place)
         statistic = FourierMean(reference.mean, frequencies)
         measured = reference.summarize(statistic, user="mmd_rff")
-        return statistic, FourierTarget(measured.value / measured.mass, len(scales) / len(frequencies))
+        return statistic, FourierTarget(measured.value / measured.mass, len(widths) / len(frequencies))
 
     def distance(self, summary: Any, target: FourierTarget, *, generator: Any = None) -> Tensor:
         """The mean squared difference of the mean features."""
         return (summary.value / summary.mass - target.mean).square().sum() * target.scale
 
-    def _frequencies(self, d: int, scales: tuple[float, ...]) -> Tensor:
+    def _frequencies(self, d: int, widths: tuple[float, ...]) -> Tensor:
         """P frequencies as rows, float64 on the CPU."""
         source = torch.Generator().manual_seed(self.seed)
         count = self.features // 2
@@ -122,7 +122,7 @@ class RandomFourierMMD(Objective):
         if self.orthogonal:
             lengths = torch.randn(count, d, generator=source, dtype=torch.float64).norm(dim=1)
             normal = _orthonormal(normal) * lengths[:, None]
-        scale = torch.tensor(scales, dtype=torch.float64).repeat(count // len(scales))
+        scale = torch.tensor(widths, dtype=torch.float64).repeat(count // len(widths))
         return normal * (spread / scale)[:, None]
 
 

@@ -69,7 +69,7 @@ class Sinkhorn(Objective):
     2.0
     """
 
-    blur: Positive | Literal["auto"] = "auto"
+    blur: Positive | Literal["auto"] | tuple[Literal["auto"], Positive] = "auto"
     p: Annotated[float, Range(least=1, most=2)] = 2
     scaling: Annotated[float, Range(least=1e-3, most=0.9999)] = 0.5
     debias: bool = True
@@ -92,7 +92,9 @@ class Sinkhorn(Objective):
     def traits(self) -> Traits:
         """Symmetric and zero at equal samples to the sweeps' convergence."""
         return Traits(
-            zero_at_identity=self.debias, symmetric=self.blur != "auto", learned_weights=self.backend == "rdm"
+            zero_at_identity=self.debias,
+            symmetric=isinstance(self.blur, int | float),
+            learned_weights=self.backend == "rdm",
         )
 
     def bind(self, reference: Real) -> tuple[Samples, TransportTarget]:
@@ -144,12 +146,13 @@ class Sinkhorn(Objective):
         return -(rho + blur**self.p) * torch.expm1(-potential / rho)
 
     def _blur(self, rows: Tensor, weights: Tensor) -> float:
-        if self.blur != "auto":
+        if isinstance(self.blur, int | float):
             return float(self.blur)
+        multiple = 1.0 if self.blur == "auto" else self.blur[1]
         variance = weights @ (rows.double() - weights @ rows.double()).square().sum(1)
         if float(variance) <= 0:
             raise InputError('sinkhorn: blur "auto" needs a reference whose rows differ; give a number')
-        return 0.1 * float((2 * variance).sqrt())
+        return 0.1 * float(multiple) * float((2 * variance).sqrt())
 
     def _geomloss(self, x: Tensor, weights: Tensor, y: Tensor, target: TransportTarget) -> Tensor:
         peer = require("geomloss", extra="ot", owner='sinkhorn with backend="geomloss"').SamplesLoss(

@@ -80,7 +80,27 @@ def test_median_bandwidth_is_the_median_of_distances():
     assert math.isclose(rdm.distance("mmd", x, y), rdm.distance("mmd", x, y, bandwidth=median), rel_tol=1e-10)
 
 
-@pytest.mark.parametrize("wrong", [0, -1.0, [], [1.0, 0.0], "mean", float("inf")])
+@pytest.mark.parametrize("name", ["mmd", "mmd_rff", "mmd_nystrom"])
+@pytest.mark.parametrize("bandwidth, multiples", [
+    (("median", 0.25), [0.25]), (["median", 0.25], [0.25]), ([("median", 0.5), ("median", 2), 3.0], [0.5, 2, None]),
+    ([("median", 1)], [1]), ("median", [1]), ((3.0, ["median", 0.5]), [None, 0.5]),
+])  # fmt: skip
+def test_bandwidths_are_multiples_of_the_median_and_numbers_in_lists(name, bandwidth, multiples):
+    g = torch.Generator().manual_seed(0)
+    y = torch.randn(31, 3, generator=g, dtype=torch.float64) * 2
+    median = float(torch.pdist(y).square().median()) ** 0.5
+    plain = [3.0 if multiple is None else multiple * median for multiple in multiples]
+    options = {"features": 96} if name == "mmd_rff" else {}
+    chosen = rdm.objective(name, bandwidth=bandwidth, **options)
+    assert not chosen.traits.symmetric and hash(rdm.objective("mmd", bandwidth=("median", 0.5)))
+    value = rdm.distance(name, y[:9] + 1, y, bandwidth=bandwidth, **options)
+    assert math.isclose(value, rdm.distance(name, y[:9] + 1, y, bandwidth=plain, **options), rel_tol=1e-10)
+
+
+@pytest.mark.parametrize("wrong", [
+    0, -1.0, [], [1.0, 0.0], "mean", float("inf"), ("median", 0), ("median",), ("median", 0.5, 1.0), ("mean", 1.0),
+    [("median", 0.5), "median"], [("median", -1.0)], (0.5, "median"), ("median", "median"),
+])  # fmt: skip
 def test_wrong_bandwidth(wrong):
     with pytest.raises(InputError, match="bandwidth"):
         rdm.objective("mmd", bandwidth=wrong)

@@ -131,7 +131,8 @@ def test_auto_blur_is_a_tenth_of_the_typical_distance():
     pair = sets()
     y = pair.y - pair.b @ pair.y
     blur = 0.1 * math.sqrt(2 * float(pair.b @ y.square().sum(1)))
-    assert math.isclose(with_gradient(pair)[0], with_gradient(pair, blur=blur)[0], rel_tol=1e-9)
+    for given, number in ("auto", blur), (("auto", 1), blur), (["auto", 2.5], 2.5 * blur):
+        assert math.isclose(with_gradient(pair, blur=given)[0], with_gradient(pair, blur=number)[0], rel_tol=1e-9)
     with pytest.raises(InputError, match="rows differ"):
         rdm.distance("sinkhorn", pair.x, torch.ones(4, 3, dtype=torch.float64))
 
@@ -203,6 +204,8 @@ def test_wrong_hyperparameters():
         ({"p": 3}, "p must be a number from 1 to 2"),
         ({"blur": 0}, "blur must be"),
         ({"blur": "median"}, "blur must be"),
+        ({"blur": ("median", 1.0)}, "blur must be"),
+        ({"blur": ("auto", 0)}, "blur must be"),
         ({"scaling": 1.0}, "scaling must be a number from 0.001"),
         ({"reach": -1.0}, "reach must be"),
         ({"reach": float("inf")}, "reach must be .* or None"),
