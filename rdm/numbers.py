@@ -76,16 +76,18 @@ Workers = Annotated[int, Range(least=0, most=256)]  # more processes than that o
 Device = Annotated[str | torch.device, Here()]
 
 
-def validated(build: T) -> T:
+def validated(build: T, name: str = "") -> T:
     """Check what a function, or a class when it is built, is given against its annotations; defaults are not checked.
+
+    Errors call it by `name`, its own by default.
 
     Raises:
         ParameterError: at the call, for the first parameter that does not fit.
     """
     if not isinstance(build, type):
-        return _checking(build, getattr(build, "__name__", repr(build)))  # type: ignore[return-value]
+        return _checking(build, name or getattr(build, "__name__", repr(build)))  # type: ignore[return-value]
     if isinstance(build.__init__, types.FunctionType):
-        build.__init__ = _checking(build.__init__, build.__name__)  # type: ignore[misc]
+        build.__init__ = _checking(build.__init__, name or build.__name__)  # type: ignore[misc]
     return build  # type: ignore[return-value]
 
 

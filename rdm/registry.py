@@ -78,7 +78,7 @@ class Registry(Mapping[str, Entry]):
         """Register the decorated class or function under `name`; a taken name is an error."""
 
         def add(given: T) -> T:
-            build = validated(given)
+            build = validated(given, name)
             taken = self._entries.get(name)
             if taken is not None:
                 raise InputError(

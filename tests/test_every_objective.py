@@ -321,7 +321,7 @@ def test_a_wrong_hyperparameter_is_refused_by_its_name(name, parameter):
     """Of any type, at either edge of a number's range: refused in one line that names it, or taken and kept."""
     example = next(e for e in rdm.registry.objectives[name].examples if parameter in e or parameter != "objective")
     for wrong in (object(), float("nan"), -float("inf"), 1j, -1e300, 1e-300, torch.ones(2), {}, [], [[1.0]], b"x", len):
-        with pytest.raises(InputError, match=rf"^{parameter} must be .*; got ") as caught:
+        with pytest.raises(InputError, match=rf"^{name}: {parameter} must be .*; got ") as caught:
             rdm.objective(name, **{**example, parameter: wrong})
         assert "\n" not in str(caught.value)
     for value in (None, True, "x", "1", 2.5, 10**12, 1e300, float("inf"), [1.0, None], (True,), -(2**80)):

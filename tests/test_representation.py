@@ -11,7 +11,7 @@ from torch import nn
 import rdm
 from rdm.data.inputs import images, tokens, waveforms
 from rdm.errors import InputError
-from rdm.files.store import write_tensors
+from rdm.files.store import read_tensors, write_tensors
 from rdm.matching.objective import compare
 from rdm.matching.representation import Battery, Representation
 from rdm.references.encoded import encoded
@@ -123,7 +123,8 @@ def test_reference_cache_is_read_and_checked(tmp_path):
     assert torch.equal(first.features, second.features) and path.stat().st_mtime_ns == stamp
     encoded(items + 1e-3, pixels, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
-    write_tensors(path, {"features": first.features}, {**first.origin, "fingerprint": "0" * 64})
+    tensors, origin = read_tensors(path)
+    write_tensors(path, tensors, {**origin, "fingerprint": "0" * 64})
     with pytest.warns(UserWarning, match="fingerprint '0000.*the reference is measured"):
         assert torch.equal(encoded(items, pixels, cache=tmp_path).features, first.features)
 
