@@ -29,7 +29,7 @@ class Noisy(nn.Module):
     """A representation with randomness at each call, to see random states resumed."""
 
     def forward(self, items):
-        return items.flatten(1) + 0.01 * torch.randn(len(items), 64)
+        return items.flatten(1) + 0.01 * torch.randn(len(items), 64, device=items.device)
 
 
 def arguments(kind: str, out: Path, **changes) -> dict:
