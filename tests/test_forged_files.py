@@ -24,12 +24,13 @@ from rdm.data.dataset import Dataset
 from rdm.errors import InputError
 from rdm.files.checkpoint import read_checkpoint, save_checkpoint
 from rdm.files.store import digest, pack, read_tensors, write_json, write_tensors
-from rdm.judging.samples import Rows, battery_of, judge
+from rdm.judging.samples import Rows, judge
 from rdm.matching.memory import EMA, Queue
 from rdm.matching.representation import Battery
 from rdm.references import measure
 from rdm.references.encoded import encoded
 from rdm.references.file import Reference
+from rdm.references.pairing import battery_of
 from rdm.references.partial import sound_states
 from rdm.registry import generators, representations
 from rdm.training.losses import Matching
@@ -95,7 +96,7 @@ def test_a_reference_of_pictures_and_its_fitted_encoders(folder, tmp_path, share
 
     def answer(path):
         file = Reference.load(path)
-        battery = battery_of(file, file.description["form"]["shape"], path, torch.device("cpu"))
+        battery = battery_of(file, path, torch.device("cpu"))
         return {m.name: m(items).tolist() for m in (*battery.members, *battery.held_out)}
 
     whole = folder / "pictures.safetensors"

@@ -14,12 +14,13 @@ from rdm.distributed import rank, started
 from rdm.errors import InputError, MismatchError
 from rdm.files.checkpoint import is_run, load_weights
 from rdm.files.store import described, write_bytes, write_json
-from rdm.judging.samples import DOWNLOAD, Verdict, as_json, battery_of, encode, judge, rows_of_table
+from rdm.judging.samples import Verdict, as_json, encode, judge, rows_of_table
 from rdm.matching.representation import Battery
 from rdm.numbers import Count, Range, Seed, Share, Size, Workers, validated
 from rdm.randomness import seeded, stream
 from rdm.references.file import Reference, written_member
 from rdm.references.measure import FIT, Encoders, Survey, check_apart
+from rdm.references.pairing import DOWNLOAD, battery_of
 from rdm.references.schema import KIND
 from rdm.registry import batteries
 from rdm.reports.chart import bars
@@ -182,7 +183,7 @@ def judge_source(
                 f"{source.path}: items of shape {list(first.value.shape)}; {path} was made of {held['shape']}; "
                 "make both with the same --size and --channels"
             )
-        encoders = Encoders(battery_of(file, held["shape"], path, device, arguments), device=device)
+        encoders = Encoders(battery_of(file, path, device, arguments), device=device)
     _check_rate(source, {str(path): held.get("rate")}, encoders)
     items = Items([(source, False)], form, first, size=batch)
     rows = encode(items, encoders, workers=workers, skip_broken=skip_broken)

@@ -1,9 +1,7 @@
 """Judging samples against a reference file: features once a member, every metric, the alarm against gaming."""
 
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,18 +9,13 @@ from torch import Tensor
 
 from rdm.data.items import Batch, Items
 from rdm.distributed import rank
-from rdm.errors import CorruptFileError, InputError, MismatchError, RestrictedError, first_line
-from rdm.files.schema import expect, like, record
+from rdm.errors import InputError, MismatchError
 from rdm.judging.ratio import Ratio, mean_ratio
 from rdm.matching.metric import Measure, Metric
-from rdm.matching.representation import Battery, Representation
 from rdm.progress import progress
 from rdm.references.file import Reference
 from rdm.references.measure import Encoders
-from rdm.registry import batteries, metrics
-from rdm.trust import confined, paths_outside
-
-DOWNLOAD = "allow_download"  # an argument of batteries that only the user may give
+from rdm.registry import metrics
 
 
 @dataclass(frozen=True)
@@ -162,62 +155,6 @@ def _about(rows: Rows, file: Reference) -> list[str]:
     if rows.broken:
         notes.append(f"{len(rows.broken)} broken items were skipped: {rows.broken[0]}")
     return notes
-
-
-def battery_of(
-    file: Reference,
-    shape: Sequence[int],
-    path: Path,
-    device: torch.device,
-    given: Mapping[str, Any] | None = None,
-) -> Battery:
-    """The battery that a reference file names, checked against the fingerprints that it holds.
-
-    The file is data: it may not have weights fetched, nor name files outside the working folder. What the user has
-    `given` of the battery's arguments goes before the file's, and may.
-
-    Raises:
-        RestrictedError: the file asks for a download or for such a file.
-        MismatchError: an encoder has other weights, settings or preprocessing than when the file was made.
-    """
-    described, given = file.description["battery"], given or {}
-    own = {key: value for key, value in described["arguments"].items() if key not in {DOWNLOAD, *given}}
-    for key, value in own.items():
-        if outside := paths_outside(value):
-            raise RestrictedError(
-                f"{path} would open {outside[0]!r}, which is not below this folder; give --set {key}=... if you mean it"
-            )
-    fetching = given.get(DOWNLOAD, False)
-    guard = confined(str(path), f"give --set {DOWNLOAD}=True to have weights fetched")
-    try:
-        with contextlib.nullcontext() if fetching else guard:
-            battery: Battery = batteries.build(described["name"], **own, **given)
-    except Exception as error:  # whatever a constructor makes of arguments that are not its own
-        kind = type(error) if isinstance(error, InputError) else CorruptFileError
-        raise kind(f"{path}: its battery {described['name']!r} cannot be made ({first_line(error)})") from error
-    members = [_restored(member, file, shape, path) for member in battery.members]
-    held_out = [_restored(member, file, shape, path) for member in battery.held_out]
-    for member in (*members, *held_out):
-        if member.name not in file.members:
-            raise MismatchError(f"battery {described['name']!r} has {member.name!r} now; {path} was made without it")
-        text = {"settings": dict(member.settings), "fingerprint": member.fingerprint, "dtype": member.precision}
-        file.expect(member.name, **text, path=path)
-    return Battery(members, held_out).to(device)
-
-
-def _restored(member: Representation, file: Reference, shape: Sequence[int], path: Path) -> Representation:
-    """An encoder that was fitted on the data, with the weights that it got then."""
-    if member.module is not None or member.fit is None or member.name not in file.members:
-        return member
-    labels = torch.zeros(512).long() if file.labels is None else file.labels[:512]
-    noise = torch.rand(len(labels), *shape, generator=torch.Generator().manual_seed(0))
-    fitted = member.fitted(noise, labels)  # any items, for the module's form; its weights come from the file
-    assert fitted.module is not None
-    weights = dict(file.members[member.name].module)
-    held = record({name: like(value) for name, value in fitted.module.state_dict().items()})
-    expect(weights, held, f"{path}, weights of {member.name!r}", "measure the reference again")
-    fitted.module.load_state_dict(weights)
-    return fitted
 
 
 def as_json(verdict: Verdict, description: Mapping[str, Any]) -> dict[str, Any]:
