@@ -23,6 +23,7 @@ from rdm.numbers import validated
 
 T = TypeVar("T", bound=Callable[..., Any])
 K = TypeVar("K")
+V = TypeVar("V")
 _LOADING = threading.RLock()  # one for all registries: members of one are imported while another loads
 
 
@@ -55,6 +56,21 @@ def nearest(name: str, names: Iterable[str]) -> str:
     names = sorted(names)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
+
+
+def by_name(what: str, given: Mapping[str, V], names: Iterable[str]) -> dict[str, V]:
+    """What a mapping gives each member of a battery, in the members' order.
+
+    Raises:
+        InputError: it names no member, or not all of them.
+    """
+    names = list(names)
+    for name in given:
+        if name not in names:
+            raise InputError(f"{what}: no member is called {name!r}{nearest(str(name), names)}")
+    if missing := [name for name in names if name not in given]:
+        raise InputError(f"{what}: expected one for each member; none is given for {missing[0]!r}")
+    return {name: given[name] for name in names}
 
 
 class Registry(Mapping[str, Entry]):

@@ -42,7 +42,7 @@ def battery(*, crop: bool) -> Battery:
 class Problem:
     """Objective, memory and balance on 60 generated rows against 200 reference rows."""
 
-    objective: Objective
+    objective: Objective | dict[str, Objective]
     memory: Memory
     balance: Balance = Uniform()
     random: bool = False  # dropout in the generator and random crops in the battery
@@ -96,11 +96,12 @@ class Problem:
         for term, pieces in zip(population.terms, features, strict=True):
             batch = term.statistic.measure(torch.cat(pieces), self.weights)
             whole, _ = self.memory.read(term.past, batch, self.rows, term.statistic)
-            values.append(self.objective.distance(whole, term.target, generator=generator))
+            values.append(term.objective.distance(whole, term.target, generator=generator))
         raw = torch.stack(values).detach()
         coefficients, _ = self.balance.coefficients(raw, None)
-        if not self.objective.traits.normalize:
-            coefficients = torch.ones_like(raw)  # no balance touches a term whose value is no size
+        for k, term in enumerate(population.terms):
+            if not term.objective.traits.normalize:
+                coefficients[k] = 1  # no balance touches a term whose value is no size
         sum(w * c * v for w, c, v in zip((1.0, 0.7), coefficients, values, strict=True)).backward()
         return [p.grad.clone() for p in self.net.parameters() if p.grad is not None]
 

@@ -43,6 +43,34 @@ def test_every_objective_is_built_from_gin(write, name, example):
     assert loss.objective == rdm.objective(name, **example)
 
 
+BY_MEMBER = """
+rdm.train.losses = [@losses.matching()]
+losses.matching.objective = {'pixels': @a/objectives.mmd(), 'pca': @b/objectives.frechet()}
+losses.matching.battery = @rdm.battery()
+rdm.battery.members = [@representations.pixels(), @representations.pca()]
+rdm.battery.weights = {'pca': 2.0, 'pixels': 0.5}
+a/objectives.mmd.bandwidth = 3.0
+b/objectives.frechet.correction = 0
+"""
+
+
+def test_each_member_has_its_own_objective_by_scopes(write):
+    config.load(write(BASE + BY_MEMBER))
+    (loss,) = config.plan()["losses"]
+    expected = {"pixels": rdm.objective("mmd", bandwidth=3.0), "pca": rdm.objective("frechet", correction=0)}
+    assert loss.objective == expected and loss.battery.member_weights == (0.5, 2.0)
+    for change, message in (
+        (("'pca': @b", "'pcs': @b"), "x.gin:8: losses.matching: objective: no member .* 'pcs'; did you mean 'pca'"),
+        ((", 'pca': @b/objectives.frechet()}", "}"), "losses.matching: objective: expected one .* given for 'pca'"),
+        (("{'pca': 2.0, ", "{'pcb': 2.0, "), "weights: no member is called 'pcb'; did you mean 'pca'"),
+    ):
+        text = BY_MEMBER.replace(*change).replace("b/objectives.frechet.correction = 0", "")
+        config.load(write(BASE + text))
+        with pytest.raises(InputError, match=message) as caught:
+            config.plan()
+        assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "binding, message",
     [

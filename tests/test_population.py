@@ -62,6 +62,52 @@ def test_self_normalised_balance(name, example, memory):
     assert relative_error(problem.gradient(7), problem.oracle(7)) <= 1e-11
 
 
+@memories
+@pytest.mark.parametrize("balance", [Uniform(), SelfNormalized(1e-3)], ids=["uniform", "self-normalised"])
+def test_each_member_may_have_its_own_objective(memory, balance):
+    """The same for every chunk, and the weighted sum of populations of one member each."""
+    pairs = itertools.combinations(["frechet", "mmd", "sliced_wasserstein", "drifting"], 2)
+    for first, second in pairs:
+        objectives = {"all": rdm.objective(first), "second": rdm.objective(second)}
+        problem = Problem(objectives, memory, balance)
+        assert relative_error(problem.gradient(7), problem.oracle(None)) <= 1e-11
+        if balance == Uniform():
+            mine = Problem(objectives["all"], memory)
+            mine.battery = Battery(problem.battery.members[:1], weights=(1.0,))
+            other = Problem(objectives["second"], memory)
+            other.battery = Battery(problem.battery.members[1:], weights={"second": 0.7})
+            separate = [a + b for a, b in zip(mine.gradient(None), other.gradient(13), strict=True)]
+            # directions are drawn from the same stream by both members in turn, and afresh in separate populations
+            if not all(each.traits.randomized for each in objectives.values()):
+                assert relative_error(problem.gradient(None), separate) <= 1e-11
+
+
+def test_what_is_given_by_member_names_every_member(untyped):
+    items, members = torch.rand(40, 6), [rdm.representation("pixels"), rdm.representation("identity")]
+    both = {"pixels": "frechet", "identity": rdm.objective("mmd")}
+    made = Population(both, members, items)
+    assert [type(term.objective).__name__ for term in made.terms] == ["Frechet", "MMD"]
+    assert made.state()["made_by"]["objective"] == "pixels: Frechet, identity: MMD"
+    with pytest.raises(MismatchError, match="cannot be restored into one of"):
+        made.restore(Population("mmd", members, items).state())
+    for wrong, message in (
+        ({"pixels": "mmd"}, "objective: expected one for each member; none is given for 'identity'"),
+        ({}, "none is given for 'pixels'"),
+        ({**both, "pixel": "mmd"}, "objective: no member is called 'pixel'; did you mean 'pixels'"),
+        ({**both, "pixels": 3}, "expected a Objective or the registered name of one; got int"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Population(wrong, members, items)
+    assert Battery(members, weights={"identity": 2.0, "pixels": 3.0}).member_weights == (3.0, 2.0)
+    for weights, message in (({"pixels": 1.0}, "none is given for 'identity'"), ({"a": 1.0}, "is called 'a'"),
+                             ({"pixels": 1.0, "identity": -1.0}, "weights of a battery must be")):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            Battery(members, weights=weights)
+    judges = {"pixels": "mmd", "identity": rdm.objective("mmd", estimator="unbiased")}
+    with pytest.raises(InputError, match="needs a non-negative objective; got MMD.*unbiased"):
+        Population(judges, members, items, balance=SelfNormalized())
+
+
 def test_two_ranks_with_unequal_rows(tmp_path):
     """25 and 35 rows on two gloo processes, chunks of 7 or all in turn, against one process and all 60 rows."""
     pairs = itertools.product(objective_cases(), (NoMemory(), EMA(0.9), Queue(130)))
@@ -196,7 +242,7 @@ def test_wrong_types_are_named(untyped):
     with pytest.raises(InputError, match="generator must be Generator or None; got 0"):
         population.backward(net, noise, generator=0)
     for state in (None, [], {}):
-        with pytest.raises(InputError, match="state must be dict; got|cannot be restored into one of"):
+        with pytest.raises(InputError, match="state must be dict; got|pasts is missing"):
             population.restore(state)
     for other in (Population("mmd", "pixels", items), Population("energy", "pixels", items, memory="ema"),
                   Population("energy", ["pixels", "identity"], items)):  # fmt: skip

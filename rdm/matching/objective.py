@@ -1,6 +1,7 @@
 """The interface of an objective, and the pure comparison of two sets of features."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from rdm.matching.autocast import in_own_types
 from rdm.matching.real import Real
 from rdm.matching.statistic import Statistic, Summary, checked, refuse_gradient
 from rdm.numbers import check_fields
+from rdm.registry import by_name, objectives
 
 
 class Traits(NamedTuple):
@@ -58,6 +60,17 @@ class Objective(ABC):
     @abstractmethod
     def distance(self, summary: Summary, target: Any, *, generator: torch.Generator | None = None) -> Tensor:
         """The formula: a float64 scalar from the generated summary and the target, differentiable in the former."""
+
+
+def by_member(given: Objective | str | Mapping[str, Objective | str], names: Iterable[str]) -> dict[str, Objective]:
+    """The objective of every member of a battery: one for all, or a mapping that names each.
+
+    Raises:
+        InputError: the mapping names no member, or not all of them.
+    """
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(names, objectives.take(given, Objective))
+    return {name: objectives.take(each, Objective) for name, each in by_name("objective", given, names).items()}
 
 
 def compare(

@@ -14,7 +14,7 @@ from rdm.errors import InputError
 from rdm.files.store import digest
 from rdm.matching.autocast import own_types
 from rdm.numbers import Count, Range, check, validated
-from rdm.registry import batteries, nearest, representations
+from rdm.registry import batteries, by_name, nearest, representations
 
 Fit = Callable[..., nn.Module]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -146,11 +146,14 @@ class Representation:
 
 @dataclass(frozen=True)
 class Battery:
-    """Representations to train on, each with the weight of its term, and others held out for evaluation only."""
+    """Representations to train on, each with the weight of its term, and others held out for evaluation only.
+
+    Weights are a list in the members' order, or a mapping that names each.
+    """
 
     members: Sequence[Representation]
     held_out: Sequence[Representation] = ()
-    weights: Sequence[float] | None = None
+    weights: Sequence[float] | Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:  # noqa: D105
         for side in ("members", "held_out"):
@@ -164,9 +167,10 @@ class Battery:
             raise InputError("a battery needs at least one representation; got none")
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(f"names in a battery must differ; {repeated} occur more than once")
-        if self.weights is not None and len(self.weights) != len(self.members):
+        named = isinstance(self.weights, Mapping)
+        if self.weights is not None and not named and len(self.weights) != len(self.members):
             raise InputError(f"expected {len(self.members)} weights, one a member; got {len(self.weights)}")
-        for weight in self.weights or ():
+        for weight in self.member_weights:
             check("weights of a battery", weight, Weight)
 
     def running(self, **options: Any) -> "Battery":
@@ -241,6 +245,8 @@ class Battery:
     @property
     def member_weights(self) -> tuple[float, ...]:
         """One weight a member, ones by default."""
+        if isinstance(self.weights, Mapping):
+            return tuple(by_name("weights", self.weights, [r.name for r in self.members]).values())
         return tuple(self.weights) if self.weights is not None else (1.0,) * len(self.members)
 
 
@@ -268,7 +274,7 @@ def as_battery(given: Any) -> Battery:
 def assemble(
     members: Sequence[Representation],
     held_out: Sequence[Representation] = (),
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | Mapping[str, float] | None = None,
     micro_batch: Count | Mapping[str, Count] | None = None,
     precision: Precision | Mapping[str, Precision] = "float32",
     clamp: bool = False,

@@ -5,6 +5,7 @@ gradients are summed afterwards, so every per-sample loss divides by the number 
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from rdm.files.schema import expect, record
 from rdm.generators.protocol import FlowGenerator, Generator
 from rdm.matching.balance import Balance
 from rdm.matching.memory import Memory
-from rdm.matching.objective import Objective
+from rdm.matching.objective import Objective, by_member
 from rdm.matching.representation import Battery
 from rdm.numbers import Count, Share, Size, validated
 from rdm.randomness import stream
@@ -68,7 +69,7 @@ class Matching(Loss):
 
     def __init__(
         self,
-        objective: Objective,
+        objective: Objective | Mapping[str, Objective],
         battery: Battery,
         population: Count = 1024,
         chunk: Count | None = None,
@@ -77,6 +78,7 @@ class Matching(Loss):
         normalize_gradient: bool = False,
         warm_up: Size = 0,
     ):
+        by_member(objective, [each.name for each in battery.members])
         self.objective, self.battery, self.population = objective, battery, population
         self.options = {"chunk": chunk, "memory": memory, "balance": balance, "normalize_gradient": normalize_gradient}
         self.warm_up = warm_up

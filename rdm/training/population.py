@@ -13,8 +13,7 @@ Source of the two passes: gradient caching, Gao et al. (2021), "Scaling Deep Con
 Memory Limited Setup", here for every statistic: a `Sum` caches its value, not its rows.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +25,12 @@ from rdm.errors import InputError, NonFiniteError
 from rdm.matching.autocast import own_types
 from rdm.matching.balance import Balance, Uniform
 from rdm.matching.memory import Memory, NoMemory
-from rdm.matching.objective import Objective
+from rdm.matching.objective import Objective, by_member
 from rdm.matching.representation import Battery, Representation, as_battery
-from rdm.matching.statistic import Cat, Statistic, Summary, checked
+from rdm.matching.statistic import Cat, Summary
 from rdm.numbers import Count, check
 from rdm.references.encoded import encoded
-from rdm.registry import memories, objectives
+from rdm.registry import memories
 from rdm.training.replay import (
     Chunk,
     Generate,
@@ -45,6 +44,7 @@ from rdm.training.replay import (
     warn_of_range,
 )
 from rdm.training.resumed import check_population
+from rdm.training.term import Term, kinds
 
 
 class Step(NamedTuple):
@@ -56,37 +56,12 @@ class Step(NamedTuple):
     dropped: dict[str, float]  # share of its mass that the memory lacks, dropped to stay bounded
 
 
-@dataclass
-class _Term:
-    """One representation's part of the loss; `past` is the only thing that changes."""
-
-    representation: Representation
-    weight: float
-    row: Tensor  # of the reference, "1 d"
-    statistic: Statistic
-    target: Any
-    past: Summary | None = None
-
-    def encode(self, items: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """Checked features, and the chunk's weights."""
-        features = self.representation(items, chunk.condition)
-        features, equal = checked(features, side=f"generated features of {self.representation.name!r}")
-        return features, equal if chunk.weights is None else chunk.weights
-
-    @own_types()
-    def backward(self, leaf: Tensor, chunk: Chunk, cotangent: Tensor) -> None:
-        """Back-propagate the chunk's cotangent to its items, one micro-batch of the encoder at a time."""
-        slices = self.representation.slices(len(leaf))
-        parts = self.statistic.kind.split(cotangent, [rows.stop - rows.start for rows in slices])
-        for rows, part in zip(slices, parts, strict=True):
-            self.statistic.measure(*self.encode(leaf[rows], chunk.part(rows))).value.backward(part)
-
-
 class Population:
     """Distances of a generated population from reference items, under every member of a battery.
 
     Args:
-        objective: bound once to the reference under each member; or its registered name.
+        objective: bound once to the reference under each member; or its registered name. A mapping by the names of
+            the members gives each its own, with its own bandwidth, landmarks, ...
         battery: representations with weights; one or a list of them; registered names and modules do as well.
         items: reference items (images "n c h w" in [0, 1], or what the representations take).
         condition: the items' conditions, for conditional representations.
@@ -106,7 +81,7 @@ class Population:
     @own_types()
     def __init__(
         self,
-        objective: Objective | str,
+        objective: Objective | str | Mapping[str, Objective | str],
         battery: Battery | Representation | nn.Module | str | Sequence[Representation | nn.Module | str],
         items: Tensor,
         *,
@@ -122,22 +97,24 @@ class Population:
         if not isinstance(items, Tensor):
             raise InputError(f"reference items must be a tensor; got {type(items).__name__}")
         battery = as_battery(battery)
-        objective = objectives.take(objective, Objective)
-        self.objective, self.balance = objective, balance or Uniform()
+        chosen = by_member(objective, [representation.name for representation in battery.members])
+        self.balance = balance or Uniform()
         self.memory = NoMemory() if memory is None else memories.take(memory, Memory)
         self.chunk, self.normalize_gradient = chunk, normalize_gradient
-        if self.balance.needs_nonnegative and not objective.traits.nonnegative:
-            raise InputError(
-                f"{self.balance} divides by the distance and needs a non-negative objective; got {objective}; "
-                "use Uniform() or a biased estimator"
-            )
-        self.terms: list[_Term] = []
+        for each in chosen.values():
+            if self.balance.needs_nonnegative and not each.traits.nonnegative:
+                raise InputError(
+                    f"{self.balance} divides by the distance and needs a non-negative objective; got {each}; "
+                    "use Uniform() or a biased estimator"
+                )
+        self.terms: list[Term] = []
         self.balance_state: Tensor | None = None
         self._looked = False  # at the range of what is generated
         self.battery = battery.fitted(items, condition).to(items.device)
         for representation, weight in zip(self.battery.members, self.battery.member_weights, strict=True):
             reference = encoded(items, representation, condition=condition, cache=cache)
-            self.terms.append(_Term(representation, weight, reference.features[:1].clone(), *objective.bind(reference)))
+            each, row = chosen[representation.name], reference.features[:1].clone()
+            self.terms.append(Term(representation, each, weight, row, *each.bind(reference)))
 
     def backward(
         self,
@@ -183,7 +160,7 @@ class Population:
     def state(self) -> dict[str, Any]:
         """What changes from step to step, for a checkpoint (see `rdm.files.store.pack`)."""
         pasts = {t.representation.name: None if t.past is None else [t.past.value, t.past.weight] for t in self.terms}
-        made_by = {"memory": type(self.memory).__name__, "objective": type(self.objective).__name__}
+        made_by = {"memory": type(self.memory).__name__, "objective": kinds(self.terms)}
         return {"pasts": pasts, "balance": self.balance_state, "made_by": made_by}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -249,12 +226,12 @@ class Population:
         return step, [pull.batch for pull in pulls], rows
 
     @own_types()
-    def _pull(self, term: _Term, summary: Summary, live: int, generator: torch.Generator | None) -> "_Pull":
+    def _pull(self, term: Term, summary: Summary, live: int, generator: torch.Generator | None) -> "_Pull":
         """Pass 2: the distance of the population that ranks and memory make of a summary, and its cotangent."""
         leaf = summary.value.detach().requires_grad_()
         batch = merge_across_ranks(type(summary)(leaf, summary.weight))
         population, share = self.memory.read(term.past, batch, live, term.statistic)
-        value = self.objective.distance(population, term.target, generator=generator)
+        value = term.objective.distance(population, term.target, generator=generator)
         value.backward()
         return _Pull(value.detach(), _gradient(leaf), share, batch.detach())
 
@@ -266,8 +243,8 @@ class Population:
             raise NonFiniteError(f"the distance under {', '.join(bad)} is not finite; the step was not taken")
         raw = torch.stack(list(distances.values()))
         coefficients, self.balance_state = self.balance.coefficients(raw, self.balance_state)
-        if not self.objective.traits.normalize:
-            coefficients = torch.ones_like(coefficients)
+        sizes = torch.tensor([term.objective.traits.normalize for term in self.terms], device=raw.device)
+        coefficients = torch.where(sizes, coefficients, 1)  # a term whose value is no size is left as it is
         weights = coefficients * raw.new_tensor([term.weight for term in self.terms])
         shares = {name: pull.share for name, pull in zip(names, pulls, strict=True)}
         scales = list(weights / raw.new_tensor(list(shares.values()))) if self.normalize_gradient else list(weights)
