@@ -5,16 +5,13 @@ Exit status 0, 2 for a usage or configuration error, 1 for a failure while runni
 
 import argparse
 import ast
-import ctypes
-import errno
-import os
-import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
+
+from rdm.app.process import keep_freed_memory, nobody_reads, of_storage, terminated_as_interrupted
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rdm.progress import Interrupted
 
     try:
-        with warnings.catch_warnings(), _terminated_as_interrupted():
+        with warnings.catch_warnings(), terminated_as_interrupted():
             warnings.showwarning = _warn
             options.run(options)
             sys.stdout.flush()
@@ -43,47 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Interrupted, KeyboardInterrupt) as error:
         return _fail(str(error) or "interrupted", 1, options.debug)
     except BrokenPipeError as error:
-        return 1 if _nobody_reads() else _fail(error, 1, options.debug)
+        return 1 if nobody_reads() else _fail(error, 1, options.debug)
     except OSError as error:
-        return _fail(_storage(error), 1, options.debug)
+        return _fail(of_storage(error), 1, options.debug)
     except Exception as error:  # whatever failed while running, in one line
         return _fail(error, 1, options.debug)
-
-
-def keep_freed_memory() -> None:
-    """Let glibc keep the blocks that are freed for the next ones, as a long computation wants it.
-
-    By default it returns large ones to the system, which clears them anew each time: half the time of encoding
-    pictures on a CPU. Elsewhere nothing happens.
-    """
-    largest_trimmed, mapped_blocks = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    mallopt(mapped_blocks, 0)
-    mallopt(largest_trimmed, 2**31 - 1)
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, where the command itself has no better answer."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _storage(error: OSError) -> OSError:
-    """What failed on disk, with what is safe and what to do."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
-        return error
-    place = f" at {error.filename}" if error.filename else ""
-    return OSError(
-        f"{error.strerror}{place}; files written before are whole; "
-        "make room or choose another place and give the same command again, rdm train with --resume"
-    )
 
 
 def _warn(message: Warning | str, category: type[Warning], *place: object, **options: object) -> None:
@@ -102,16 +63,6 @@ def _fail(error: BaseException | str, status: int, debug: bool) -> int:
     text = error if isinstance(error, str) else kind + own_text(error)
     say(f"rdm: {text}")
     return status
-
-
-def _nobody_reads() -> bool:
-    """Whether standard output is a closed pipe, as after `| head`; if so nothing more goes there, at exit neither."""
-    try:
-        print(flush=True)  # a flush alone may find nothing left to write
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
 
 
 def _path(text: str) -> Path:
@@ -143,6 +94,19 @@ def _parser() -> argparse.ArgumentParser:
 
     _reference_parser(commands)
     _evaluate_parser(commands)
+
+    sample = commands.add_parser("sample", help="draw a run's generator: the same items on any number of ranks")
+    sample.add_argument("run_folder", type=_path, metavar="RUN")
+    _drawing_options(sample, "50000")
+    sample.add_argument("--seed", type=int, default=0, help="of noise and classes (0)")
+    sample.add_argument("--batch", type=int, default=32, metavar="N", help="items a forward pass (32)")
+    sample.add_argument(
+        "--out",
+        type=_path,
+        metavar="PLACE",
+        help="folder of PNG files (default: samples/<name of the run>), FILE.tar or FILE.npz",
+    )
+    sample.set_defaults(run=_sample)
 
     sweep = commands.add_parser("sweep", help="train every point of a grid of bindings; finished ones are kept")
     sweep.add_argument("config", type=_path, metavar="SWEEP.gin")
@@ -196,18 +160,13 @@ def _evaluate_parser(commands: Any) -> None:
     evaluate.add_argument("--metrics", metavar="A,B,C", help="default: all that can be measured (`rdm list metrics`)")
     evaluate.add_argument("--json", type=_path, metavar="FILE", help="also write the metrics here")
     evaluate.add_argument("--chart", type=_path, metavar="FILE.svg", help="draw ratios by encoder, with intervals")
-    evaluate.add_argument(
-        "--count", type=int, metavar="N", help="items to draw from a run (default: the fresh split's)"
-    )
+    _drawing_options(evaluate, "the fresh split's")
     evaluate.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
         help="argument of the reference's battery, over its own",
-    )
-    evaluate.add_argument(
-        "--trust-config", action="store_true", help="let a run's config.gin import and run code, as train does"
     )
     _reading_options(evaluate)
     evaluate.set_defaults(run=_evaluate, default=evaluate.get_default)
@@ -220,6 +179,17 @@ def _reading_options(command: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=0, metavar="N", help="processes that read items (0: none apart)"
     )
     command.add_argument("--skip-broken", action="store_true", help="leave out items that cannot be read")
+
+
+def _drawing_options(command: argparse.ArgumentParser, n: str) -> None:
+    command.add_argument("-n", "--n", type=int, metavar="N", help=f"items to draw from a run (default: {n})")
+    command.add_argument("--steps", type=int, metavar="K", help="steps of its solver (default: the run's)")
+    command.add_argument(
+        "--condition", metavar="A,B,C", help="classes in turn, or 'all' of them (default: drawn at random)"
+    )
+    command.add_argument(
+        "--trust-config", action="store_true", help="let a run's config.gin import and run code, as train does"
+    )
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -272,7 +242,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         from rdm.app.commands import evaluate_run
         from rdm.errors import InputError
 
-        choices = ("set", "metrics", "chart", "count", "seed", "batch", "workers", "skip_broken")
+        choices = ("set", "metrics", "chart", "n", "steps", "condition", "seed", "batch", "workers", "skip_broken")
         given = [name for name in choices if getattr(options, name) != options.default(name)]
         if given:
             flag = given[0].replace("_", "-")
@@ -281,7 +251,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         return
     from rdm.app.judging import evaluate_samples
 
-    _check(options, evaluate_samples, "count", "seed", "batch", "workers")
+    _check(options, evaluate_samples, "n", "steps", "seed", "batch", "workers")
     names = None if options.metrics is None else [name.strip() for name in options.metrics.split(",")]
     evaluate_samples(
         options.samples,
@@ -289,11 +259,21 @@ def _evaluate(options: argparse.Namespace) -> None:
         names=names,
         json=options.json,
         chart=options.chart,
-        count=options.count,
+        n=options.n,
+        steps=options.steps,
+        condition=options.condition,
         trust_config=options.trust_config,
         arguments=dict(map(setting, options.set)),
         **_reading(options),
     )
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from rdm.app.sampling import sample_run
+
+    given = {name: value for name in ("n", "steps", "seed", "batch") if (value := getattr(options, name)) is not None}
+    _check(options, sample_run, *given)
+    sample_run(options.run_folder, options.out, condition=options.condition, trust_config=options.trust_config, **given)
 
 
 def _sweep(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from experiments.degradations.study import COUNTS, FAULTS, Part, Sizes, drawn, judged_sets, run, split
 from experiments.degradations.tables import load, means, sight, steps, table, tables, worse_beyond, worsens
-from rdm.__main__ import keep_freed_memory
+from rdm.app.process import keep_freed_memory
 from rdm.data.source import Form, open_source
 from rdm.errors import InputError
 from rdm.matching.metric import Metric

@@ -165,7 +165,7 @@ def test_a_reader_that_leaves_is_no_error(at):
 
 
 def test_what_a_run_s_own_evaluation_cannot_take_is_refused(capsys):
-    for flag in (["--metrics", "fd"], ["--chart", "x.svg"], ["--count", "5"], ["--seed", "1"], ["--skip-broken"]):
+    for flag in (["--metrics", "fd"], ["--chart", "x.svg"], ["--n", "5"], ["--seed", "1"], ["--skip-broken"]):
         line = refused(capsys, "evaluate", "runs/any", *flag)
         assert f"{flag[0]} needs --reference FILE" in line
 
@@ -189,8 +189,8 @@ def test_flags_that_would_be_ignored_are_refused(at, capsys):
     merge, measure = ["reference", "r.safetensors", "--out", "m.safetensors"], ["reference", "f.npz", "--out", "m.npz"]
     judge = ["evaluate", "f.npz", "--reference", "r.safetensors"]
     lines = {
-        "--count must be a": [*judge, "--count", "0"],
-        "--count is of items to draw from a run": [*judge, "--count", "5"],
+        "--n must be a": [*judge, "--n", "0"],
+        "--n is of items to draw from a run": [*judge, "--n", "5"],
         "expected FILE.svg; got 'c.png'": [*judge, "--chart", "c.png"],
         "--battery is of measuring": [*merge, "--battery", "untrained"],
         "--set is of measuring": [*merge, "--set", "a=1"],

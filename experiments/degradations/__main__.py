@@ -5,7 +5,8 @@ from pathlib import Path
 
 from experiments.degradations.study import Sizes, run
 from experiments.degradations.tables import tables
-from rdm.__main__ import keep_freed_memory, setting
+from rdm.__main__ import setting
+from rdm.app.process import keep_freed_memory
 
 parser = argparse.ArgumentParser(prog="python -m experiments.degradations", description=__doc__)
 parser.add_argument("data", type=Path, help="labelled pictures, ten classes or more")

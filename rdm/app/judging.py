@@ -4,20 +4,22 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
+from rdm.app.sampling import classes_of, device, generator_of
 from rdm.data.items import Items, first_item
-from rdm.data.source import Form, Given, Source, hashed, open_source
+from rdm.data.source import Form, Source, hashed, open_source
 from rdm.distributed import rank, started
 from rdm.errors import InputError, MismatchError
-from rdm.files.checkpoint import is_run, load_weights
+from rdm.files.checkpoint import is_run
 from rdm.files.store import described, write_bytes, write_json
+from rdm.judging.drawing import Drawing
 from rdm.judging.samples import Verdict, as_json, encode, judge, rows_of_table
 from rdm.matching.representation import Battery
 from rdm.numbers import Count, Range, Seed, Share, Size, Workers, validated
-from rdm.randomness import seeded, stream
+from rdm.randomness import seeded
 from rdm.references.file import Reference, written_member
 from rdm.references.measure import FIT, Encoders, Survey, check_apart
 from rdm.references.pairing import DOWNLOAD, battery_of
@@ -26,12 +28,9 @@ from rdm.registry import batteries
 from rdm.reports.chart import bars
 from rdm.terminal import print_table, say
 
-if TYPE_CHECKING:
-    pass
-
 BATCH = 32
 SPLIT = 0.2
-DRAWN = 16_384  # items drawn from a run's generator, at most
+DRAWN = 16_384  # items drawn from a run's generator where nothing says how many
 
 
 def make_reference(
@@ -127,23 +126,41 @@ def evaluate_samples(
     seed: Seed = 0,
     workers: Workers = 0,
     batch: Count = BATCH,
-    count: Count | None = None,
+    n: Count | None = None,
+    steps: Count | None = None,
+    condition: str | None = None,
     skip_broken: bool = False,
     trust_config: bool = False,
     arguments: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Judge a folder, a file or a run folder against a reference file; write JSON, print, draw a chart.
 
-    `arguments` of the reference's battery go before those that it was made with.
+    `n` items of a run are drawn (see `rdm.judging.drawing`), by default as many as the fresh split has. `arguments` of
+    the reference's battery go before those that it was made with.
     """
-    if count is not None and not is_run(samples):
-        raise InputError(f"--count is of items to draw from a run; {samples} is no run, and all of it is judged")
+    drawn = {"n": n, "steps": steps, "condition": condition}
+    if (given := [name for name, value in drawn.items() if value is not None]) and not is_run(samples):
+        raise InputError(f"--{given[0]} is of items to draw from a run; {samples} is no run, and all of it is judged")
     if chart is not None and chart.suffix != ".svg":
         raise InputError(f"--chart is drawn as SVG: expected FILE.svg; got {chart.name!r}")
     file = Reference.load(reference)
-    source = _drawn(samples, file, count, seed, trust_config) if is_run(samples) else open_source(samples)
-    options = {"seed": seed, "workers": workers, "batch": batch, "skip_broken": skip_broken, "arguments": arguments}
-    verdict = judge_source(source, file, reference, names=names, **options)
+    options = {"names": names, "seed": seed, "arguments": arguments}
+    if is_run(samples):
+        with seeded(seed):
+            generator = generator_of(samples, steps=steps, trusted=trust_config)
+            held = file.description
+            drawing = Drawing(
+                generator,
+                n or min(DRAWN, held.get("n_fresh") or held.get("n") or DRAWN),
+                seed,
+                classes_of(condition, generator),
+                batch,
+                channels=_channels(file),
+            )
+            verdict = judge_drawing(drawing, samples, file, reference, **options)
+    else:
+        reading = {"workers": workers, "batch": batch, "skip_broken": skip_broken}
+        verdict = judge_source(open_source(samples), file, reference, **options, **reading)
     if json is not None:
         write_json(json, as_json(verdict, {"samples": str(samples), "reference": str(reference)}))
     _print(verdict, file)
@@ -166,28 +183,53 @@ def judge_source(
     arguments: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Judge a source's items: features once a member, then every metric."""
-    held = file.description.get("form", {})
-    shape = held.get("shape") or []
-    form = Form(held.get("size"), held.get("channels") or (shape[0] if len(shape) == 3 else None))
+    form = Form(file.description.get("form", {}).get("size"), _channels(file))
     first = first_item(source, form)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if source.kind == "features":
         encoders = Encoders(None, _columns(source))
-    elif file.description.get("battery", {}).get("name") is None:
-        raise InputError(
-            f"{path} holds features without their encoder; samples must be features too; got {source.kind}"
-        )
     else:
-        if list(first.value.shape) != held["shape"]:
-            raise InputError(
-                f"{source.path}: items of shape {list(first.value.shape)}; {path} was made of {held['shape']}; "
-                "make both with the same --size and --channels"
-            )
-        encoders = Encoders(battery_of(file, path, device, arguments), device=device)
-    _check_rate(source, {str(path): held.get("rate")}, encoders)
+        encoders = _encoders_of(file, path, source.path, list(first.value.shape), source.kind, arguments)
+    _check_rate(source, {str(path): file.description.get("form", {}).get("rate")}, encoders)
     items = Items([(source, False)], form, first, size=batch)
     rows = encode(items, encoders, workers=workers, skip_broken=skip_broken)
     return judge(rows, file, names, seed=seed)
+
+
+def judge_drawing(
+    drawing: Drawing,
+    run: Path,
+    file: Reference,
+    path: Path,
+    *,
+    names: Sequence[str] | None = None,
+    seed: Seed = 0,
+    arguments: Mapping[str, Any] | None = None,
+) -> Verdict:
+    """Judge a generator's items as they are drawn, on its device."""
+    encoders = _encoders_of(file, path, run, drawing.shape, "items of a generator", arguments)
+    return judge(encode(drawing, encoders), file, names, seed=seed)
+
+
+def _encoders_of(
+    file: Reference, path: Path, who: Path, shape: list[int], kind: str, arguments: Mapping[str, Any] | None
+) -> Encoders:
+    """The encoders that a reference was made with, for items of its shape."""
+    if file.description.get("battery", {}).get("name") is None:
+        raise InputError(f"{path} holds features without their encoder; samples must be features too; got {kind}")
+    held = file.description["form"]["shape"]
+    if shape != held:
+        raise InputError(
+            f"{who}: items of shape {shape}; {path} was made of {held}; make both with the same --size and --channels"
+        )
+    chosen = device()
+    return Encoders(battery_of(file, path, chosen, arguments), device=chosen)
+
+
+def _channels(file: Reference) -> int | None:
+    """Of the pictures that a reference was made of."""
+    form = file.description.get("form", {})
+    shape = form.get("shape") or []
+    return form.get("channels") or (shape[0] if len(shape) == 3 else None)
 
 
 def _encoders(
@@ -200,11 +242,10 @@ def _encoders(
         return Encoders(None, _columns(source)), []
     if battery is None:
         raise InputError(f"expected --battery, one of {', '.join(batteries)}; got none")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen: Battery = batteries.build(battery, **arguments)
     if any(m.module is None for m in (*chosen.members, *chosen.held_out)):
         chosen = chosen.fitted(*items.pick(FIT))
-    return Encoders(chosen.to(device), device=device), [m.name for m in chosen.held_out]
+    return Encoders(chosen.to(device()), device=device()), [m.name for m in chosen.held_out]
 
 
 def _check_rate(source: Source, others: Mapping[str, int | None], encoders: Encoders) -> None:
@@ -230,26 +271,6 @@ def _merged(paths: Sequence[Path]) -> Reference:
     for path in paths[1:]:
         whole = whole.merge(Reference.load(path))
     return whole
-
-
-def _drawn(folder: Path, file: Reference, count: int | None, seed: int, trust_config: bool) -> Source:
-    """Items of a run's generator: as many as the fresh split has, or `count`."""
-    from rdm.app import config
-    from rdm.generators.protocol import Generator
-
-    config.load_run(folder, trusted=trust_config)
-    with seeded(seed):
-        model = config.plan()["model"]
-        if not isinstance(model, Generator):
-            raise InputError(f"{folder} trained a {type(model).__name__}; expected a generator")
-        load_weights(model, str(folder))
-        n = count or min(DRAWN, file.description.get("n_fresh") or file.description.get("n") or DRAWN)
-        noise, condition = model.draw(n, stream(seed, "evaluation"))
-        pieces = []
-        with torch.no_grad():
-            for part in torch.arange(n).split(500):
-                pieces.append(model.eval()(noise[part], None if condition is None else condition[part]).clamp(0, 1))
-    return Given(torch.cat(pieces), condition, path=folder)
 
 
 def _say_reference(file: Reference, out: Path) -> None:

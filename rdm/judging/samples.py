@@ -10,6 +10,7 @@ from torch import Tensor
 from rdm.data.items import Batch, Items
 from rdm.distributed import rank
 from rdm.errors import InputError, MismatchError
+from rdm.judging.drawing import Drawing
 from rdm.judging.ratio import Ratio, mean_ratio
 from rdm.matching.metric import Measure, Metric
 from rdm.progress import progress
@@ -38,7 +39,7 @@ class Rows:
     broken: Sequence[str] = ()
 
 
-def encode(items: Items, encoders: Encoders, *, workers: int = 0, skip_broken: bool = False) -> Rows:
+def encode(items: Items | Drawing, encoders: Encoders, *, workers: int = 0, skip_broken: bool = False) -> Rows:
     """Every item through every member, once.
 
     Raises:

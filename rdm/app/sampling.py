@@ -1,0 +1,174 @@
+"""What `rdm sample` does: draw a run's generator block by block, and write the items where they belong when whole."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rdm.app import config
+from rdm.distributed import barrier, rank, started, together, world_size
+from rdm.errors import CorruptFileError, InputError, MismatchError
+from rdm.files.checkpoint import complete_checkpoints, load_weights
+from rdm.files.item_sets import FORMS, Block, form_of
+from rdm.files.store import digest, read_json, read_tensors, remove_folder, write_json, write_tensors
+from rdm.generators.protocol import Generator
+from rdm.judging.drawing import BATCH, Drawing, in_steps
+from rdm.numbers import Count, Seed, validated
+from rdm.progress import Interrupted, progress, stop_requests
+from rdm.randomness import seeded
+from rdm.terminal import say
+
+PLAN = "plan.json"
+
+
+def device() -> torch.device:
+    """The accelerator where there is one; of several that of this rank."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def generator_of(folder: Path, *, steps: int | None = None, trusted: bool = False) -> Generator:
+    """A run's generator with its newest weights, the average where there is one, on the device.
+
+    Raises:
+        InputError: no run, or one of something else.
+    """
+    config.load_run(folder, trusted=trusted)
+    model = config.plan()["model"]
+    if not isinstance(model, Generator):
+        raise InputError(f"{folder} trained a {type(model).__name__}; expected a generator")
+    load_weights(model, str(folder))
+    return in_steps(model.to(device()).eval(), steps)
+
+
+def classes_of(text: str | None, generator: Generator) -> list[int] | None:
+    """Classes as the command line gives them: "3,5", or "all" of the generator's in turn."""
+    if text is None:
+        return None
+    if text == "all" and generator.classes:
+        return list(range(generator.classes))
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--condition takes classes as '3,5', or 'all' of a generator's; got {text!r}") from None
+
+
+@validated
+def sample_run(
+    folder: Path,
+    out: Path | None = None,
+    *,
+    n: Count = 50_000,
+    steps: Count | None = None,
+    seed: Seed = 0,
+    condition: str | None = None,
+    batch: Count = BATCH,
+    trust_config: bool = False,
+) -> Path:
+    """Draw n items of a run's generator to a folder, a tar or an .npz, on all ranks; returns where they are.
+
+    What is drawn is kept beside `out` block by block until all of it is there: the same command goes on from it.
+
+    Raises:
+        InputError: something lies at `out`, or the form cannot hold such items.
+        MismatchError: what is kept was drawn otherwise.
+        Interrupted: on Ctrl-C or SIGTERM, between blocks.
+    """
+    out = out or Path("samples") / folder.resolve().name
+    with started(), seeded(seed):
+        with together():
+            if out.exists():
+                raise InputError(f"{out} exists already; give another --out, or remove it to draw it again")
+            generator = generator_of(folder, steps=steps, trusted=trust_config)
+            drawing = Drawing(generator, n, seed, classes_of(condition, generator), batch)
+            form = form_of(out, drawing.shape)
+            plan = _plan(folder, drawing, steps)
+            kept = out.with_name(f".{out.name}.partial")
+        if rank() == 0:
+            _begin(kept, plan)
+        barrier()
+        with together():
+            _check(kept, plan)
+        _draw(drawing, kept)
+        barrier()
+        if rank() == 0:
+            FORMS[form](out, (_read(kept, k, drawing) for k in range(len(drawing))), n)
+            remove_folder(kept)
+            say(f"{out}: {n} items of {folder}, seed {seed}")
+        barrier()
+    return out
+
+
+def _plan(folder: Path, drawing: Drawing, steps: int | None) -> dict[str, Any]:
+    """What the items follow from."""
+    newest = complete_checkpoints(folder / "checkpoints")[-1]
+    weights = digest(drawing.generator.state_dict())
+    text = (folder / "config.gin").read_text()
+    return {
+        "run": digest({}, text)[:16],
+        "checkpoint": newest.name,
+        "weights": weights,
+        "n": drawing.total,
+        "seed": drawing.seed,
+        "steps": steps,
+        "condition": None if drawing.condition is None else list(drawing.condition),
+    }
+
+
+def _begin(kept: Path, plan: dict[str, Any]) -> None:
+    kept.mkdir(parents=True, exist_ok=True)
+    if not (kept / PLAN).exists():
+        write_json(kept / PLAN, plan)
+
+
+def _check(kept: Path, plan: dict[str, Any]) -> None:
+    """Refuse to go on with what was drawn otherwise."""
+    begun = read_json(kept / PLAN)
+    for key, value in plan.items():
+        was = begun.get(key) if isinstance(begun, dict) else None
+        if was != value:
+            raise MismatchError(
+                f"{kept} was begun with {key} {was!r}; now {value!r}; give the same command or another --out"
+            )
+
+
+def _draw(drawing: Drawing, kept: Path) -> None:
+    """This rank's blocks that are not there yet."""
+    missing = [k for k in range(len(drawing)) if not _sound(kept, k, drawing)]
+    barrier()  # all ranks have looked before one writes
+    mine = missing[rank() :: world_size()]
+    done = len(drawing) - len(missing)
+    quiet = rank() > 0
+    with stop_requests(together=False) as stop, progress(len(drawing), done=done, quiet=quiet) as report:
+        with drawing.read(mine) as batches:
+            for k, batch in zip(mine, batches, strict=True):
+                tensors = {"items": stored(batch.values), "labels": batch.labels}
+                write_tensors(_block(kept, k), tensors, {"block": k})
+                done = min(done + world_size(), len(drawing))
+                report.update(done, {})
+                if stop():
+                    raise Interrupted(f"interrupted; {kept} keeps what is drawn, and the same command goes on from it")
+
+
+def stored(items: torch.Tensor) -> torch.Tensor:
+    """Pictures in 8 bits, rounded; other items as float32."""
+    return items.mul(255).round().byte() if items.ndim == 4 else items.float()
+
+
+def _block(kept: Path, number: int) -> Path:
+    return kept / f"{number:06d}.safetensors"
+
+
+def _sound(kept: Path, number: int, drawing: Drawing) -> bool:
+    """Whether a block is there and whole."""
+    try:
+        _read(kept, number, drawing)
+        return True
+    except InputError:
+        return False
+
+
+def _read(kept: Path, number: int, drawing: Drawing) -> Block:
+    tensors, described = read_tensors(_block(kept, number))
+    if described != {"block": number} or set(tensors) != {"items", "labels"}:
+        raise CorruptFileError(f"{_block(kept, number)} is another block's; remove it")
+    return Block(tensors["items"], tensors["labels"])
