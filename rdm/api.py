@@ -3,6 +3,7 @@
 An objective, encoder, generator, metric, source or data set of yours or ours takes every name of rdm from here.
 """
 
+from rdm.data.condition import Condition, Conditions, Law, Numbers, rows_of
 from rdm.data.dataset import Dataset
 from rdm.data.inputs import Inputs, images, tokens, waveforms
 from rdm.data.source import Source, decode, is_grey
@@ -16,6 +17,8 @@ from rdm.errors import (
     printable,
 )
 from rdm.files.checkpoint import load_weights
+from rdm.files.mapped import Table, open_table
+from rdm.files.store import digest
 from rdm.files.weights import hub_file, load_strictly, mismatches, read_weights
 from rdm.generators.protocol import FlowGenerator, FlowMap, Generator, Solver, over
 from rdm.judging.evaluation import Judge
@@ -34,6 +37,7 @@ from rdm.references.encoded import encoded
 from rdm.references.landmarks import landmarks
 from rdm.registry import (
     batteries,
+    conditions,
     datasets,
     evaluations,
     generators,
@@ -51,6 +55,8 @@ __all__ = [
     "Balance",
     "Battery",
     "Cat",
+    "Condition",
+    "Conditions",
     "CorruptFileError",
     "Count",
     "Dataset",
@@ -66,6 +72,7 @@ __all__ = [
     "InputError",
     "Inputs",
     "Judge",
+    "Law",
     "Measure",
     "Memory",
     "Metric",
@@ -74,6 +81,7 @@ __all__ = [
     "NoMemory",
     "NonFiniteError",
     "Nonnegative",
+    "Numbers",
     "Objective",
     "Positive",
     "Precision",
@@ -92,6 +100,7 @@ __all__ = [
     "Statistic",
     "Sum",
     "Summary",
+    "Table",
     "Traits",
     "Uniform",
     "UnknownNameError",
@@ -100,9 +109,11 @@ __all__ = [
     "batteries",
     "between",
     "checked",
+    "conditions",
     "confined",
     "datasets",
     "decode",
+    "digest",
     "draw",
     "encoded",
     "evaluations",
@@ -125,11 +136,13 @@ __all__ = [
     "of_groups",
     "of_share",
     "over",
+    "open_table",
     "printable",
     "read_weights",
     "refuse_if_confined",
     "representations",
     "require",
+    "rows_of",
     "seeded",
     "sources",
     "squared_distances",

@@ -182,6 +182,7 @@ evaluations = Registry("evaluation", "rdm.datasets")
 memories = Registry("memory", "rdm.matching.memory")
 metrics = Registry("metric", "rdm.judging.metrics")
 sources = Registry("source", "rdm.data.sources")
+conditions = Registry("condition", "rdm.data.conditions")
 
 registries = {
     "objectives": objectives,
@@ -194,4 +195,5 @@ registries = {
     "memories": memories,
     "metrics": metrics,
     "sources": sources,
+    "conditions": conditions,
 }

@@ -1,13 +1,26 @@
 """Joint features of an item and its condition, for matching conditional distributions."""
 
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from rdm.api import InputError, Real, Representation, encoded, median_distance, representations
+from rdm.api import (
+    Condition,
+    InputError,
+    Real,
+    Representation,
+    digest,
+    encoded,
+    median_distance,
+    open_table,
+    printable,
+    representations,
+    rows_of,
+)
 
 ROWS = 10_000  # items that the medians are taken over
 
@@ -21,9 +34,10 @@ ROWS = 10_000  # items that the medians are taken over
 )
 def joint(
     representation: str | Representation = "pixels",
-    condition: int | Tensor | Representation = 10,
+    condition: int | str | Tensor | Representation = 10,
     beta: float | Literal["balanced"] = "balanced",
     name: str | None = None,
+    part: str | int | None = None,
 ) -> Representation:
     r"""Features of the item beside scaled features of its condition, distributed as the pair is.
 
@@ -35,23 +49,25 @@ def joint(
 
     Args:
         representation: phi, or its registered name.
-        condition: tau: a number of classes, one-hot; a table of embeddings "classes d"; or a representation of the
-            conditions. With the first two, conditions are class labels.
+        condition: tau: a number of classes, one-hot; a table of embeddings "classes d", or the path of a safetensors or
+            .npy file that holds one; or a representation of the conditions. With a table, conditions are numbers of
+            its rows: class labels, captions.
         beta: a number, or "balanced" for the ratio of both sides' scales in the reference (`balanced`), found by
             `Representation.fitted(items, condition)`.
         name: how tables call it.
+        part: which part of conditions of several tensors tau takes, as "id"; a single tensor is that part itself.
 
-    Shapes: n ... -> n (d + width of tau), condition n for labels. Cost: that of phi and tau.
+    Shapes: n ... -> n (d + width of tau), condition n for numbers. Cost: that of phi and tau.
 
     Raises:
-        InputError: phi is conditional, tau not estimated, beta negative, labels that are no class.
+        InputError: phi is conditional, tau not estimated, beta negative, numbers of no row.
     """
     phi = representations.build(representation) if isinstance(representation, str) else representation
     if phi.conditional:
         raise InputError(f"joint features need a representation of the item alone; {phi.name!r} is conditional")
     if beta != "balanced" and not (isinstance(beta, int | float) and 0 <= beta < float("inf")):
         raise InputError(f'beta must be a number, not negative, or "balanced"; got {beta!r}')
-    tau, described = _condition_encoder(condition)
+    tau, described = _condition_encoder(condition, part)
     estimated = phi.module is None or isinstance(beta, str)
     module = None if phi.module is None or isinstance(beta, str) else _Joint(phi.module, tau, beta)
     settings = {"phi": phi.name, "settings": dict(phi.settings), "tau": described, "beta": beta}
@@ -65,7 +81,7 @@ def joint(
     )
 
 
-def _fit(items: Tensor, conditions: Tensor | None, phi: Representation, tau: nn.Module, beta: float | str) -> nn.Module:
+def _fit(items: Tensor, conditions: Condition | None, phi: Representation, tau: "_Tau", beta: float | str) -> nn.Module:
     fitted = phi.fitted(items)
     assert fitted.module is not None
     return _Joint(fitted.module, tau, _balance(fitted, items, tau, conditions) if isinstance(beta, str) else beta)
@@ -74,7 +90,7 @@ def _fit(items: Tensor, conditions: Tensor | None, phi: Representation, tau: nn.
 def balanced(
     representation: Representation,
     items: Tensor,
-    condition: int | Tensor | Representation,
+    condition: int | str | Tensor | Representation,
     conditions: Tensor | None,
 ) -> float:
     """The beta at which items and conditions are equally far apart: sigma_phi / sigma_tau.
@@ -94,12 +110,12 @@ def balanced(
     return _balance(representation, items, _condition_encoder(condition)[0], conditions)
 
 
-def _balance(representation: Representation, items: Tensor, tau: nn.Module, conditions: Tensor | None) -> float:
-    conditions = _present(conditions)
+def _balance(representation: Representation, items: Tensor, tau: "_Tau", conditions: Condition | None) -> float:
+    held = tau.of(conditions)
     rows = torch.randperm(len(items), generator=torch.Generator().manual_seed(0))[:ROWS].to(items.device)
     with torch.no_grad():
-        chosen = conditions[rows.to(conditions.device)]
-        alone = isinstance(tau, _Table)  # which other encoders may share, and move together (`Battery.to`)
+        chosen = rows_of(held, rows)
+        alone = isinstance(tau.encode, _Table)  # which other encoders may share, and move together (`Battery.to`)
         features = (tau if alone else tau.to(items.device))(chosen).to(items.device)
     sides = {"items": encoded(items[rows], representation), "conditions": Real.of(features)}
     scales = []
@@ -114,34 +130,68 @@ def _balance(representation: Representation, items: Tensor, tau: nn.Module, cond
 class _Joint(nn.Module):
     beta: Tensor
 
-    def __init__(self, phi: nn.Module, tau: nn.Module, beta: float):
+    def __init__(self, phi: nn.Module, tau: "_Tau", beta: float):
         super().__init__()
         self.phi, self.tau = phi, tau
         self.register_buffer("beta", torch.tensor(beta, dtype=torch.float64))  # a reference file keeps it
 
-    def forward(self, items: Tensor, condition: Tensor | None) -> Tensor:
+    def forward(self, items: Tensor, condition: Condition | None) -> Tensor:
         features = self.phi(items)
         with torch.no_grad():
-            embedded = self.tau(_present(condition)).to(features.device)
+            embedded = self.tau(condition).to(features.device)
         return torch.cat([features, self.beta.to(embedded) * embedded], 1)
 
 
+class _Tau(nn.Module):
+    """The part of a condition that tau takes, embedded."""
+
+    def __init__(self, encode: nn.Module, part: str | int | None):
+        super().__init__()
+        self.encode, self.part = encode, part
+
+    def of(self, condition: Condition | None) -> Tensor:
+        """The tensor that tau takes."""
+        if condition is None:
+            raise InputError("joint features need the condition of every item; got none; give it beside the items")
+        if isinstance(condition, Tensor):
+            return condition
+        try:
+            found = condition[self.part]  # type: ignore[index,call-overload]
+        except (LookupError, TypeError) as error:
+            parts = list(condition) if not isinstance(condition, tuple) else list(range(len(condition)))
+            raise InputError(
+                f"joint features take one part of conditions of several, one of {parts}; got part {self.part!r}"
+            ) from error
+        if not isinstance(found, Tensor):
+            raise InputError(f"part {self.part!r} of the condition must be a tensor; got {type(found).__name__}")
+        return found
+
+    def forward(self, condition: Condition | None) -> Tensor:
+        return self.encode(self.of(condition))
+
+
 class _Table(nn.Module):
-    """Class labels to rows of a table."""
+    """Numbers to rows of a table; one that lies in a file is not kept in another."""
 
     table: Tensor
 
-    def __init__(self, table: Tensor):
+    def __init__(self, table: Tensor, *, on_disk: bool):
         super().__init__()
-        self.register_buffer("table", table)
+        self.register_buffer("table", table, persistent=not on_disk)
 
-    def forward(self, labels: Tensor) -> Tensor:
-        classes = len(self.table)
-        if labels.ndim != 1 or labels.is_floating_point():
-            raise InputError(f"conditions must be class labels, one a row; got {labels.dtype} {tuple(labels.shape)}")
-        if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < classes):
-            raise InputError(f"class labels must be from 0 to {classes - 1}; got up to {int(labels.max())}")
-        return self.table[labels.to(self.table.device)]
+    def forward(self, numbers: Tensor) -> Tensor:
+        rows = len(self.table)
+        if numbers.ndim != 1 or numbers.is_floating_point():
+            raise InputError(
+                f"conditions must be class labels or other numbers of the {rows} rows of a table, one an item; "
+                f"got {numbers.dtype} {tuple(numbers.shape)}"
+            )
+        if len(numbers) and not (0 <= int(numbers.min()) and int(numbers.max()) < rows):
+            raise InputError(
+                f"conditions must be numbers from 0 to {rows - 1}, rows of the table; got {int(numbers.min())} to "
+                f"{int(numbers.max())}"
+            )
+        return self.table[numbers.to(self.table.device)]
 
 
 class _Encoded(nn.Module):
@@ -155,7 +205,9 @@ class _Encoded(nn.Module):
         return self.representation(conditions)
 
 
-def _condition_encoder(condition: int | Tensor | Representation) -> tuple[nn.Module, Any]:
+def _condition_encoder(
+    condition: int | str | Tensor | Representation, part: str | int | None = None
+) -> tuple[_Tau, Any]:
     """Tau, and what settings say of it."""
     if isinstance(condition, Representation):
         if condition.module is None or condition.conditional:
@@ -164,17 +216,25 @@ def _condition_encoder(condition: int | Tensor | Representation) -> tuple[nn.Mod
                 "be conditional itself"
             )
         described = {"name": condition.name, "settings": dict(condition.settings), "precision": condition.precision}
-        return _Encoded(condition), described
+        return _Tau(_Encoded(condition), part), described
+    if isinstance(condition, str):
+        table, content = _stored(condition, Path(condition).stat().st_mtime_ns if Path(condition).exists() else 0)
+        return _Tau(_Table(table, on_disk=True), part), {"table": content}
     if isinstance(condition, int) and condition < 1 or isinstance(condition, Tensor) and condition.ndim != 2:
         raise InputError(
             'condition must be a number of classes, a table "classes d" or a representation; '
             f"got {condition if isinstance(condition, int) else tuple(condition.shape)}"
         )
     table = torch.eye(condition) if isinstance(condition, int) else condition.detach()
-    return _Table(table), list(table.shape)
+    return _Tau(_Table(table, on_disk=False), part), list(table.shape)
 
 
-def _present(condition: Tensor | None) -> Tensor:
-    if condition is None:
-        raise InputError("joint features need the condition of every item; got none; give it beside the items")
-    return condition
+@lru_cache(maxsize=8)
+def _stored(path: str, changed: int) -> tuple[Tensor, str]:
+    """A table on disk and its content's hash; the same tensor for every encoder, so that a device holds it once."""
+    table = open_table(Path(path)).whole()
+    if table.ndim != 2 or not table.is_floating_point():
+        raise InputError(
+            f'{printable(path)} must hold a table of embeddings "rows d"; got {table.dtype} {tuple(table.shape)}'
+        )
+    return table, digest({"table": table})

@@ -71,7 +71,7 @@ def test_a_representation_of_the_condition():
     items = torch.rand(12, 1, 4, 4)
     encode = rdm.representation("joint", representation="pixels", condition=text, beta=2.0)
     torch.testing.assert_close(encode(items, prompts), torch.cat([items.flatten(1), 2 * text(prompts)], 1))
-    assert set(encode.module.state_dict()) == {"beta", *(f"tau.module.{k}" for k in text.module.state_dict())}
+    assert set(encode.module.state_dict()) == {"beta", *(f"tau.encode.module.{k}" for k in text.module.state_dict())}
 
 
 def test_encoders_that_share_a_table_of_conditions_hold_it_once_on_any_device():
@@ -80,7 +80,7 @@ def test_encoders_that_share_a_table_of_conditions_hold_it_once_on_any_device():
     members = [rdm.representation("joint", representation=phi, condition=table) for phi in phis]
     fitted = rdm.Battery(members).fitted(items, labels)
     for battery in (fitted, fitted.to("cpu"), fitted.to("meta")):
-        first, second = (member.module.tau.table for member in battery.members)
+        first, second = (member.module.tau.encode.table for member in battery.members)
         assert first.is_set_to(second) if first.device.type == "cpu" else first is second
         assert battery.members[1].module.phi.matrix.device == first.device
 
@@ -90,8 +90,11 @@ def test_wrong_conditions_and_settings():
     encode = rdm.representation("joint", representation="identity", condition=3, beta=1.0)
     for condition, message in (
         (None, "need the condition of every item; got none"),
-        (torch.tensor([0, 1, 2, 3]), "class labels must be from 0 to 2; got up to 3"),
-        (torch.rand(4), "must be class labels, one a row; got torch.float32"),
+        (torch.tensor([0, 1, 2, 3]), "must be numbers from 0 to 2, rows of the table; got 0 to 3"),
+        (
+            torch.rand(4),
+            "must be class labels or other numbers of the 3 rows of a table, one an item; got torch.float32",
+        ),
         (torch.tensor([0, 1]), "must have 4 rows, one an item; got 2"),
     ):
         with pytest.raises(InputError, match=message):

@@ -101,21 +101,6 @@ class Inputs:
         return items if form.low is None or form.integer else items.clamp(form.low, form.high)
 
 
-def check_condition(condition: object, n: int, owner: str) -> None:
-    """Refuse a condition that is not one row for each of n items; None is none.
-
-    Raises:
-        InputError: another type or length.
-    """
-    if condition is None:
-        return
-    if not isinstance(condition, Tensor):
-        raise InputError(f"the condition for {owner} must be a tensor; got {type(condition).__name__}")
-    if condition.ndim == 0 or len(condition) != n:
-        got = len(condition) if condition.ndim else "a number"
-        raise InputError(f"the condition for {owner} must have {n} rows, one an item; got {got}")
-
-
 ANYTHING = Inputs(remedy="convert them, images to [0, 1]")
 
 

@@ -93,7 +93,7 @@ class SpiralScore(Judge):
 
     def draw(self, generator: Generator) -> Tensor:
         """Samples from noise fixed by the seed."""
-        noise, _ = generator.draw(self.samples, stream(self.seed, "evaluation"))
+        noise = generator.noise(self.samples, stream(self.seed, "evaluation"))
         with torch.no_grad():
             items = generator.eval()(noise.to(next(generator.parameters()).device))
         if items.ndim != 2:

@@ -4,14 +4,20 @@ t = 0 is data and t = 1 is noise everywhere: x_t = (1 - t) x_0 + t z, with veloc
 velocity u(x, r, t) over r..t jumps from x_t to x_r = x_t - (t - r) u; u(x, t, t) = v(x, t).
 """
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from rdm.errors import InputError
+from rdm.data.condition import Condition, Conditions, Numbers, described, moved, rows_of
+from rdm.errors import InputError, first_line
+from rdm.randomness import seeded
+
+BLOCK = 2**24  # numbers of noise that one stream draws
 
 Solver = Literal["euler", "heun"]
 
@@ -23,18 +29,24 @@ class Generator(nn.Module, ABC):
     """
 
     shape: tuple[int, ...]  # of one item's noise
-    classes: int | None  # class labels are the condition; None for none
+    classes: int | None = None  # class labels are the condition; None for none, or for conditions of another kind
 
     @abstractmethod
-    def forward(self, noise: Tensor, condition: Tensor | None = None) -> Tensor:
+    def forward(self, noise: Tensor, condition: Any = None) -> Tensor:
         """Generate items."""
 
-    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Standard normal noise and uniform class labels, on the generator's device."""
-        noise = torch.randn(n, *self.shape, generator=generator, device=generator.device)
-        if self.classes is None:
-            return noise, None
-        return noise, torch.randint(self.classes, (n,), generator=generator, device=generator.device)
+    @property
+    def conditions(self) -> Conditions | None:
+        """What it is asked for where nobody says: its classes, uniformly; None for nothing."""
+        return None if self.classes is None else Numbers(self.classes)
+
+    def noise(self, n: int, generator: torch.Generator) -> Tensor:
+        """Standard normal noise "n ...", on the generator's device."""
+        return torch.randn(n, *self.shape, generator=generator, device=generator.device)
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Condition | None]:
+        """Noise and conditions, its own ones, on the generator's device."""
+        return drawn(self, self.conditions, n, slice(0, n), lambda _: generator)
 
 
 class FlowGenerator(Generator):
@@ -111,3 +123,65 @@ class FlowMap(FlowGenerator):
 def over(t: Tensor, x: Tensor) -> Tensor:
     """Numbers "n" shaped to multiply states "n ..."."""
     return t.view(-1, *[1] * (x.ndim - 1))
+
+
+def drawn(
+    generator: Generator, conditions: Conditions | None, n: int, mine: slice, stream: Callable[[int], torch.Generator]
+) -> tuple[Tensor, Condition | None]:
+    """Noise and conditions of `mine` among n items, the same however the n are shared out.
+
+    `stream(k)` draws the noise of the k-th block of items; the first one goes on to draw which conditions all n get,
+    and these are read for `mine` alone.
+    """
+    size, pieces, first = max(1, BLOCK // max(1, math.prod(generator.shape))), [], stream(0)
+    for k, start in enumerate(range(0, n, size)):
+        stop = min(start + size, n)
+        if k and not (start < mine.stop and mine.start < stop):
+            continue
+        block = generator.noise(stop - start, stream(k) if k else first)
+        pieces.append(block[max(mine.start - start, 0) : max(mine.stop - start, 0)])
+    noise = torch.cat(pieces)
+    if conditions is None:
+        return noise, None
+    which = rows_of(conditions.draw(n, first), mine)
+    return noise, moved(conditions.read(which), noise.device)
+
+
+def sampled(generator: Generator, noise: Tensor, condition: Condition | None, chunk: int) -> Iterator[Tensor]:
+    """Items, so many in one forward pass, without gradient and in evaluation mode; on the generator's device."""
+    device, training = next(generator.parameters()).device, generator.training
+    generator.eval()
+    try:
+        for start in range(0, len(noise), chunk):
+            rows = slice(start, start + chunk)
+            with torch.no_grad():
+                yield generator(noise[rows].to(device), moved(rows_of(condition, rows), device))
+    finally:
+        generator.train(training)
+
+
+def tried(generator: Generator, conditions: Conditions) -> tuple[Tensor, Condition | None]:
+    """Two items under the first and the last condition, and these; nothing is drawn from the global random state.
+
+    Raises:
+        InputError: conditions that the generator cannot take.
+    """
+    if generator.classes is not None and conditions.count is not None and conditions.count > generator.classes:
+        raise InputError(
+            f"the generator takes {generator.classes} classes; got conditions of {conditions.count}; give as many"
+        )
+    source = torch.Generator().manual_seed(0)
+    ends = None if conditions.count is None else torch.tensor([0, conditions.count - 1])
+    condition = conditions.read(conditions.draw(2, source) if ends is None else ends)
+    device = next(generator.parameters()).device
+    with seeded(0):
+        try:
+            (items,) = sampled(generator, generator.noise(2, source), condition, 2)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise InputError(
+                f"the generator cannot take these conditions ({described(condition)}): {first_line(error)}; give those "
+                "that it was made for"
+            ) from error
+    return items, moved(condition, device)

@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from rdm.data.condition import Conditions, moved
 from rdm.data.dataset import Dataset
 from rdm.errors import InputError
 from rdm.escape import check_file_names
@@ -70,6 +71,7 @@ class Evaluation(Judge):
         compare: other generators measured on the same noise, by name.
         resamples: reweightings there and back that an interval follows from.
         seed: of noise and resampling.
+        conditions: what generators are given for the fresh split's conditions; None for these themselves.
     """
 
     goals: ClassVar[Mapping[str, float]] = {"accuracy": math.inf, "spread": 1.0}
@@ -82,6 +84,7 @@ class Evaluation(Judge):
     compare: Mapping[str, Generator] | None = None
     resamples: Several = 40
     seed: Seed = 0
+    conditions: Conditions | None = None
 
     def __post_init__(self) -> None:
         check_file_names(self.compare or {}, what="compare", taken=(REAL, THIS))  # each is a column and a picture
@@ -128,14 +131,17 @@ class Evaluation(Judge):
     def sample(self, generator: Generator) -> Samples:
         """As many items as the fresh split has, with its labels, from noise fixed by the seed."""
         n = len(self.fresh.images)
-        noise, condition = generator.draw(n, stream(self.seed, "evaluation"))
-        condition = None if condition is None else self.fresh.labels.cpu()
+        noise = generator.noise(n, stream(self.seed, "evaluation"))
+        asked = self.conditions is not None or generator.conditions is not None
+        condition = self.fresh.labels.cpu() if asked else None
         device = next(generator.parameters()).device
         pieces = []
         with torch.no_grad():
             for rows in torch.arange(n).split(500):
-                labels = None if condition is None else condition[rows].to(device)
-                pieces.append(generator.eval()(noise[rows].to(device), labels).clamp(0, 1))
+                given = None if condition is None else condition[rows]
+                if self.conditions is not None and given is not None:
+                    given = self.conditions.read(given)
+                pieces.append(generator.eval()(noise[rows].to(device), moved(given, device)).clamp(0, 1))
         return Samples(torch.cat(pieces).to(self.fresh.images), condition)
 
     def _ratios(self, representation: Representation, judged: Mapping[str, Samples]) -> dict[str, Metric]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rdm.data.inputs import ANYTHING, Inputs, check_condition
+from rdm.data.condition import Condition, check_condition, rows_of
+from rdm.data.inputs import ANYTHING, Inputs
 from rdm.errors import InputError
 from rdm.files.store import digest
 from rdm.matching.autocast import own_types
@@ -67,7 +68,7 @@ class Representation:
         return {key: value for key, value in vars(self).items() if key != "_compiled"}
 
     @own_types()
-    def fitted(self, items: Tensor, condition: Tensor | None = None) -> "Representation":
+    def fitted(self, items: Tensor, condition: Condition | None = None) -> "Representation":
         """This representation with its module estimated on `items` (and their condition), where it needs that."""
         if self.module is not None or self.fit is None:
             return self
@@ -80,7 +81,7 @@ class Representation:
             self.module.to(device)
         return self
 
-    def check(self, items: Tensor, condition: Tensor | None = None) -> None:
+    def check(self, items: Tensor, condition: Condition | None = None) -> None:
         """Refuse real or evaluated items that the encoder cannot judge: shape, type, values (see `rdm.data.inputs`).
 
         Where there is a condition, one that is not one row an item.
@@ -93,14 +94,14 @@ class Representation:
         size = self.micro_batch or n
         return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
-    def __call__(self, items: Tensor, condition: Tensor | None = None) -> Tensor:
+    def __call__(self, items: Tensor, condition: Condition | None = None) -> Tensor:
         """Encode items to features "n d"."""
         self.inputs.check(items, f"representation {self.name!r}")
         check_condition(condition, len(items), f"representation {self.name!r}")
         pieces = self.slices(len(items))
         if len(pieces) == 1:
             return self._encode(items, condition)
-        conditions = [None if condition is None else condition[rows] for rows in pieces]
+        conditions = [rows_of(condition, rows) for rows in pieces]
         if not (torch.is_grad_enabled() and items.requires_grad):
             return torch.cat([self._encode(items[rows], c) for rows, c in zip(pieces, conditions, strict=True)])
         encoded = (
@@ -109,7 +110,7 @@ class Representation:
         )
         return torch.cat([features for features in encoded if features is not None])
 
-    def _encode(self, items: Tensor, condition: Tensor | None) -> Tensor:
+    def _encode(self, items: Tensor, condition: Condition | None) -> Tensor:
         """One forward pass."""
         run = self._compiled
         if self.module is not None and self.module.training:  # a trainer holds the module itself
@@ -219,7 +220,7 @@ class Battery:
             None if self.weights is None else tuple(weights.get(name, 1.0) for name in names),
         )
 
-    def fitted(self, items: Tensor, condition: Tensor | None = None) -> "Battery":
+    def fitted(self, items: Tensor, condition: Condition | None = None) -> "Battery":
         """The battery with every member estimated on `items` (and their condition) that needs it."""
         return replace(
             self,

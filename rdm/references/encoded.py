@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rdm.data.condition import Condition, leaves, split
 from rdm.errors import CorruptFileError, InputError, MismatchError
 from rdm.files.schema import expect, record, tensor
 from rdm.files.store import digest, read_tensors, write_tensors
@@ -18,7 +19,7 @@ def encoded(
     items: Tensor,
     representation: Representation,
     *,
-    condition: Tensor | None = None,
+    condition: Condition | None = None,
     chunk: int = 512,
     cache: Path | None = None,
 ) -> Real:
@@ -32,7 +33,7 @@ def encoded(
         "representation": representation.name,
         "settings": dict(representation.settings),
         "fingerprint": representation.fingerprint,
-        "items": digest({"items": items} | ({} if condition is None else {"condition": condition})),
+        "items": digest({"items": items} | {f"condition{name}": part for name, part in leaves(condition)}),
         "dtype": str(items.dtype),
         "n": len(items),
     }
@@ -40,7 +41,7 @@ def encoded(
     if path is not None and (held := _cached(path, origin)) is not None:
         return held.to(items.device)
     parts = items.split(chunk)
-    conditions = (None,) * len(parts) if condition is None else condition.split(chunk)
+    conditions = split(condition, [len(part) for part in parts])
     with torch.no_grad():
         features = torch.cat([representation(x, c) for x, c in zip(parts, conditions, strict=True)])
     real = Real.of(features, **origin)

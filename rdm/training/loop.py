@@ -11,13 +11,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from rdm.data.dataset import Dataset
 from rdm.distributed import rank, sum_gradients
 from rdm.files.checkpoint import newest_readable, save_checkpoint
-from rdm.files.pictures import save_grid
-from rdm.generators.protocol import Generator
-from rdm.numbers import Count, Device, Positive, Seed, Share, Steps, validated
+from rdm.numbers import Count, Device, Positive, Seed, Share, Size, Steps, validated
 from rdm.progress import Interrupted, progress, stop_requests
-from rdm.randomness import stream
 from rdm.training.losses import Loss, Setting
 from rdm.training.run import Log, check_finite, check_rates, joined, named_divergence, restore_state, training_state
+from rdm.training.samples import draw_grid
 from rdm.training.schedule import Schedule, constant
 
 
@@ -38,7 +36,7 @@ def train(
     log_every: Steps = 10,  # steps
     checkpoint_every: Steps = 500,  # steps
     keep: Count = 2,  # checkpoints
-    samples_every: Steps = 100,  # steps
+    samples_every: Size | None = 100,  # steps; 0 or None for no pictures
     cache: Path | None = None,
     resume: bool = False,
 ) -> nn.Module:
@@ -81,8 +79,8 @@ def train(
 
     began = time.monotonic()
     with stop_requests() as stopping, progress(steps, done=start, quiet=rank() > 0) as report:
-        if start == 0:
-            _draw_samples(out, model, 0, seed)
+        if start == 0 and samples_every:
+            draw_grid(out, model, losses, 0, seed)
         for step in range(start, steps):
             # Gradient: every loss adds its own, each a function of seed, step and rank.
             stepper.zero_grad(set_to_none=True)
@@ -106,8 +104,8 @@ def train(
                 elapsed = seconds + time.monotonic() - began
                 log.write({"step": done, **record, "gradient_norm": norm, "lr": rate, "seconds": elapsed})
             report.update(done, record)
-            if done % samples_every == 0 or done == steps:
-                _draw_samples(out, model if averaged is None else averaged.module, done, seed)
+            if samples_every and (done % samples_every == 0 or done == steps):
+                draw_grid(out, model if averaged is None else averaged.module, losses, done, seed)
             if done % checkpoint_every == 0 or done == steps:
                 checkpoint(done)
             elif stopping():
@@ -116,19 +114,3 @@ def train(
                     f"interrupted at step {done} of {steps}; checkpoint in {saved}; --resume goes on from it"
                 )
     return (model if averaged is None else averaged.module).eval()
-
-
-def _draw_samples(out: Path, model: nn.Module, step: int, seed: int) -> None:
-    """A grid from noise that is the same at every step, one column a class where there are classes."""
-    if rank() > 0 or not isinstance(model, Generator):
-        return
-    columns, training = model.classes or 8, model.training
-    noise, condition = model.draw(8 * columns, stream(seed, "grid"))
-    if condition is not None:
-        condition = torch.arange(columns).repeat(8)
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        images = model.eval()(noise.to(device), None if condition is None else condition.to(device))
-    model.train(training)
-    if images.ndim == 4:  # other items have no picture
-        save_grid(out / "samples" / f"{step:08d}.png", images, columns=columns)

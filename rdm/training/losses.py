@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rdm.data.condition import Condition, Conditions, described, moved
 from rdm.data.dataset import Dataset
 from rdm.distributed import rank, total, world_size
-from rdm.errors import InputError
+from rdm.errors import InputError, first_line
 from rdm.files.schema import expect, record
-from rdm.generators.protocol import FlowGenerator, Generator
+from rdm.generators.protocol import FlowGenerator, Generator, drawn, tried
 from rdm.matching.balance import Balance
 from rdm.matching.memory import Memory
 from rdm.matching.objective import Objective, by_member
@@ -37,7 +38,9 @@ class Setting(NamedTuple):
 
 
 class Loss(ABC):
-    """One term of the training loss."""
+    """One term of the training loss; `conditions` are what it asks a generator for, as sample grids do too."""
+
+    conditions: Conditions | None = None
 
     @abstractmethod
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
@@ -62,6 +65,7 @@ class Matching(Loss):
 
     Args:
         objective, battery, memory, balance, normalize_gradient: see `rdm.Population`.
+        conditions: what the generator is asked for (registry "conditions"); None for its own, classes uniformly.
         population: images generated a step, over all ranks.
         chunk: images in one forward pass; None for all of a rank's at once.
         warm_up: images of the initial model written to the memory before the first step.
@@ -77,11 +81,12 @@ class Matching(Loss):
         balance: Balance | None = None,
         normalize_gradient: bool = False,
         warm_up: Size = 0,
+        conditions: Conditions | None = None,
     ):
         by_member(objective, [each.name for each in battery.members])
         self.objective, self.battery, self.population = objective, battery, population
         self.options = {"chunk": chunk, "memory": memory, "balance": balance, "normalize_gradient": normalize_gradient}
-        self.warm_up = warm_up
+        self.warm_up, self.conditions = warm_up, conditions
 
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
         """Encode the reference (or read it from the cache), bind the objective, warm the memory up."""
@@ -92,6 +97,7 @@ class Matching(Loss):
         self.matched = Population(
             self.objective, self.battery, data.images, condition=data.labels, cache=setting.cache, **self.options
         )
+        self._pair(model, data.labels)
         if self.warm_up and not resumed:
             self.matched.warm_up(model, *self._draw(model, self.warm_up, "warm up"))
 
@@ -116,11 +122,22 @@ class Matching(Loss):
         """Memories and balance."""
         self.matched.restore(state)
 
-    def _draw(self, model: nn.Module, n: int, purpose: int | str) -> tuple[Tensor, Tensor | None]:
+    def _pair(self, model: nn.Module, real: Condition | None) -> None:
+        """Try generator, conditions and the members that see them on two items, before the first step."""
         if not isinstance(model, Generator):
             raise InputError(f"Matching trains a rdm.generators.protocol.Generator; got {type(model).__name__}")
-        device = self.setting.device
-        return model.draw(_rows(n), stream(self.setting.seed, "noise", purpose, rank(), device=device))
+        asked = model.conditions if self.conditions is None else self.conditions
+        self.conditions = None if asked is None else asked.fitted(real)
+        if self.conditions is not None:
+            items, condition = tried(model, self.conditions)
+            _try(self.matched.battery, items, condition)
+
+    def _draw(self, model: nn.Module, n: int, purpose: int | str) -> tuple[Tensor, Condition | None]:
+        assert isinstance(model, Generator)
+        seed, device = self.setting.seed, self.setting.device
+        before = sum(_rows(n, k) for k in range(rank()))
+        mine = slice(before, before + _rows(n))
+        return drawn(model, self.conditions, n, mine, lambda k: stream(seed, "noise", purpose, k, device=device))
 
 
 @validated
@@ -128,17 +145,20 @@ class FlowMatching(Loss):
     """Mean squared error of the velocity, E |v(x_t, t) - (z - x_0)|^2, with t uniform and z of the model's noise scale.
 
     Source: Lipman et al. (2023), "Flow Matching for Generative Modeling", equation 23, with time reversed: t = 1 is
-    noise. Cost: one forward and backward of `batch` images.
+    noise. Cost: one forward and backward of `batch` images. With `conditions`, the model is given what these read for
+    the items' own conditions, such as contexts for the numbers of captions.
     """
 
-    def __init__(self, batch: Count = 256):
-        self.batch = batch
+    def __init__(self, batch: Count = 256, conditions: Conditions | None = None):
+        self.batch, self.conditions = batch, conditions
 
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
         """Keep the data; the model must be a flow."""
         if not isinstance(model, FlowGenerator):
             raise InputError(f"FlowMatching trains a rdm.generators.protocol.FlowGenerator; got {type(model).__name__}")
         self.setting = setting
+        if self.conditions is not None:
+            tried(model, self.conditions.fitted(setting.data.labels))
 
     def backward(self, model: nn.Module, step: int) -> dict[str, float]:
         """One batch of real images, noised."""
@@ -149,7 +169,8 @@ class FlowMatching(Loss):
         z = model.noise_scale * torch.randn(x0.shape, generator=source).to(x0)
         t = torch.rand(len(x0), generator=source).to(x0)
         tt = t.view(-1, *[1] * (x0.ndim - 1))
-        error = model.velocity((1 - tt) * x0 + tt * z, t, labels) - (z - x0)
+        condition = labels if self.conditions is None else moved(self.conditions.read(labels), x0.device)
+        error = model.velocity((1 - tt) * x0 + tt * z, t, condition) - (z - x0)
         loss = error.square().flatten(1).mean(1).sum() / self.batch
         loss.backward()
         return {"loss": total(float(loss.detach()))}
@@ -180,6 +201,21 @@ class Classification(Loss):
         return {"loss": total(float(loss.detach())), "accuracy": total(correct) / self.batch}
 
 
-def _rows(n: int) -> int:
-    """This rank's share of n rows; the first ranks take the remainder."""
-    return n // world_size() + (rank() < n % world_size())
+def _try(battery: Battery, items: Tensor, condition: Condition | None) -> None:
+    """Encode items with every member that sees conditions, to refuse those that it cannot take."""
+    for member in battery.members:
+        try:
+            with torch.no_grad():
+                _ = member(items, condition) if member.conditional else None
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+            raise InputError(
+                f"representation {member.name!r} cannot take the generator's conditions ({described(condition)}): "
+                f"{first_line(error)}"
+            ) from error
+
+
+def _rows(n: int, place: int | None = None) -> int:
+    """A rank's share of n rows, this one's by default; the first ranks take the remainder."""
+    return n // world_size() + ((rank() if place is None else place) < n % world_size())

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rdm.data.condition import Condition
 from rdm.distributed import merge_across_ranks, total
 from rdm.errors import InputError, NonFiniteError
 from rdm.matching.autocast import own_types
@@ -85,7 +86,7 @@ class Population:
         battery: Battery | Representation | nn.Module | str | Sequence[Representation | nn.Module | str],
         items: Tensor,
         *,
-        condition: Tensor | None = None,
+        condition: Condition | None = None,
         chunk: int | None = None,
         memory: Memory | str | None = None,
         balance: Balance | None = None,
@@ -120,14 +121,15 @@ class Population:
         self,
         generate: Generate,
         noise: Tensor,
-        condition: Tensor | None = None,
+        condition: Condition | None = None,
         *,
         weights: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Step:
         """Add the gradient of the loss over generate(noise, condition) to the parameters' `.grad`.
 
-        `generate` is called as generate(noise) where no condition is given, and gives an item a row. With chunks it is
+        `generate` is called as generate(noise) where no condition is given, and gives an item a row; a condition of
+        several tensors (a tuple or mapping, with a row an item each) comes to it as it is, in chunks. With chunks it is
         called twice for each: it may use torch's global randomness (dropout, crops), which is replayed as long as no
         other thread draws, but nothing else that differs between two calls or chunks, such as batch statistics: other
         items in the second pass (by more than rounding) end the step with an error. `weights` weighs
@@ -152,7 +154,7 @@ class Population:
             batches, rows = [pull.batch for pull in pulls], measured.rows
         return step._replace(dropped=self._write(batches, rows))
 
-    def warm_up(self, generate: Generate, noise: Tensor, condition: Tensor | None = None) -> None:
+    def warm_up(self, generate: Generate, noise: Tensor, condition: Condition | None = None) -> None:
         """Write one batch of any size to the memory, chunk by chunk and without gradient, before the first step."""
         measured = self._measure(generate, chunked(noise, condition, None, self.chunk))
         self._write([merge_across_ranks(summary) for summary in measured.summaries], measured.rows)

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rdm.data.inputs import Inputs, check_condition
+from rdm.data.condition import Condition, check_condition, rows_of, split
+from rdm.data.inputs import Inputs
 from rdm.errors import InputError
 from rdm.matching.autocast import own_types
 from rdm.matching.statistic import checked_weights, refuse_gradient
@@ -31,17 +32,16 @@ class Chunk(NamedTuple):
     """Inputs of one forward pass and the random state that it started from."""
 
     noise: Tensor
-    condition: Tensor | None
+    condition: Condition | None
     weights: Tensor | None
     random: list[Tensor]
 
     def part(self, rows: slice) -> "Chunk":
         """Some of its rows."""
-        condition, weights = (None if each is None else each[rows] for each in (self.condition, self.weights))
-        return Chunk(self.noise[rows], condition, weights, self.random)
+        return Chunk(self.noise[rows], rows_of(self.condition, rows), rows_of(self.weights, rows), self.random)
 
 
-def chunked(noise: Tensor, condition: Tensor | None, weights: Tensor | None, size: int | None) -> list[Chunk]:
+def chunked(noise: Tensor, condition: Condition | None, weights: Tensor | None, size: int | None) -> list[Chunk]:
     """Chunks of so many rows; all in one for None.
 
     Raises:
@@ -57,8 +57,8 @@ def chunked(noise: Tensor, condition: Tensor | None, weights: Tensor | None, siz
         weights = checked_weights(weights, len(noise), side="the population").detach().to(noise.device)
     pieces = noise.split(size or len(noise))
     rows = [len(piece) for piece in pieces]
-    others = [[None] * len(pieces) if each is None else each.split(rows) for each in (condition, weights)]
-    return [Chunk(z, c, w, []) for z, c, w in zip(pieces, *others, strict=True)]
+    conditions, shares = split(condition, rows), split(weights, rows)
+    return [Chunk(z, c, w, []) for z, c, w in zip(pieces, conditions, shares, strict=True)]
 
 
 def generated(generate: Generate, chunk: Chunk) -> Tensor:

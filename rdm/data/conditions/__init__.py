@@ -1,0 +1,1 @@
+"""Conditions, one file per family; each registers itself (see `rdm.registry`)."""

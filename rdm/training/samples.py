@@ -1,0 +1,36 @@
+"""The grid of pictures that a run draws now and then."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rdm.data.condition import moved
+from rdm.distributed import rank
+from rdm.files.pictures import save_grid
+from rdm.generators.protocol import Generator, sampled
+from rdm.randomness import stream
+from rdm.training.losses import Loss
+
+ROWS, COLUMNS, FEW = 8, 8, 10  # with up to FEW different conditions, each has its column
+
+
+def draw_grid(out: Path, model: nn.Module, losses: Sequence[Loss], step: int, seed: int) -> None:
+    """Pictures from the conditions that the losses ask for, from noise and conditions that are the same at every step.
+
+    A column a condition where there are few, else as they are drawn; one row of the grid in a forward pass.
+    """
+    if rank() > 0 or not isinstance(model, Generator):
+        return
+    conditions = next((loss.conditions for loss in losses if loss.conditions is not None), model.conditions)
+    count = None if conditions is None else conditions.count
+    few = count is not None and 1 < count <= FEW
+    columns, source, condition = count if few and count else COLUMNS, stream(seed, "grid"), None
+    noise = model.noise(ROWS * columns, source)
+    if conditions is not None:
+        which = torch.arange(columns).repeat(ROWS) if few else conditions.draw(len(noise), source)
+        condition = moved(conditions.read(which), noise.device)
+    images = torch.cat([part.cpu() for part in sampled(model, noise, condition, columns)])
+    if images.ndim == 4:  # other items have no picture
+        save_grid(out / "samples" / f"{step:08d}.png", images, columns=columns)
