@@ -142,6 +142,12 @@ def _reference_parser(commands: Any) -> None:
     reference.add_argument("--split", type=float, default=0.2, metavar="SHARE", help="else: share held apart (0.2)")
     reference.add_argument("--sample", type=int, default=16_384, metavar="K", help="rows kept a side (16384)")
     reference.add_argument(
+        "--rows", choices=("sample", "all"), default="sample", help="all: every row, in FILE's folder .rows (sample)"
+    )
+    reference.add_argument(
+        "--rows-dtype", choices=("float16", "bfloat16", "float32"), help="type of all rows (float32)"
+    )
+    reference.add_argument(
         "--size", type=int, metavar="S", help="crop pictures to S x S, cut or pad sound to S samples"
     )
     reference.add_argument("--channels", type=int, choices=(1, 3), help="colour of all pictures (default: the first's)")
@@ -216,6 +222,8 @@ def _reference(options: argparse.Namespace) -> None:
         landmarks=options.landmarks,
         member=options.member,
         save_every=options.save_every,
+        rows=options.rows,
+        rows_dtype=options.rows_dtype,
         **_reading(options),
     )
 

@@ -24,6 +24,7 @@ from rdm.references.file import Reference, written_member
 from rdm.references.measure import FIT, Encoders, Survey, check_apart
 from rdm.references.pairing import DOWNLOAD, battery_of
 from rdm.references.schema import KIND
+from rdm.references.shards import folder_of
 from rdm.registry import batteries
 from rdm.reports.chart import bars
 from rdm.terminal import print_table, say
@@ -80,6 +81,8 @@ def measure_source(
     landmarks: Size = 0,
     skip_broken: bool = False,
     save_every: Annotated[float, Range(least=0)] = 20.0,
+    rows: Literal["sample", "all"] = "sample",
+    rows_dtype: Literal["float16", "bfloat16", "float32"] | None = None,
 ) -> Reference | None:
     """Measure a source's items under every member of a battery into a file; returned on rank 0.
 
@@ -90,6 +93,10 @@ def measure_source(
         raise InputError(
             "--split holds a share of the data apart; --fresh gives the items instead; leave one of them out"
         )
+    if rows_dtype is not None and rows != "all":
+        raise InputError("--rows-dtype is of --rows all; a sample is kept in float32; leave it out or give both")
+    if rows == "all" and out.suffix == ".npz":
+        raise InputError(f"--rows all keeps rows beside a .safetensors file; {out.name} holds moments alone")
     with started(), seeded(seed):
         form = Form(size, channels)
         first = first_item(source, form)
@@ -110,6 +117,7 @@ def measure_source(
             "form": {"size": size, "channels": channels, "shape": list(first.value.shape), "kind": source.kind, **rate},
         }
         options = {"sample": sample, "per_class": per_class, "landmarks": landmarks, "skip_broken": skip_broken}
+        options["dtype"] = None if rows == "sample" else rows_dtype or "float32"
         return Survey(
             items, encoders, out, description, workers=workers, save_every=save_every, member=member, **options
         ).run()
@@ -279,6 +287,8 @@ def _say_reference(file: Reference, out: Path) -> None:
     counted = f"{file.description['n']} items, {file.description['n_fresh']} fresh ones apart"
     skipped = file.description.get("skipped", [])
     say(f"{out}: {counted}, members {', '.join(file.members)}")
+    if file.shards and out.suffix != ".npz":
+        say(f"{folder_of(out)}: every row in {file.dtype}, {len(file.shards)} shards; keep it beside the file")
     if skipped:
         say(f"skipped {len(skipped)} broken items: {skipped[0]}")
 

@@ -6,6 +6,7 @@ a shape stands for one size throughout a file. Floating-point tensors must be fi
 """
 
 import math
+import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
@@ -146,6 +147,12 @@ def text(*known: str) -> Check:
             _refuse(where, f"one of {', '.join(known)}" if known else "text", value)
 
     return check
+
+
+def sha256(value: Any, where: str, sizes: Sizes) -> None:
+    """A `Check`: a hash in hexadecimal."""
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        _refuse(where, "a SHA-256 in hexadecimal", value)
 
 
 def anything(value: Any, where: str, sizes: Sizes) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -31,7 +31,7 @@ def digest(tensors: Mapping[str, Tensor], description: Any = None) -> str:
     for name, tensor in sorted(tensors.items()):
         tensor = tensor.detach().cpu().contiguous()
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
@@ -117,6 +117,26 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not whole:
         raise CorruptFileError(f"{path}: content does not match its SHA-256; it was altered; make it again")
     return tensors, description
+
+
+def mapped_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """What `write_tensors` wrote, with the tensors left on the disk, and the hash that `digest` must give of it.
+
+    Raises:
+        InputError: no such file.
+        CorruptFileError: truncated, or not written by rdm; values are not looked at.
+    """
+    existing(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
+            metadata = file.metadata()
+        description, sha256 = json.loads(metadata["description"]), metadata["sha256"]
+    except _UNREADABLE as error:
+        raise CorruptFileError(f"{path} is not a readable rdm file ({error}); it is truncated or altered") from error
+    if not isinstance(description, dict):
+        raise CorruptFileError(f"{path} is not a readable rdm file; it was altered; make it again")
+    return tensors, description, sha256
 
 
 def described(path: Path) -> dict[str, Any]:

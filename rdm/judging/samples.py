@@ -110,7 +110,7 @@ def _measured(
     ratios = {}
     for member in members:
         x = rows.features[member]
-        real = file.members[member].real(x.device)
+        real = file.members[member].sampled(x.device)
         if isinstance(measure, Ratio):
             ratios[member] = measure.estimate(x, real, seed=seed)
             found[f"{name}/{member}"] = mean_ratio([ratios[member]], seed)

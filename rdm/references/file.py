@@ -2,8 +2,9 @@
 
 One safetensors file. For every member of a battery: mean and covariance of the whole reference split in float64, a
 uniform random sample of its rows and of the rows of a disjoint fresh split, the median distance, landmarks and
-per-class moments on request. Metadata: data set, counts, form of the items, and per member settings, fingerprint,
-dtype and floors (distances of the fresh split to the reference).
+per-class moments on request; on request too, every row of the reference split in shards beside the file (`shards`).
+Metadata: data set, counts, form of the items, and per member settings, fingerprint, dtype and floors (distances of
+the fresh split to the reference).
 """
 
 import io
@@ -25,6 +26,7 @@ from rdm.matching.real import Gaussian, Real
 from rdm.references.accumulate import Reservoir, merged
 from rdm.references.landmarks import landmarks as k_means
 from rdm.references.schema import KIND, MOMENTS, check, classes_of
+from rdm.references.shards import Shard, Shards, copied, opened, tidied
 from rdm.registry import metrics
 
 ZIP = b"PK\x03\x04"  # how an .npz begins
@@ -40,6 +42,7 @@ class Member:
     gaussian: Gaussian
     rows: Tensor | None = None  # uniform sample of the reference split, in the order of the items' keys
     fresh: Tensor | None = None  # of the fresh split
+    every: Shards | None = None  # rows of the reference split, where all are kept
     bandwidth: float | None = None
     landmarks: Tensor | None = None
     classes: Mapping[int, Gaussian] = field(default_factory=dict)
@@ -47,15 +50,20 @@ class Member:
     description: Mapping[str, Any] = field(default_factory=dict)  # settings, fingerprint, dtype, floors
 
     def real(self, device: torch.device | str = "cpu") -> Real:
-        """The real side as metrics take it."""
-        rows, fresh = (None if side is None else side.to(device) for side in (self.rows, self.fresh))
-        return Real(rows, self.gaussian, fresh, self.bandwidth)
+        """The real side as objectives take it: every row where all are kept, else the sample."""
+        real = self.sampled(device)
+        return real if self.every is None else replace(real, rows=self.every, whole=True)
+
+    def sampled(self, device: torch.device | str = "cpu") -> Real:
+        """The real side as metrics take it: the sample, which may be the whole."""
+        whole = self.rows is not None and len(self.rows) == self.gaussian.n
+        return Real(self.rows, self.gaussian, self.fresh, self.bandwidth, whole=whole).to(device)
 
     def floors(self) -> dict[str, dict[str, float]]:
         """Distances of the fresh split to the reference, at most 4,096 rows a side."""
         if self.rows is None or self.fresh is None or len(self.fresh) < 4:
             return {}
-        real, found = self.real().thinned(FLOOR_ROWS, 0), {}
+        real, found = self.sampled().thinned(FLOOR_ROWS, 0), {}
         fresh = self.fresh[:FLOOR_ROWS]
         for name, entry in metrics.items():
             if isinstance(entry.build, type) and issubclass(entry.build, Distance):
@@ -85,7 +93,20 @@ class Reference:
         members = {
             name: {**m.description, "n": m.gaussian.n, "bandwidth": m.bandwidth} for name, m in self.members.items()
         }
-        write_tensors(Path(path), tensors, {"kind": KIND, **self.description, "members": members})
+        kept = {} if self.dtype is None else {"rows": {"dtype": self.dtype, "shards": [s.sha256 for s in self.shards]}}
+        copied(self.shards, Path(path))
+        write_tensors(Path(path), tensors, {"kind": KIND, **self.description, **kept, "members": members})
+        tidied(Path(path), self.shards)
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """Files of all rows; none where a sample is kept."""
+        return next((m.every.shards for m in self.members.values() if m.every is not None), ())
+
+    @property
+    def dtype(self) -> str | None:
+        """What all rows were rounded to, where they are kept."""
+        return self.shards[0].dtype if self.shards else None
 
     @classmethod
     def load(cls, path: Path) -> "Reference":
@@ -103,6 +124,10 @@ class Reference:
         check(tensors, description, path)
         described = description.pop("members")
         members = {name: _member(name, tensors, text) for name, text in described.items()}
+        if (kept := description.pop("rows", None)) is not None:
+            widths = {name: len(m.gaussian.mean) for name, m in members.items()}
+            every = opened(Path(path), kept, description["n"], widths)
+            members = {name: replace(member, every=every[name]) for name, member in members.items()}
         sides = {side: tensors.get(side) for side in ("keys", "labels", "fresh_keys", "fresh_labels")}
         return cls(members, {k: v for k, v in description.items() if k != "kind"}, **sides)
 
@@ -127,6 +152,9 @@ class Reference:
             mine, theirs = self.description.get(key), other.description.get(key)
             if mine != theirs:
                 raise MismatchError(f"references differ in {key}: {mine!r} and {theirs!r}; measure them alike")
+        if self.dtype != other.dtype:
+            mine, theirs = (f"all rows in {r.dtype}" if r.dtype else "a sample" for r in (self, other))
+            raise MismatchError(f"references keep {mine} and {theirs}; measure them alike")
         if list(self.members) != list(other.members):
             raise MismatchError(f"references have members {list(self.members)} and {list(other.members)}")
         for name, member in self.members.items():
@@ -178,7 +206,10 @@ class Reference:
         for label, fit in theirs.classes.items():
             classes[label] = merged(classes[label], fit) if label in classes else fit
         together = merged(mine.gaussian, theirs.gaussian)
-        return replace(mine, gaussian=together, rows=rows.get(name), fresh=fresh.get(name), classes=classes)
+        every = None if mine.every is None else Shards(name, [*self.shards, *other.shards])
+        return replace(
+            mine, gaussian=together, rows=rows.get(name), fresh=fresh.get(name), every=every, classes=classes
+        )
 
 
 def written_member(path: Path, members: Iterable[str], member: str | None) -> str | None:
@@ -264,11 +295,9 @@ def _member(name: str, tensors: Mapping[str, Tensor], described: dict[str, Any])
     module = {key.removeprefix("module/"): value for key, value in mine.items() if key.startswith("module/")}
     described = dict(described)
     n, bandwidth = described.pop("n"), described.pop("bandwidth")
-    optional = {key: mine.get(key) for key in ("rows", "fresh", "landmarks")}
     gaussian = Gaussian(mine["mean"], mine["covariance"], n)
-    return Member(
-        name, gaussian, bandwidth=bandwidth, classes=classes, module=module, description=described, **optional
-    )
+    rows, fresh, centres = (mine.get(key) for key in ("rows", "fresh", "landmarks"))
+    return Member(name, gaussian, rows, fresh, None, bandwidth, centres, classes, module, described)
 
 
 def _from_npz(path: Path) -> Reference:

@@ -3,13 +3,16 @@
 The items are taken in batches of consecutive numbers, each encoded as one whatever the workers and ranks; sums are
 exact and the sample is keyed by the items (`accumulate`), so that the file's bytes depend on nothing else. While
 it runs, each rank keeps its state in a folder beside the file, replaced atomically every few seconds; the next call,
-of any number of ranks, merges what is there and sound (`partial`) and measures the batches that are missing.
+of any number of ranks, merges what is there and sound (`partial`) and measures the batches that are missing. Where all
+rows are kept, a range of batches is one rank's, which writes their shard (`shards`); a shard that is missing is encoded
+again whole, its batches that are measured already for their rows alone.
 """
 
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,7 @@ from rdm.progress import Interrupted, progress, stop_requests
 from rdm.references.accumulate import MomentSums
 from rdm.references.file import Member, Reference, finished
 from rdm.references.partial import State, moments_of, sound_states
+from rdm.references.shards import Shard, Shards, Writer, folder_of, shard_name, span_of
 
 PILOT, FIT = 128, 512  # items that set shifts and units; items that encoders are fitted on
 
@@ -84,6 +88,7 @@ class Survey:
     workers: int = 0
     save_every: float = 20.0  # seconds
     member: str | None = None  # whose moments an .npz gets
+    dtype: str | None = None  # of all rows, where they are kept
 
     def run(self) -> Reference | None:
         """Measure what is missing, write the file (rank 0), return it there.
@@ -94,17 +99,15 @@ class Survey:
         """
         plan, folder = self._plan(), self.out.with_name(f".{self.out.name}.partial")
         state = self._begin(folder, plan)
-        missing = torch.nonzero(~state.done)[:, 0].tolist()
-        mine, path = self._blank(state.moments), folder / f"{uuid.uuid4().hex}-{rank()}.safetensors"
-        self._pass(mine, missing[rank() :: world_size()], path, plan, missing)
-        mine.save(path, plan)
+        path = folder / f"{uuid.uuid4().hex}-{rank()}.safetensors"
+        self._pass(state, path, plan).save(path, plan)
         barrier()
         found = None
         if rank() == 0:
             whole = self._blank(state.moments)
             for part in self._states(folder, plan):
                 whole.merge(part)
-            if whole.items != self.items.total:
+            if whole.items != self.items.total or self._missing(whole):
                 raise MismatchError(
                     f"{self.out}: {whole.items} of {self.items.total} items are measured; something else writes into "
                     f"{folder}; the same command measures the others"
@@ -115,24 +118,68 @@ class Survey:
         barrier()
         return found
 
-    def _pass(self, state: State, numbers: Sequence[int], path: Path, plan: str, missing: Sequence[int]) -> None:
-        saved, read = time.monotonic(), 0
-        before = len(self.items) - len(missing)
+    def _pass(self, state: State, path: Path, plan: str) -> State:
+        """What this rank measures of what the state lacks."""
+        missing, mine, saved, read = self._missing(state), self._blank(state.moments), time.monotonic(), 0
+        before, writer = len(self.items) - sum(map(len, missing.values())), self._writer(state)
+        numbers = [number for ours in list(missing.values())[rank() :: world_size()] for number in ours]
         shown = progress(len(self.items), done=before, quiet=rank() > 0)
         source = self.items.read(numbers, workers=self.workers)
         with shown as report, stop_requests(together=False) as stopping, source as batches:
             for k, batch in enumerate(_until(stopping, batches)):
                 read += len(batch.values) + len(batch.broken)
-                self._refuse(batch, len(state.broken) + len(batch.broken), read)
-                state.add(batch, self.encoders.features(batch.values, batch.labels) if len(batch.values) else {})
+                self._refuse(batch, len(mine.broken) + len(batch.broken), read)
+                features = self.encoders.features(batch.values, batch.labels) if len(batch.values) else {}
+                if writer is not None:
+                    mine.shards |= writer.add(batch, features)
+                if not state.done[batch.number]:
+                    mine.add(batch, features)
                 report.update(min(before + (k + 1) * world_size(), len(self.items)), {})
                 if time.monotonic() - saved > self.save_every:
-                    state.save(path, plan)
+                    mine.save(path, plan)
                     saved = time.monotonic()
         if stopping():
-            state.save(path, plan)
-            kept = before + int(state.done.sum())
+            mine.save(path, plan)
+            state.done |= mine.done
+            state.shards |= mine.shards
+            kept = len(self.items) - sum(map(len, self._missing(state).values()))
             raise Interrupted(f"interrupted; {kept} of {len(self.items)} batches are kept, the same command goes on")
+        return mine
+
+    def _missing(self, state: State) -> dict[int, list[int]]:
+        """Batches to encode, by the number of their shard; each is by itself where no rows are kept."""
+        found, done = {}, state.done.tolist()
+        span = 1 if self.dtype is None else self._span(state)
+        for k, start in enumerate(range(0, len(done), span)):
+            lacks = self.dtype is not None and k not in state.shards
+            batches = range(start, min(start + span, len(done)))
+            if chosen := [number for number in batches if lacks or not done[number]]:
+                found[k] = chosen
+        return found
+
+    def _span(self, state: State) -> int:
+        assert self.dtype is not None
+        return span_of(len(self.items), self.items.size, state.widths, self.dtype)
+
+    def _writer(self, state: State) -> Writer | None:
+        if self.dtype is None:
+            return None
+        wanted = [k for k in self._missing(state) if k not in state.shards]
+        return Writer(folder_of(self.out), self.dtype, state.widths, self._span(state), len(self.items), wanted)
+
+    def _shard(self, state: State, number: int) -> Shard:
+        assert self.dtype is not None
+        sha256 = state.shards[number]
+        return Shard(folder_of(self.out) / shard_name(number, sha256), sha256, state.widths, self.dtype)
+
+    def _drop_damaged(self, state: State) -> None:
+        """Remove shards that a state names and that are not sound, so that they are written again."""
+        for number, sha256 in state.shards.items():
+            try:
+                self._shard(state, number).verify()
+            except InputError as problem:
+                warnings.warn(f"{problem}; what it held is encoded again", stacklevel=2)
+                (folder_of(self.out) / shard_name(number, sha256)).unlink(missing_ok=True)
 
     def _refuse(self, batch: Batch, broken: int, read: int) -> None:
         if batch.error:
@@ -158,6 +205,11 @@ class Survey:
         barrier()
         state = self._blank(self._moments(base))
         state.merge(base)
+        if rank() == 0:
+            self._drop_damaged(state)
+        barrier()
+        place = folder_of(self.out)
+        state.shards = {k: sha for k, sha in state.shards.items() if (place / shard_name(k, sha)).is_file()}
         for path in folder.glob("*-*.safetensors") if rank() == 0 else ():
             path.unlink()  # merged, or of another plan
         barrier()
@@ -186,7 +238,7 @@ class Survey:
                 "share": self.items.share,
                 "description": dict(self.description),
                 "members": self.encoders.describe(),
-                "options": [self.sample, self.per_class, self.landmarks, self.skip_broken],
+                "options": [self.sample, self.per_class, self.landmarks, self.skip_broken, self.dtype],
             },
         )
 
@@ -199,6 +251,7 @@ class Survey:
         here, fresh = samples["reference"], samples["fresh"]
         check_apart(here.get("keys"), fresh.get("keys"))
         modules = {m.name: m for m in self.encoders.members if m.fit is not None and m.module is not None}
+        shards = [self._shard(state, number) for number in sorted(state.shards)]
         members = {}
         for name, described in self.encoders.describe().items():
             module = modules[name].module.state_dict() if name in modules else {}  # type: ignore[union-attr]
@@ -209,6 +262,7 @@ class Survey:
                 replace(gaussian, mean=gaussian.mean.cpu(), covariance=gaussian.covariance.cpu()),
                 here.get(name),
                 fresh.get(name),
+                Shards(name, shards) if shards else None,
                 classes=classes,
                 module=module,
                 description=described,

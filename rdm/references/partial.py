@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rdm.data.items import Batch
 from rdm.errors import CorruptFileError
-from rdm.files.schema import Check, ascending, equal_to, expect, listed, number, record, tensor, text
+from rdm.files.schema import Check, ascending, equal_to, expect, listed, number, record, sequence, sha256, tensor, text
 from rdm.files.store import read_tensors, write_tensors
 from rdm.references.accumulate import MomentSums, Reservoir
 
@@ -28,6 +28,7 @@ class State:
         self.done = torch.zeros(batches, dtype=torch.bool)
         self.per_class, self.fresh, self.broken = per_class, 0, list[str]()
         self.depths: set[str] = set()
+        self.shards: dict[int, str] = {}  # hash of each that is written
 
     def add(self, batch: Batch, features: Mapping[str, Tensor]) -> None:
         """Take in one batch."""
@@ -57,6 +58,7 @@ class State:
         for side, reservoir in self.samples.items():
             tensors |= {f"sample/{side}/{key}": value for key, value in reservoir.state().items()}
         rest = {"fresh": self.fresh, "broken": self.broken, "depths": sorted(self.depths)}
+        rest["shards"] = sorted(self.shards.items())
         write_tensors(path, tensors, {**rest, "plan": plan, "includes": list(includes)})
 
     def merge(self, path: Path) -> None:
@@ -72,6 +74,12 @@ class State:
         self.fresh += rest["fresh"]
         self.broken += rest["broken"]
         self.depths |= set(rest["depths"])
+        self.shards |= dict(rest["shards"])
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Number of features by member."""
+        return {name: len(sums.shift) for name, sums in self.moments.items()}
 
     @property
     def items(self) -> int:
@@ -85,7 +93,15 @@ class State:
             CorruptFileError: which entry, what it must be and what it is.
         """
         names = listed(text())
-        said = {"fresh": number(int, low=0), "plan": text(), "broken": names, "depths": names, "includes": names}
+        shard = sequence([number(int, low=0, high=len(sizes) - 1), sha256])
+        said = {
+            "shards": listed(shard),
+            "fresh": number(int, low=0),
+            "plan": text(),
+            "broken": names,
+            "depths": names,
+            "includes": names,
+        }
         expect(rest, record(said), path)
         known = {"done": tensor("bool", str(len(sizes)))}
         for k, (name, like) in enumerate(self.moments.items()):

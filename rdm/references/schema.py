@@ -23,9 +23,11 @@ from rdm.files.schema import (
     maybe,
     number,
     record,
+    sha256,
     tensor,
     text,
 )
+from rdm.references.shards import DTYPES
 
 KIND = "rdm reference 1"
 LARGEST = 2**28  # numbers of one item
@@ -52,6 +54,7 @@ _DESCRIPTION = {
     "seed": number(int),
     "split": number(low=0, high=1),
 }
+_ROWS = record({"dtype": text(*DTYPES), "shards": listed(sha256)})
 _EXACT = covariance(1e-12)  # sums are exact: what is left is float64's rounding
 _ROUNDED = covariance(1e-6)  # of others, perhaps in float32
 WIDE = 1e100  # whose square is finite
@@ -77,7 +80,7 @@ def _described_member(n: int, given: bool) -> Check:
 
 def check(tensors: Mapping[str, Tensor], description: dict[str, Any], path: Path) -> None:
     """Every entry of a reference file by its description; the sizes of all members agree with the counts."""
-    expect(description, record(_DESCRIPTION, {"members": anything, "held_out": anything}), path, AGAIN)
+    expect(description, record(_DESCRIPTION, {"members": anything, "held_out": anything, "rows": _ROWS}), path, AGAIN)
     members = mapped(_described_member(description["n"], description["battery"]["name"] is None))
     expect(description.get("members"), members, f"{path}, members", AGAIN)
     if not description["members"]:
