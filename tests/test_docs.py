@@ -15,12 +15,6 @@ ROOT = Path(__file__).parent.parent / "docs"
 PAGES = sorted(page for page in ROOT.glob("*.md") if page.stem != "new_domain")  # test_new_domain.py
 
 
-@pytest.fixture
-def restore():
-    with ExitStack() as stack:
-        yield stack
-
-
 def examples(page: Path) -> list[str]:
     return re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
 
@@ -39,16 +33,17 @@ def test_a_generator_takes_less_than_15_lines():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_python_examples_run_in_order(page, tmp_path, monkeypatch, restore):
+def test_python_examples_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    for registry in registries.values():
-        restore.enter_context(registry.temporarily())
-    for block in examples(page):
-        try:
-            with seeded(0):
-                exec(block, names)
-        except InputError as error:
-            if 'pip install "rdm-torch[' not in str(error):
-                raise
-            # the example of an extra that is not installed
+    with ExitStack() as stack:
+        for registry in registries.values():
+            stack.enter_context(registry.temporarily())
+        for block in examples(page):
+            try:
+                with seeded(0):
+                    exec(block, names)
+            except InputError as error:
+                if 'pip install "rdm-torch[' not in str(error):
+                    raise
+                # the example of an extra that is not installed

@@ -6,7 +6,7 @@ from torch import Tensor
 
 import rdm
 from rdm.errors import InputError
-from rdm.generators.protocol import FlowGenerator
+from rdm.generators.protocol import FlowGenerator, FlowMap
 from rdm.registry import generators
 
 
@@ -54,3 +54,25 @@ def test_contract(name):
         torch.testing.assert_close(images[2:4], generator(noise[2:4], None if condition is None else condition[2:4]))
         images.square().sum().backward()
         assert any(p.grad is not None and p.grad.norm() > 0 for p in generator.parameters())
+
+
+@pytest.mark.parametrize("name", rdm.names("generators"))
+def test_a_step_is_a_jump_by_the_average_velocity(name):
+    """From standard normal noise at the model's scale, along its times; with one Euler step, by the velocity."""
+    for example in generators[name].examples:
+        model = rdm.generator(name, **example)
+        if not isinstance(model, FlowGenerator):
+            continue
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(0))
+        noise, condition = model.draw(3, torch.Generator().manual_seed(0))
+        x, t = model.noise_scale * noise, 1.0
+        for r in model.times()[1:]:
+            x, t = model.jump(x, r, t, condition), r
+        assert t == 0
+        torch.testing.assert_close(model(noise, condition), model.decode(x))
+        model.steps, z, ones = 1, model.noise_scale * noise, torch.ones(3)
+        u = model.average_velocity(z, 0 * ones, ones, condition)
+        torch.testing.assert_close(model(noise, condition), model.decode(z - u))
+        if not isinstance(model, FlowMap):
+            torch.testing.assert_close(u, model.velocity(z, ones, condition))

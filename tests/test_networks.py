@@ -1,6 +1,7 @@
 """Published networks: against slow versions written from their descriptions, and public names, sizes and settings."""
 
 import copy
+import inspect
 import itertools
 import math
 import re
@@ -19,7 +20,8 @@ from tests import slow_networks as slow
 
 LISTINGS = Path(__file__).parent / "listings"
 PRESETS = [name for name in generators if "parameters" in generators[name].notes]
-FAMILIES = ["pmf", "imf", "jit", "sit", "dit", "unet", "flux2"]
+FAMILIES = [name for name in generators if generators[name].examples]
+CHECKPOINTED = [name for name in FAMILIES if "checkpointing" in inspect.signature(generators[name].build).parameters]
 LABELS = torch.tensor([3, 0])
 TINY = {"width": 32, "depth": 3, "heads": 2, "classes": 5}
 
@@ -195,28 +197,15 @@ def test_guidance_is_of_each_item_and_spares_the_second_pass():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gradients_reach_every_parameter(family):
     model = built(family, **generators[family].examples[0])
-    noise, condition = model.draw(4, torch.Generator().manual_seed(0))
-    noise = noise.double()
-    weights = torch.randn(4, *model.shape, dtype=torch.float64)
-    (model(noise, condition) * weights).sum().backward()
+    model.clamp = False  # a gradient that a clamp stops is none of the network's
+    noise, condition = model.draw(8, torch.Generator().manual_seed(0))
+    images = model(noise.double(), condition)
+    (images * torch.randn_like(images)).sum().backward()
     without = [k for k, p in model.named_parameters() if p.requires_grad and not (p.grad is not None and p.grad.any())]
     assert not without
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_one_step_is_an_euler_step(family):
-    model = built(family, **generators[family].examples[0])
-    noise, condition = model.draw(3, torch.Generator().manual_seed(0))
-    noise, ones = noise.double(), torch.ones(3, dtype=torch.float64)
-    model.steps = 1
-    u = model.average_velocity(noise, 0 * ones, ones, condition)
-    torch.testing.assert_close(model(noise, condition), model.decode(noise - u))
-    torch.testing.assert_close(model.jump(noise, 0.0, 1.0, condition), noise - u)
-    if not isinstance(model, FlowMap):
-        torch.testing.assert_close(u, model.velocity(noise, ones, condition))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CHECKPOINTED)
 def test_checkpointing_keeps_little_and_changes_nothing(family):
     given = dict(generators[family].examples[0])
     given |= {"depth": 6} if "depth" in given else {"layers": 4, "single_layers": 4} if "layers" in given else {}

@@ -195,11 +195,15 @@ class DiT(SiT):
         return (z - x) / (1 - t)
 
 
-_ROWS = {
-    "s": ("33M", {"width": 384, "depth": 12, "heads": 6}),
-    "b": ("130M", {"width": 768, "depth": 12, "heads": 12}),
-    "l": ("458M", {"width": 1024, "depth": 24, "heads": 16}),
-    "xl": ("675M", {}),
-}
-presets(SiT, source="willisma/SiT", rows={f"sit_{size}_256": row for size, row in _ROWS.items()})
-presets(DiT, source="facebook/DiT", rows={"dit_xl_256": ("675M", {})})
+presets(
+    "sit",
+    SiT,
+    source="",
+    rows={
+        "sit_s_256": ("33M", {"width": 384, "depth": 12, "heads": 6}),
+        "sit_b_256": ("130M", {"width": 768, "depth": 12, "heads": 12}),
+        "sit_l_256": ("458M", {"width": 1024, "depth": 24, "heads": 16}),
+    },
+)
+presets("sit", SiT, source="willisma/SiT", rows={"sit_xl_256": ("675M", {})})
+presets("dit", DiT, source="facebook/DiT", rows={"dit_xl_256": ("675M", {})})

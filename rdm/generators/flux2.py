@@ -185,6 +185,7 @@ def _table(contexts: str, size: int) -> np.ndarray:
 
 
 presets(
+    "flux2",
     Flux2,
     source="black-forest-labs/FLUX.2-klein-4B, epfl-vita/flux2-klein-1step-rdm",
     rows={"flux2_klein_4b": ("3.87B", {"steps": 4})},

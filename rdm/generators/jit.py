@@ -181,6 +181,7 @@ class JiT(FlowGenerator):
 
 
 presets(
+    "jit",
     JiT,
     source="LTH14/JiT, jjiaweiyang/FD-Loss",
     rows={

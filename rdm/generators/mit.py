@@ -162,6 +162,7 @@ _H = {"width": 1280, "depth": 48, "heads": 16, "bottleneck": 256}
 _512 = {"size": 512, "patch": 32}
 
 presets(
+    "pmf",
     PixelMeanFlow,
     source="Lyy0725/pMF, jjiaweiyang/FD-Loss",
     rows={
@@ -174,12 +175,18 @@ presets(
     },
 )
 presets(
+    "imf",
     ImprovedMeanFlow,
     source="Lyy0725/iMF, jjiaweiyang/FD-Loss",
     rows={
         "imf_b_256": ("89M", {"guidance": 8.0, "interval": (0.4, 0.65)}),
-        "imf_m_256": ("174M", {"depth": 24, "guidance": 10.5, "interval": (0.4, 0.6)}),
         "imf_l_256": ("409M", {"width": 1024, "depth": 32, "heads": 16, "guidance": 10.5, "interval": (0.4, 0.6)}),
         "imf_xl_256": ("610M", {"width": 1024, "depth": 48, "heads": 16, "guidance": 8.0, "interval": (0.42, 0.62)}),
     },
+)
+presets(
+    "imf",
+    ImprovedMeanFlow,
+    source="Lyy0725/iMF",
+    rows={"imf_m_256": ("174M", {"depth": 24, "guidance": 10.5, "interval": (0.4, 0.6)})},
 )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rdm.api import FlowGenerator, InputError, confined, hub_file, require
+from rdm.api import FlowGenerator, InputError, confined, hub_file, require, seeded
 
 FILE = "diffusion_pytorch_model.safetensors"
 
@@ -95,7 +95,7 @@ def _autoencoder(vae: Vae, chosen: str) -> nn.Module:
     owner = "the decoder"
     family = getattr(require("diffusers", extra="latents", owner=owner), vae.model)
     folder = None if chosen == "random" else _folder(vae, chosen, owner)
-    with confined(owner, "give decoder=FOLDER with a copy that is whole"):
+    with confined(owner, "give decoder=FOLDER with a copy that is whole"), seeded(0):
         model = (
             family.from_config(vae.config)
             if folder is None

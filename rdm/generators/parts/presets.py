@@ -41,14 +41,17 @@ def load(model: Any, weights: str | None, entry: str | None) -> None:
         load_weights(model, weights, entry=entry, rename=model.from_public)
 
 
-def presets(family: type[nn.Module], source: str, rows: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
-    """Register a row a preset: its published number of parameters, and what differs from the family's defaults."""
+def presets(of: str, family: type[nn.Module], source: str, rows: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
+    """Register a row a preset: its published number of parameters, and what differs from the family's defaults.
+
+    `of` is the family's name; `source` are repositories of public weights, empty where there are none.
+    """
     for name, (parameters, row) in rows.items():
-        notes = {"parameters": parameters, "weights of": source}
-        generators.register(name, examples=(), notes=notes)(_preset(family, name, row))
+        notes = {"parameters": parameters} | ({"weights of": source} if source else {})
+        generators.register(name, examples=(), notes=notes)(_preset(of, family, name, row))
 
 
-def _preset(family: type[nn.Module], name: str, row: Mapping[str, Any]) -> Callable[..., nn.Module]:
+def _preset(of: str, family: type[nn.Module], name: str, row: Mapping[str, Any]) -> Callable[..., nn.Module]:
     def build(**given: Any) -> nn.Module:
         return family(**{**row, **given})
 
@@ -57,7 +60,7 @@ def _preset(family: type[nn.Module], name: str, row: Mapping[str, Any]) -> Calla
     build.__signature__ = inspect.Signature(defaults)  # type: ignore[attr-defined]
     build.__annotations__ = dict(family.__init__.__annotations__)
     build.__name__ = build.__qualname__ = name
-    shown = ", ".join(f"{key} {value}" for key, value in row.items())
+    shown = ", ".join(f"{key} {value}" for key, value in row.items()) or "its defaults"
     _, _, rest = (inspect.getdoc(family) or "").partition("\n")
-    build.__doc__ = f"{family.__name__} with {shown}.\n{rest}"
+    build.__doc__ = f"A preset of {of}: {shown}.\n{rest}"
     return build
