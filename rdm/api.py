@@ -4,7 +4,7 @@ An objective, encoder, generator, metric, source or data set of yours or ours ta
 """
 
 from rdm.data.condition import Condition, Conditions, Law, Numbers, rows_of
-from rdm.data.dataset import Dataset
+from rdm.data.dataset import Data, Dataset, Part, Stored
 from rdm.data.inputs import Inputs, images, tokens, waveforms
 from rdm.data.source import Source, decode, is_grey
 from rdm.errors import (
@@ -31,7 +31,7 @@ from rdm.matching.objective import Objective, Traits
 from rdm.matching.real import Gaussian, Real, draw, thin
 from rdm.matching.representation import Battery, Precision, Representation, assemble
 from rdm.matching.statistic import Cat, Moments, Samples, Statistic, Sum, Summary, checked
-from rdm.numbers import EDGE, Count, Fraction, Nonnegative, Positive, Range, Seed, Several, Size
+from rdm.numbers import EDGE, Count, Fraction, Nonnegative, Positive, Range, Seed, Several, Size, Workers
 from rdm.randomness import seeded, stream
 from rdm.references.encoded import encoded
 from rdm.references.landmarks import landmarks
@@ -59,6 +59,7 @@ __all__ = [
     "Conditions",
     "CorruptFileError",
     "Count",
+    "Data",
     "Dataset",
     "Distance",
     "EDGE",
@@ -83,6 +84,7 @@ __all__ = [
     "Nonnegative",
     "Numbers",
     "Objective",
+    "Part",
     "Positive",
     "Precision",
     "Queue",
@@ -98,12 +100,14 @@ __all__ = [
     "Solver",
     "Source",
     "Statistic",
+    "Stored",
     "Sum",
     "Summary",
     "Table",
     "Traits",
     "Uniform",
     "UnknownNameError",
+    "Workers",
     "Z",
     "assemble",
     "batteries",

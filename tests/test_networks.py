@@ -346,6 +346,7 @@ def test_imf_has_statistics_of_its_latents_by_channel():
     )
     sit = rdm.generator("sit", **generators["sit"].examples[0])
     torch.testing.assert_close(sit.latents(x + 1), torch.full((1, 4, 1, 1), 1 / 0.18215))
+    torch.testing.assert_close(sit.encode(sit.latents(x + 1)), x + 1)
 
 
 def test_flux_names_and_schedule_are_those_of_diffusers():

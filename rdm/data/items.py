@@ -5,9 +5,11 @@ is in a container. 8-bit pictures go as 8 bits, which costs no more than sharing
 """
 
 import errno
+import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.sharedctypes import RawArray
@@ -24,7 +26,7 @@ from rdm.errors import InputError, printable
 
 
 class Batch(NamedTuple):
-    """Consecutive items, read."""
+    """Items of one list of numbers, read."""
 
     number: int
     values: Tensor
@@ -34,6 +36,7 @@ class Batch(NamedTuple):
     broken: list[str]  # one line each
     depths: set[str]
     error: str  # what stops the run, or empty
+    kept: list[int]  # which of the numbers `values` are; those of broken items are missing
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,16 @@ class Items:
         """Number of items."""
         return sum(len(source) for source, _ in self.sources)
 
-    def batch(self, number: int, begun: Callable[[int], None] = lambda k: None) -> Batch:
-        """One batch; what is broken is listed, not raised. `begun` is told each item's number before it is read."""
+    def span(self, number: int) -> range:
+        """The items of a batch of consecutive ones."""
+        return range(number * self.size, min((number + 1) * self.size, self.total))
+
+    def gather(self, number: int, wanted: Sequence[int], begun: Callable[[int], None] = lambda k: None) -> Batch:
+        """Items by number; what is broken is listed, not raised. `begun` is told each one before it is read."""
         found: list[tuple[Item, bool]] = []
+        kept: list[int] = []
         broken, error = [], ""
-        for k in range(number * self.size, min((number + 1) * self.size, self.total)):
+        for place, k in enumerate(wanted):
             source, i, fresh = self.place(k)
             begun(k)
             try:
@@ -78,6 +86,7 @@ class Items:
                 error = error or str(problem)
                 continue
             found.append((item, self.is_fresh(item) if fresh is None else fresh))
+            kept.append(place)
         values = torch.stack([item.value for item, _ in found]) if found else self.first.value[None][:0]
         return Batch(
             number,
@@ -88,6 +97,7 @@ class Items:
             broken,
             {item.depth for item, _ in found},
             error,
+            kept,
         )
 
     def place(self, k: int) -> tuple[Source, int, bool | None]:
@@ -103,22 +113,29 @@ class Items:
         return hashed("split", item.content) < self.share * 2**63
 
     @contextmanager
-    def read(self, numbers: Sequence[int], *, workers: int) -> Iterator[Iterator[Batch]]:
-        """Batches of these numbers in this order, read by worker processes.
+    def read(self, numbers: Iterable[int], *, workers: int) -> Iterator[Iterator[Batch]]:
+        """Batches of consecutive items, of these numbers in this order (see `gathered`)."""
+        with self.gathered(((number, self.span(number)) for number in numbers), workers=workers) as batches:
+            yield batches
+
+    @contextmanager
+    def gathered(self, lists: Iterable[tuple[int, Sequence[int]]], *, workers: int) -> Iterator[Iterator[Batch]]:
+        """A batch for each numbered list of items, in this order, read by worker processes; lists may be endless.
 
         Raises:
             RuntimeError: a worker was killed; the text says what it was reading.
         """
         if workers < 1:
-            yield map(self.batch, numbers)
+            yield itertools.starmap(self.gather, lists)
             return
         reading = RawArray("q", 2 * workers)
         try:
             loader = DataLoader(
                 _Reader(self, reading),
                 batch_size=None,
-                sampler=list(numbers),
+                sampler=lists,
                 num_workers=workers,
+                worker_init_fn=_apart,
                 prefetch_factor=2,
                 collate_fn=_as_is,
             )
@@ -166,15 +183,22 @@ class _Reader(TorchDataset):
     items: Items
     reading: Any  # pid and item by worker
 
-    def __getitem__(self, number: int) -> Batch:
+    def __getitem__(self, wanted: tuple[int, Sequence[int]]) -> Batch:
         worker = get_worker_info()
         assert worker is not None
 
         def begun(k: int) -> None:
             self.reading[2 * worker.id : 2 * worker.id + 2] = os.getpid(), k
 
-        batch = self.items.batch(number, begun)
+        batch = self.items.gather(*wanted, begun)
         return batch._replace(**{key: _sent(value) for key, value in batch._asdict().items()})
+
+
+def _apart(worker: int) -> None:
+    """Of the signals that end a command, a worker gets none: its parent finishes what it does and ends it."""
+    os.setpgid(0, 0)  # Ctrl-C goes to the whole group of the terminal
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the parent's way to end it, in the place of what it inherits
 
 
 def _sent(value: Any) -> Any:
@@ -182,7 +206,7 @@ def _sent(value: Any) -> Any:
     if not isinstance(value, Tensor):
         return value
     array = value.numpy()
-    if array.dtype == np.float32 and array.ndim == 4:
+    if array.dtype == np.float32 and array.ndim == 4 and array.size and 0 <= array.min() and array.max() <= 1:
         small = (array * 255).round().astype(np.uint8)
         return small if np.array_equal(unit(small, ""), array) else array
     return array

@@ -97,6 +97,10 @@ class FlowGenerator(Generator):
         items = (x + 1) / 2
         return items.clamp(0, 1) if self.clamp else items
 
+    def encode(self, items: Tensor) -> Tensor:
+        """States at t = 0 of items: pictures in [0, 1] mapped to [-1, 1]."""
+        return items * 2 - 1
+
     def forward(self, noise: Tensor, condition: Tensor | None = None) -> Tensor:
         """Integrate from t = 1 to t = 0, and decode."""
         x = self.noise_scale * noise

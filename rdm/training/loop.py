@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from rdm.data.dataset import Dataset
+from rdm.data.dataset import Data
 from rdm.distributed import rank, sum_gradients
 from rdm.files.checkpoint import newest_readable, save_checkpoint
 from rdm.numbers import Count, Device, Positive, Seed, Share, Size, Steps, validated
 from rdm.progress import Interrupted, progress, stop_requests
-from rdm.training.losses import Loss, Setting
+from rdm.training.losses import Loss, Setting, closing
 from rdm.training.run import Log, check_finite, check_rates, joined, named_divergence, restore_state, training_state
 from rdm.training.samples import draw_grid
 from rdm.training.schedule import Schedule, constant
@@ -24,7 +24,7 @@ def train(
     *,
     model: nn.Module,
     losses: list[Loss] | tuple[Loss, ...],
-    data: Dataset,
+    data: Data,
     steps: Steps,
     out: Path,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
@@ -78,7 +78,8 @@ def train(
         return out / "checkpoints" / f"{step:08d}"
 
     began = time.monotonic()
-    with stop_requests() as stopping, progress(steps, done=start, quiet=rank() > 0) as report:
+    shown = progress(steps, done=start, quiet=rank() > 0)
+    with closing(losses), stop_requests() as stopping, shown as report:
         if start == 0 and samples_every:
             draw_grid(out, model, losses, 0, seed)
         for step in range(start, steps):

@@ -1,11 +1,13 @@
 """What the trainer adds up: losses of populations, and losses that are sums over samples.
 
 A loss is prepared once and then adds its gradient at every step. On several ranks each handles its share of the rows;
-gradients are summed afterwards, so every per-sample loss divides by the number of rows of all ranks.
+gradients are summed afterwards, so every per-sample loss divides by the number of rows of all ranks. What such a loss
+draws for a row follows from seed, step and the row's number, so that the gradient is the same on any number of ranks.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from rdm.data.condition import Condition, Conditions, described, moved
-from rdm.data.dataset import Dataset
+from rdm.data.dataset import Data, Dataset
+from rdm.data.feed import Feed, Rows, portion
 from rdm.distributed import rank, total, world_size
 from rdm.errors import InputError, first_line
 from rdm.files.schema import expect, record
@@ -31,7 +34,7 @@ from rdm.training.population import Population
 class Setting(NamedTuple):
     """What a loss is prepared with."""
 
-    data: Dataset
+    data: Data
     seed: int
     device: torch.device
     cache: Path | None
@@ -50,6 +53,9 @@ class Loss(ABC):
     def backward(self, model: nn.Module, step: int) -> dict[str, float]:
         """Add the gradient of this step's loss to the parameters; return what to log."""
 
+    def close(self) -> None:  # noqa: B027  (most hold nothing)
+        """Let go of what `prepare` and `backward` opened."""
+
     def state(self) -> dict[str, Any]:
         """What changes from step to step."""
         return {}
@@ -57,6 +63,16 @@ class Loss(ABC):
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave."""
         expect(state, record({}), "the state of a loss in the checkpoint", "delete it to go on from the one before")
+
+
+@contextmanager
+def closing(losses: Sequence[Loss]) -> Iterator[None]:
+    """Losses that are closed when the block ends."""
+    try:
+        yield
+    finally:
+        for loss in losses:
+            loss.close()
 
 
 @validated
@@ -94,6 +110,8 @@ class Matching(Loss):
         if self.population < world_size():
             raise InputError(f"a population of {self.population} leaves ranks without images; there are {world_size()}")
         data = setting.data
+        if not isinstance(data, Dataset):
+            raise InputError(f"Matching holds its items in memory; got {data.name}, which is read while it is used")
         self.matched = Population(
             self.objective, self.battery, data.images, condition=data.labels, cache=setting.cache, **self.options
         )
@@ -135,13 +153,61 @@ class Matching(Loss):
     def _draw(self, model: nn.Module, n: int, purpose: int | str) -> tuple[Tensor, Condition | None]:
         assert isinstance(model, Generator)
         seed, device = self.setting.seed, self.setting.device
-        before = sum(_rows(n, k) for k in range(rank()))
-        mine = slice(before, before + _rows(n))
-        return drawn(model, self.conditions, n, mine, lambda k: stream(seed, "noise", purpose, k, device=device))
+        mine = portion(n, rank(), world_size())
+        rows = slice(mine.start, mine.stop)
+        return drawn(model, self.conditions, n, rows, lambda k: stream(seed, "noise", purpose, k, device=device))
+
+
+class Fed(Loss):
+    """A loss of real items: `batch` of them a step over all ranks, every item once an epoch (`rdm.data.feed`)."""
+
+    batch: int
+
+    def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
+        """Open the data."""
+        self.setting = setting
+        self._feed = Feed(setting.data, self.batch, setting.seed)
+
+    def close(self) -> None:
+        """End the processes that read ahead."""
+        if hasattr(self, "_feed"):
+            self._feed.close()
+
+    def backward(self, model: nn.Module, step: int) -> dict[str, float]:
+        """One batch of real items; a rank whose share is left out adds nothing."""
+        rows = self._feed.at(step)
+        device = self.setting.device
+        streams = [stream(self.setting.seed, type(self).__name__, step, k, device=device) for k in rows.numbers]
+        sums = self.add(model, rows, streams) if streams else {}
+        return {name: total(sums.get(name, 0.0)) / self.batch for name in self.logged}
+
+    logged: Sequence[str] = ("loss",)
+
+    @abstractmethod
+    def add(self, model: nn.Module, rows: Rows, streams: Sequence[torch.Generator]) -> dict[str, float]:
+        """Add the gradient of the rows' sum over `batch`; return sums over the rows, by what is logged.
+
+        `streams` has a source of randomness for each row, which no other row draws from.
+        """
+
+    def labels(self, rows: Rows, classes: int) -> Tensor:
+        """Labels of the rows, which must be below `classes`.
+
+        Raises:
+            InputError: another label, or none.
+        """
+        for label in (int(rows.labels.min()), int(rows.labels.max())):
+            if not 0 <= label < classes:
+                held = f"class {label}" if label >= 0 else "items without a class"
+                raise InputError(
+                    f"{self.setting.data.name} holds {held}; the model has {classes} classes, from 0; "
+                    "give the model as many, or other data"
+                )
+        return rows.labels
 
 
 @validated
-class FlowMatching(Loss):
+class FlowMatching(Fed):
     """Mean squared error of the velocity, E |v(x_t, t) - (z - x_0)|^2, with t uniform and z of the model's noise scale.
 
     Source: Lipman et al. (2023), "Flow Matching for Generative Modeling", equation 23, with time reversed: t = 1 is
@@ -153,52 +219,58 @@ class FlowMatching(Loss):
         self.batch, self.conditions = batch, conditions
 
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
-        """Keep the data; the model must be a flow."""
+        """Open the data; the model must be a flow."""
         if not isinstance(model, FlowGenerator):
             raise InputError(f"FlowMatching trains a rdm.generators.protocol.FlowGenerator; got {type(model).__name__}")
-        self.setting = setting
+        super().prepare(model, setting, resumed=resumed)
         if self.conditions is not None:
             tried(model, self.conditions.fitted(setting.data.labels))
 
-    def backward(self, model: nn.Module, step: int) -> dict[str, float]:
-        """One batch of real images, noised."""
+    def add(self, model: nn.Module, rows: Rows, streams: Sequence[torch.Generator]) -> dict[str, float]:
+        """Real images, noised."""
         assert isinstance(model, FlowGenerator)
-        source = stream(self.setting.seed, "flow", step, rank())
-        images, labels = self.setting.data.draw(_rows(self.batch), source)
-        x0 = images * 2 - 1
-        z = model.noise_scale * torch.randn(x0.shape, generator=source).to(x0)
-        t = torch.rand(len(x0), generator=source).to(x0)
+        x0 = model.encode(rows.items)
+        z, t = torch.empty_like(x0), torch.empty(len(x0)).to(x0)
+        for k, source in enumerate(streams):
+            z[k].normal_(0, model.noise_scale, generator=source)
+            t[k].uniform_(generator=source)
         tt = t.view(-1, *[1] * (x0.ndim - 1))
-        condition = labels if self.conditions is None else moved(self.conditions.read(labels), x0.device)
-        error = model.velocity((1 - tt) * x0 + tt * z, t, condition) - (z - x0)
-        loss = error.square().flatten(1).mean(1).sum() / self.batch
-        loss.backward()
-        return {"loss": total(float(loss.detach()))}
+        error = model.velocity((1 - tt) * x0 + tt * z, t, self._condition(model, rows)) - (z - x0)
+        loss = error.square().flatten(1).mean(1).sum()
+        (loss / self.batch).backward()
+        return {"loss": float(loss.detach())}
+
+    def _condition(self, model: FlowGenerator, rows: Rows) -> Any:
+        """What the model is given for the rows' labels."""
+        if self.conditions is None:
+            return None if model.classes is None else self.labels(rows, model.classes)
+        count = self.conditions.count
+        labels = rows.labels if count is None else self.labels(rows, count)
+        return moved(self.conditions.read(labels), rows.items.device)
 
 
 @validated
-class Classification(Loss):
+class Classification(Fed):
     """Cross-entropy of a classifier's logits, on augmented items (`rdm.training.augmentation`; None for as they are).
 
     Cost: one forward and backward of `batch` items.
     """
 
+    logged = "loss", "accuracy"
+
     def __init__(self, batch: Count = 128, augmentation: Augmentation | None = None, smoothing: Share = 0.05):
         self.batch, self.augmentation, self.smoothing = batch, augmentation, smoothing
 
-    def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
-        """Keep the data."""
-        self.setting = setting
-
-    def backward(self, model: nn.Module, step: int) -> dict[str, float]:
-        """One augmented batch of labelled items."""
-        source = stream(self.setting.seed, "classification", step, rank())
-        items, labels = self.setting.data.draw(_rows(self.batch), source)
-        logits = model(items if self.augmentation is None else self.augmentation(items, source))
-        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="sum") / self.batch
-        loss.backward()
-        correct = float((logits.argmax(1) == labels).sum())
-        return {"loss": total(float(loss.detach())), "accuracy": total(correct) / self.batch}
+    def add(self, model: nn.Module, rows: Rows, streams: Sequence[torch.Generator]) -> dict[str, float]:
+        """Labelled items, each augmented by itself."""
+        items = rows.items
+        if self.augmentation is not None:
+            items = torch.stack([self.augmentation(x, source) for x, source in zip(items, streams, strict=True)])
+        logits = model(items)
+        labels = self.labels(rows, logits.shape[1])
+        loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="sum")
+        (loss / self.batch).backward()
+        return {"loss": float(loss.detach()), "accuracy": float((logits.argmax(1) == labels).sum())}
 
 
 def _try(battery: Battery, items: Tensor, condition: Condition | None) -> None:
@@ -214,8 +286,3 @@ def _try(battery: Battery, items: Tensor, condition: Condition | None) -> None:
                 f"representation {member.name!r} cannot take the generator's conditions ({described(condition)}): "
                 f"{first_line(error)}"
             ) from error
-
-
-def _rows(n: int, place: int | None = None) -> int:
-    """A rank's share of n rows, this one's by default; the first ranks take the remainder."""
-    return n // world_size() + ((rank() if place is None else place) < n % world_size())

@@ -66,8 +66,16 @@ class Latents(FlowGenerator):
 
     def latents(self, x: Tensor) -> Tensor:
         """The autoencoder's own latents of the model's."""
-        mean, scale = (torch.tensor(v, device=x.device, dtype=x.dtype).view(-1, 1, 1) for v in self.vae[-2:])
+        mean, scale = self._statistics(x)
         return x * scale + mean
+
+    def encode(self, items: Tensor) -> Tensor:
+        """The model's latents of the autoencoder's own, which are the items that it is trained on."""
+        mean, scale = self._statistics(items)
+        return (items - mean) / scale
+
+    def _statistics(self, x: Tensor) -> list[Tensor]:
+        return [torch.tensor(v, device=x.device, dtype=x.dtype).view(-1, 1, 1) for v in self.vae[-2:]]
 
     def _pictures(self, x: Tensor) -> Tensor:
         assert self._decoder is not None
