@@ -69,11 +69,14 @@ def _train(arguments: dict[str, Any], evaluation: Judge | None, out: Path, text:
     """Train what is not trained yet, then evaluate and report what is missing."""
     finished = resume and (out / RESULT).exists()
     if not finished:
-        if rank() == 0:
-            write_text(out / "config.gin", text)
-        barrier()
+
+        def prepared() -> None:
+            if rank() == 0:
+                write_text(out / "config.gin", text)
+            barrier()
+
         torch.manual_seed((config.seed() * 1_000_003 + rank()) % 2**63)
-        model = train(**arguments, out=out, resume=resume, cache=cache_folder())
+        model = train(**arguments, out=out, resume=resume, cache=cache_folder(), prepared=prepared)
         if rank() == 0:
             began = time.monotonic()
             try:

@@ -49,7 +49,7 @@ CORE: dict[str, Callable[..., Any]] = {
     "rdm.battery": assemble,
     "rdm.evaluation": Evaluation,
 }
-BY_COMMAND = ("out", "resume", "cache")  # arguments of `train` that the command line gives
+BY_COMMAND = ("out", "resume", "cache", "prepared")  # arguments of `train` that the command line gives
 
 
 UNRESTRICTED = "leave --restricted out if you trust the file"

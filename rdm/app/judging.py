@@ -20,10 +20,10 @@ from rdm.judging.samples import Verdict, as_json, encode, judge, rows_of_table
 from rdm.matching.representation import Battery
 from rdm.numbers import Count, Range, Seed, Share, Size, Workers, validated
 from rdm.randomness import seeded
-from rdm.references.file import Reference, written_member
+from rdm.references.file import Reference
 from rdm.references.measure import FIT, Encoders, Survey, check_apart
 from rdm.references.pairing import DOWNLOAD, battery_of
-from rdm.references.schema import KIND
+from rdm.references.schema import KIND, written_member
 from rdm.references.shards import folder_of
 from rdm.registry import batteries
 from rdm.reports.chart import bars

@@ -30,13 +30,20 @@ class Gaussian:
     n: int
 
     @classmethod
-    def of(cls, rows: Tensor) -> "Gaussian":
-        """The fit of some rows."""
+    def of(cls, rows: Tensor, weights: Tensor | None = None) -> "Gaussian":
+        """The fit of some rows; of weighted ones unbiased as of Kish's effective number of them."""
         rows = rows.double()
         if len(rows) < 2:
             raise InputError(f"a covariance needs at least 2 rows; got {len(rows)}")
-        mean = rows.mean(0)
-        return cls(mean, (rows - mean).T @ (rows - mean) / (len(rows) - 1), len(rows))
+        if weights is None:
+            mean = rows.mean(0)
+            return cls(mean, (rows - mean).T @ (rows - mean) / (len(rows) - 1), len(rows))
+        shares = weights.double() / weights.double().sum()
+        single = float(shares.square().sum())
+        if single >= 1:
+            raise InputError("a covariance needs at least 2 rows of weight above 0; got 1")
+        mean = shares @ rows
+        return cls(mean, (rows - mean).T * shares @ (rows - mean) / (1 - single), len(rows))
 
     def to(self, device: torch.device | str) -> "Gaussian":
         """The same on a device."""
@@ -144,11 +151,16 @@ class Real:
         return isinstance(self.rows, Tensor) and self.whole
 
     def fit(self) -> Gaussian:
-        """The Gaussian fit of the whole reference, of equal weights."""
-        return self.gaussian or Gaussian.of(self.required_rows("a Gaussian fit"))
+        """The Gaussian fit of the whole reference."""
+        if self.gaussian is not None:
+            return self.gaussian
+        held = self.held("a Gaussian fit", None if isinstance(self.rows, Tensor) else HELD)
+        return Gaussian.of(checked(held.features, side="reference features")[0], held.weights)
 
     def required_rows(self, user: str) -> Tensor:
-        """The rows at hand, checked and in memory, or an error that says who needs them."""
+        """The rows at hand, checked and in memory, or an error that says who needs them, and all alike."""
+        if self.weights is not None:
+            raise InputError(f"{user} takes a reference whose rows weigh alike; {self.name} has weights; draw by them")
         most = None if isinstance(self.rows, Tensor) else HELD
         return checked(self.held(user, most).features, side="reference features")[0]
 

@@ -8,8 +8,9 @@ the fresh split to the reference).
 """
 
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +19,20 @@ import torch
 from torch import Tensor
 
 from rdm.errors import CorruptFileError, InputError, MismatchError
-from rdm.files.schema import expect, record
-from rdm.files.store import existing, read_tensors, write_bytes, write_tensors
+from rdm.files.store import digest, existing, read_tensors, write_bytes, write_tensors
 from rdm.matching.distances import median_distance
 from rdm.matching.metric import Distance
 from rdm.matching.real import Gaussian, Real
 from rdm.references.accumulate import Reservoir, merged
 from rdm.references.landmarks import landmarks as k_means
-from rdm.references.schema import KIND, MOMENTS, check, classes_of
+from rdm.references.schema import KIND, check, classes_of, read_moments, written_member
 from rdm.references.shards import Shard, Shards, copied, opened, tidied
 from rdm.registry import metrics
 
 ZIP = b"PK\x03\x04"  # how an .npz begins
 FLOOR_ROWS = 4096
 IDENTITY = "settings", "fingerprint", "dtype"
+FEATURES = "features"  # the member of moments or features whose encoder nobody says
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,22 @@ class Member:
     fresh: Tensor | None = None  # of the fresh split
     every: Shards | None = None  # rows of the reference split, where all are kept
     bandwidth: float | None = None
+    weights: Tensor | None = None  # of `rows`, equal by default
     landmarks: Tensor | None = None
     classes: Mapping[int, Gaussian] = field(default_factory=dict)
     module: Mapping[str, Tensor] = field(default_factory=dict)  # weights of an encoder that was fitted on the data
     description: Mapping[str, Any] = field(default_factory=dict)  # settings, fingerprint, dtype, floors
 
-    def real(self, device: torch.device | str = "cpu") -> Real:
+    def real(self, device: torch.device | str = "cpu", **origin: Any) -> Real:
         """The real side as objectives take it: every row where all are kept, else the sample."""
-        real = self.sampled(device)
+        real = self.sampled(device, **origin)
         return real if self.every is None else replace(real, rows=self.every, whole=True)
 
-    def sampled(self, device: torch.device | str = "cpu") -> Real:
+    def sampled(self, device: torch.device | str = "cpu", **origin: Any) -> Real:
         """The real side as metrics take it: the sample, which may be the whole."""
         whole = self.rows is not None and len(self.rows) == self.gaussian.n
-        return Real(self.rows, self.gaussian, self.fresh, self.bandwidth, whole=whole).to(device)
+        sides = {"fresh": self.fresh, "bandwidth": self.bandwidth, "weights": self.weights}
+        return Real(self.rows, self.gaussian, **sides, whole=whole, origin=origin).to(device)
 
     def floors(self) -> dict[str, dict[str, float]]:
         """Distances of the fresh split to the reference, at most 4,096 rows a side."""
@@ -76,14 +79,54 @@ class Reference:
     """Every member of a battery, measured on the same items."""
 
     members: Mapping[str, Member]
-    description: Mapping[str, Any]  # data set, counts, form, battery, seed
+    description: Mapping[str, Any]  # data set, counts, form, battery, seed; of moments or features alone the first
+    path: Path | None = None  # that it was read from
     keys: Tensor | None = None  # of the sampled items
     labels: Tensor | None = None
     fresh_keys: Tensor | None = None
     fresh_labels: Tensor | None = None
 
-    def save(self, path: Path) -> None:
+    @classmethod
+    def from_features(cls, rows: Tensor, weights: Tensor | None = None) -> "Reference":
+        """Features "n d" already computed: all of the reference, under one encoder."""
+        real = Real.of(rows, weights)
+        fit = Gaussian.of(real.features, real.weights)
+        return cls(
+            {FEATURES: Member(FEATURES, fit, real.features, weights=real.weights)},
+            {"data": FEATURES, "n": fit.n, "n_fresh": 0},
+        )
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return str(self.path or "the reference")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that it holds."""
+        return digest(*self._content())
+
+    def real(self, member: str | None = None, device: torch.device | str = "cpu") -> Real:
+        """The real side under a member, the only one by default.
+
+        Raises:
+            InputError: no such member, or none named where there are several.
+        """
+        if member is None and len(self.members) > 1 or member is not None and member not in self.members:
+            raise InputError(f"{self.name}: expected a member, one of {', '.join(self.members)}; got {member!r}")
+        name = member or next(iter(self.members))
+        return self.members[name].real(device, representation=name, **({"path": self.name} if self.path else {}))
+
+    def save(self, path: Path | str) -> None:
         """Write the file whole or not at all."""
+        if "sample" not in self.description:
+            raise InputError(f"{self.name} has no items; write its moments by export(), or measure a file of features")
+        copied(self.shards, Path(path))
+        write_tensors(Path(path), *self._content())
+        tidied(Path(path), self.shards)
+
+    def _content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and description, as a file holds them."""
         tensors: dict[str, Tensor] = {}
         for side, value in self._sampled().items():
             if value is not None:
@@ -94,9 +137,7 @@ class Reference:
             name: {**m.description, "n": m.gaussian.n, "bandwidth": m.bandwidth} for name, m in self.members.items()
         }
         kept = {} if self.dtype is None else {"rows": {"dtype": self.dtype, "shards": [s.sha256 for s in self.shards]}}
-        copied(self.shards, Path(path))
-        write_tensors(Path(path), tensors, {"kind": KIND, **self.description, **kept, "members": members})
-        tidied(Path(path), self.shards)
+        return tensors, {"kind": KIND, **self.description, **kept, "members": members}
 
     @property
     def shards(self) -> tuple[Shard, ...]:
@@ -109,7 +150,7 @@ class Reference:
         return self.shards[0].dtype if self.shards else None
 
     @classmethod
-    def load(cls, path: Path) -> "Reference":
+    def load(cls, path: Path | str) -> "Reference":
         """Read a reference, or moments as FD-loss writes them (.npz of mu and sigma).
 
         Raises:
@@ -117,11 +158,12 @@ class Reference:
         """
         with open(existing(Path(path)), "rb") as file:
             if file.read(len(ZIP)) == ZIP:
-                return _from_npz(Path(path))
+                member = Member(FEATURES, read_moments(Path(path)))
+                return cls({FEATURES: member}, {"data": Path(path).name, "n": 0, "n_fresh": 0}, Path(path))
         tensors, description = read_tensors(Path(path))
         if description.get("kind") != KIND:
             raise CorruptFileError(f"{path} is no reference of rdm ({description.get('kind')!r}); expected {KIND!r}")
-        check(tensors, description, path)
+        check(tensors, description, Path(path))
         described = description.pop("members")
         members = {name: _member(name, tensors, text) for name, text in described.items()}
         if (kept := description.pop("rows", None)) is not None:
@@ -129,12 +171,15 @@ class Reference:
             every = opened(Path(path), kept, description["n"], widths)
             members = {name: replace(member, every=every[name]) for name, member in members.items()}
         sides = {side: tensors.get(side) for side in ("keys", "labels", "fresh_keys", "fresh_labels")}
-        return cls(members, {k: v for k, v in description.items() if k != "kind"}, **sides)
+        return cls(members, {k: v for k, v in description.items() if k != "kind"}, Path(path), **sides)
 
-    def expect(self, name: str, *, settings: Any, fingerprint: str, dtype: str, path: Path) -> None:
-        """Refuse an encoder that is not the one this file was measured with, printing both sides."""
+    def expect(self, name: str, *, path: Path | str, **said: Any) -> None:
+        """Refuse an encoder that is not the one this file was measured with, printing both sides.
+
+        `said` of it are settings, dtype, fingerprint.
+        """
         held = self.members[name].description
-        for key, value in {"settings": settings, "dtype": dtype, "fingerprint": fingerprint}.items():
+        for key, value in said.items():
             if key in held and held[key] != value:
                 raise MismatchError(
                     f"{path} was measured with {name!r} of {key} {held[key]!r}; now it has {value!r}; "
@@ -173,7 +218,7 @@ class Reference:
             "data": f"{self.description['data']} + {other.description['data']}",
         }
         keys = [(side.get("keys"), side.get("labels")) for side in sides]
-        return finished(Reference(members, description, *keys[0], *keys[1]), landmarks=self._landmarks())
+        return finished(Reference(members, description, None, *keys[0], *keys[1]), landmarks=self._landmarks())
 
     def write(self, path: Path, member: str | None = None) -> None:
         """Write what the path's suffix says: .safetensors, or .npz of one member's moments (`written_member`)."""
@@ -210,26 +255,6 @@ class Reference:
         return replace(
             mine, gaussian=together, rows=rows.get(name), fresh=fresh.get(name), every=every, classes=classes
         )
-
-
-def written_member(path: Path, members: Iterable[str], member: str | None) -> str | None:
-    """The member whose moments an .npz at `path` gets; None for a .safetensors file, which holds all.
-
-    Raises:
-        InputError: another suffix, a member that is not there, or none named where there are several.
-    """
-    members = list(members)
-    if path.suffix not in (".safetensors", ".npz"):
-        raise InputError(f"expected --out FILE.safetensors, or FILE.npz for mu and sigma; got {path.name!r}")
-    if member is not None and member not in members:
-        raise InputError(f"the reference has no member {member!r}; known: {', '.join(members)}")
-    if path.suffix == ".safetensors":
-        if member is not None:
-            raise InputError(f"--member says whose moments an .npz gets; {path.name} holds all; leave it out")
-        return None
-    if member is None and len(members) > 1:
-        raise InputError(f"an .npz holds one encoder's moments; give --member, one of {', '.join(members)}")
-    return member or members[0]
 
 
 def finished(file: Reference, *, landmarks: int) -> Reference:
@@ -277,7 +302,7 @@ def _union(a: Reference, b: Reference, prefix: str) -> dict[str, Tensor]:
 def _tensors(member: Member) -> dict[str, Tensor]:
     fit = member.gaussian
     found = {"mean": fit.mean, "covariance": fit.covariance}
-    for key in ("rows", "fresh", "landmarks"):
+    for key in ("rows", "fresh", "weights", "landmarks"):
         if getattr(member, key) is not None:
             found[key] = getattr(member, key)
     for label, fit in member.classes.items():
@@ -297,27 +322,5 @@ def _member(name: str, tensors: Mapping[str, Tensor], described: dict[str, Any])
     n, bandwidth = described.pop("n"), described.pop("bandwidth")
     gaussian = Gaussian(mine["mean"], mine["covariance"], n)
     rows, fresh, centres = (mine.get(key) for key in ("rows", "fresh", "landmarks"))
-    return Member(name, gaussian, rows, fresh, None, bandwidth, centres, classes, module, described)
-
-
-def _from_npz(path: Path) -> Reference:
-    """Moments: two arrays of floating-point numbers, mu "d" and sigma "d d"."""
-    held = {}
-    try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            for name in ("mu", "sigma"):
-                array = archive[name]
-                if array.dtype not in (np.float64, np.float32):
-                    raise CorruptFileError(f"{path}: {name} must be float64 or float32; got {array.dtype}")
-                held[name] = torch.from_numpy(array.astype(np.float64))
-    except CorruptFileError:
-        raise
-    except Exception as error:  # numpy and zipfile have their own, and advise to unpickle what nobody should
-        kind = "cut off, altered or pickled" if not isinstance(error, KeyError) else "without one of them"
-        raise CorruptFileError(f"{path} is no .npz of the arrays mu and sigma; it is {kind}") from error
-    expect(held, record(MOMENTS), path, "compute the moments again")
-    if len(held["mu"]) == 0:
-        raise CorruptFileError(f"{path}: mu and sigma are empty; compute the moments again")
-    name = "features"
-    member = Member(name, Gaussian(held["mu"], held["sigma"], 0))
-    return Reference({name: member}, {"data": path.name, "n": 0, "n_fresh": 0})
+    sides: dict[str, Any] = {"rows": rows, "fresh": fresh, "landmarks": centres}
+    return Member(name, gaussian, **sides, bandwidth=bandwidth, classes=classes, module=module, description=described)

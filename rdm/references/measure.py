@@ -278,7 +278,7 @@ class Survey:
             "split": self.items.share,
         }
         keys = (here.get("keys"), here.get("labels"), fresh.get("keys"), fresh.get("labels"))
-        return finished(Reference(members, description, *keys), landmarks=self.landmarks)
+        return finished(Reference(members, description, None, *keys), landmarks=self.landmarks)
 
 
 def _until(stopping: Callable[[], bool], batches: Iterator[Batch]) -> Iterator[Batch]:

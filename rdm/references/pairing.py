@@ -1,25 +1,31 @@
 """A battery and the reference that it trains or judges against: the same encoders, with the weights they had then."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from rdm.data.condition import Condition, rows_of
 from rdm.errors import CorruptFileError, InputError, MismatchError, RestrictedError, first_line
 from rdm.files.schema import expect, like, record
-from rdm.matching.representation import Battery, Representation
-from rdm.references.file import Reference
+from rdm.matching.real import Real
+from rdm.matching.representation import Battery, Representation, as_battery
+from rdm.numbers import check
+from rdm.references.encoded import encoded
+from rdm.references.file import FEATURES, Reference
 from rdm.registry import batteries
 from rdm.trust import confined, paths_outside
 
 DOWNLOAD = "allow_download"  # an argument of batteries that only the user may give
+GIVEN = "given"  # the fingerprint of features whose encoder nobody knows
 
 
 def battery_of(
-    file: Reference, path: Path, device: torch.device, given: Mapping[str, Any] | None = None, *, remedy: str = ""
+    file: Reference, path: Path | str, device: torch.device, given: Mapping[str, Any] | None = None, *, remedy: str = ""
 ) -> Battery:
     """The battery that a reference file names, checked against the fingerprints that it holds.
 
@@ -47,7 +53,7 @@ def battery_of(
     return paired(battery, file, path, f"battery {described['name']!r}").to(device)
 
 
-def paired(battery: Battery, file: Reference, path: Path, who: str) -> Battery:
+def paired(battery: Battery, file: Reference, path: Path | str, who: str) -> Battery:
     """The battery with the weights of encoders that were fitted on the reference's data; every member is in the file.
 
     Raises:
@@ -57,15 +63,22 @@ def paired(battery: Battery, file: Reference, path: Path, who: str) -> Battery:
     for member in (*members, *held_out):
         if member.name not in file.members:
             raise MismatchError(f"{who} has {member.name!r} now; {path} was made without it")
-        text = {"settings": dict(member.settings), "fingerprint": member.fingerprint, "dtype": member.precision}
-        file.expect(member.name, **text, path=path)
+        if file.members[member.name].description.get("fingerprint") != GIVEN:
+            said = {"settings": dict(member.settings), "dtype": member.precision, "fingerprint": member.fingerprint}
+            file.expect(member.name, path=path, **said)
     return replace(battery, members=members, held_out=held_out)
 
 
-def restored(member: Representation, file: Reference, path: Path) -> Representation:
+def restored(member: Representation, file: Reference, path: Path | str) -> Representation:
     """An encoder that was fitted on the data, with the weights that it got then."""
     if member.module is not None or member.fit is None or member.name not in file.members:
         return member
+    if not file.members[member.name].module:
+        raise InputError(
+            f"{member.name!r} is estimated on data, and {path} does not hold what it was then; give the items too, or "
+            "make it by rdm reference DATA --battery"
+        )
+    file.expect(member.name, path=path, settings=dict(member.settings))
     shape: Sequence[int] = file.description["form"]["shape"]
     labels = torch.zeros(512).long() if file.labels is None else file.labels[:512]
     noise = torch.rand(len(labels), *shape, generator=torch.Generator().manual_seed(0))
@@ -76,3 +89,107 @@ def restored(member: Representation, file: Reference, path: Path) -> Representat
     expect(weights, held, f"{path}, weights of {member.name!r}", "measure the reference again")
     fitted.module.load_state_dict(weights)
     return fitted
+
+
+def as_reference(given: Reference | Path | str | Mapping[str, Any]) -> Reference:
+    """A reference as it is, its file, or one by the name of each encoder: {"inception": "inception.npz", ...}.
+
+    Raises:
+        InputError: of a file in a mapping, more than one encoder and none of this name.
+    """
+    if isinstance(given, Reference):
+        return given
+    if not isinstance(given, Mapping):
+        check("reference", given, Path | str)
+        return Reference.load(Path(given))
+    members, parts = {}, {name: as_reference(each) for name, each in given.items()}
+    for name, part in parts.items():
+        if name not in part.members and list(part.members) != [FEATURES]:
+            raise InputError(f"{part.name} has no member {name!r}; it has {', '.join(part.members)}")
+        members[name] = replace(part.members.get(name) or part.members[FEATURES], name=name)
+    if not members:
+        raise InputError("a mapping of references by encoder is empty; give one a member")
+    whole = next((part for part in parts.values() if "form" in part.description), None)
+    said = {"data": ", ".join(part.name for part in parts.values())}
+    if whole is not None:  # encoders that were fitted are made anew with items of its form
+        return Reference(members, {**said, "form": whole.description["form"]}, labels=whole.labels)
+    return Reference(members, said)
+
+
+def real_sides(
+    battery: Any,
+    items: Tensor | None,
+    condition: Condition | None = None,
+    *,
+    reference: Reference | None = None,
+    device: torch.device | str | None = None,
+    cache: Path | None = None,
+) -> tuple[Battery, Iterator[Real]]:
+    """The encoders of a battery (see `as_battery`) and the real side under each: items encoded, or a reference's.
+
+    With a reference the battery is by default the one that its file names, and items, where they are at hand, estimate
+    the encoders that it holds no weights of. Both come to `device`, that of the items by default.
+
+    Raises:
+        InputError: no items and no reference; no battery given nor named; one encoder's side for several.
+        MismatchError: another encoder than the reference's (`paired`), or items of another shape.
+    """
+    if not isinstance(items, Tensor) and (reference is None or items is not None):
+        raise InputError(f"reference items must be a tensor; got {type(items).__name__}; or give a reference")
+    place = torch.device(device or "cpu") if items is None else items.device
+    if reference is not None:
+        chosen = _of_reference(None if battery is None else as_battery(battery), reference, items, condition, place)
+        named = _named(reference, chosen)
+        return chosen, (named.real(member.name, place) for member in chosen.members)
+    assert items is not None
+    chosen = as_battery(battery).fitted(items, condition).to(place)
+    return chosen, (encoded(items, member, condition=condition, cache=cache) for member in chosen.members)
+
+
+def _of_reference(
+    battery: Battery | None, file: Reference, items: Tensor | None, condition: Condition | None, device: torch.device
+) -> Battery:
+    path, shape = file.name, file.description.get("form", {}).get("shape")
+    if items is not None and shape is not None and list(items.shape[1:]) != shape:
+        raise MismatchError(
+            f"items are of shape {list(items.shape[1:])}; {path} was made of {shape}; give items like its"
+        )
+    if battery is None:
+        if file.description.get("battery", {}).get("name") is None:
+            raise InputError(f"{path} does not say what encoders it is of; give the battery")
+        return battery_of(file, path, device, remedy="give the battery itself if you mean it")
+    file, members = _named(file, battery), battery.members
+    if items is not None:
+        members = [_estimated(member, file, items, condition) for member in members]
+    found = paired(replace(battery, members=members, held_out=()), file, path, "the battery").to(device)
+    if items is not None:
+        for member in found.members:
+            _check_width(member, file, items[:1], None if condition is None else rows_of(condition, slice(1)))
+    return replace(found, held_out=battery.held_out).to(device)
+
+
+def _named(file: Reference, battery: Battery) -> Reference:
+    """The reference with its only member, of whose encoder it says nothing, under the name of the battery's."""
+    if list(file.members) != [FEATURES] or "settings" in file.members[FEATURES].description:
+        return file
+    names = [member.name for member in battery.members]
+    if len(names) > 1:
+        raise InputError(
+            f"{file.name} is of one encoder, the battery has {len(names)}; give a reference for each by name, "
+            f"{{{names[0]!r}: ..., {names[1]!r}: ...}}"
+        )
+    return replace(file, members={names[0]: replace(file.members[FEATURES], name=names[0])})
+
+
+def _estimated(member: Representation, file: Reference, items: Tensor, condition: Condition | None) -> Representation:
+    held = file.members.get(member.name)
+    return member if held is None or held.module else member.fitted(items, condition)
+
+
+def _check_width(member: Representation, file: Reference, item: Tensor, condition: Condition | None) -> None:
+    """Refuse features of another width than the reference's."""
+    member.check(item, condition)
+    with torch.no_grad():
+        width, dimension = member(item, condition).shape[1], file.real(member.name).dimension
+    if width != dimension:
+        raise MismatchError(f"{member.name!r} gives {width} features; {file.name} has {dimension}; give its encoder")

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rdm.errors import CorruptFileError
+from rdm.errors import CorruptFileError, InputError
 from rdm.files.schema import (
     Check,
     Law,
@@ -27,6 +28,7 @@ from rdm.files.schema import (
     tensor,
     text,
 )
+from rdm.matching.real import Gaussian
 from rdm.references.shards import DTYPES
 
 KIND = "rdm reference 1"
@@ -153,3 +155,48 @@ def classes_of(name: str, tensors: Iterable[str]) -> list[int]:
     """Classes of which a file holds moments under a member."""
     found = (re.fullmatch(rf"{re.escape(name)}/class/(\d{{1,18}})/(?:mean|covariance|n)", key) for key in tensors)
     return sorted({int(match[1]) for match in found if match})
+
+
+def read_moments(path: Path) -> Gaussian:
+    """Moments as FD-loss writes them: an .npz of two arrays of floating-point numbers, mu "d" and sigma "d d".
+
+    Raises:
+        CorruptFileError: truncated, altered, pickled, or of other arrays.
+    """
+    held = {}
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            for name in ("mu", "sigma"):
+                array = archive[name]
+                if array.dtype not in (np.float64, np.float32):
+                    raise CorruptFileError(f"{path}: {name} must be float64 or float32; got {array.dtype}")
+                held[name] = torch.from_numpy(array.astype(np.float64))
+    except CorruptFileError:
+        raise
+    except Exception as error:  # numpy and zipfile have their own, and advise to unpickle what nobody should
+        kind = "cut off, altered or pickled" if not isinstance(error, KeyError) else "without one of them"
+        raise CorruptFileError(f"{path} is no .npz of the arrays mu and sigma; it is {kind}") from error
+    expect(held, record(MOMENTS), path, "compute the moments again")
+    if len(held["mu"]) == 0:
+        raise CorruptFileError(f"{path}: mu and sigma are empty; compute the moments again")
+    return Gaussian(held["mu"], held["sigma"], 0)
+
+
+def written_member(path: Path, members: Iterable[str], member: str | None) -> str | None:
+    """The member whose moments an .npz at `path` gets; None for a .safetensors file, which holds all.
+
+    Raises:
+        InputError: another suffix, a member that is not there, or none named where there are several.
+    """
+    members = list(members)
+    if path.suffix not in (".safetensors", ".npz"):
+        raise InputError(f"expected --out FILE.safetensors, or FILE.npz for mu and sigma; got {path.name!r}")
+    if member is not None and member not in members:
+        raise InputError(f"the reference has no member {member!r}; known: {', '.join(members)}")
+    if path.suffix == ".safetensors":
+        if member is not None:
+            raise InputError(f"--member says whose moments an .npz gets; {path.name} holds all; leave it out")
+        return None
+    if member is None and len(members) > 1:
+        raise InputError(f"an .npz holds one encoder's moments; give --member, one of {', '.join(members)}")
+    return member or members[0]

@@ -24,9 +24,9 @@ def train(
     *,
     model: nn.Module,
     losses: list[Loss] | tuple[Loss, ...],
-    data: Data,
     steps: Steps,
     out: Path,
+    data: Data | None = None,  # for losses that read real items
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
     schedule: Schedule | None = None,
     average: Share | None = None,  # decay of the weights' moving average; None for none
@@ -39,6 +39,7 @@ def train(
     samples_every: Size | None = 100,  # steps; 0 or None for no pictures
     cache: Path | None = None,
     resume: bool = False,
+    prepared: Callable[[], object] | None = None,  # called when all is set up and nothing is written yet
 ) -> nn.Module:
     """Minimise the sum of `losses` and return the model (its weight average where there is one), on `device`.
 
@@ -59,14 +60,17 @@ def train(
     scheduler = torch.optim.lr_scheduler.LambdaLR(stepper, lambda step: factor(step / steps))
     averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
     found = newest_readable(out / "checkpoints") if resume else None
+    setting = Setting(None if data is None else data.to(place), seed, place, cache)
     for loss in losses:
-        loss.prepare(model, Setting(data.to(place), seed, place, cache), resumed=found is not None)
+        loss.prepare(model, setting, resumed=found is not None)
 
     # Go on from the newest checkpoint.
     start, seconds = 0, 0.0
     if found is not None:
         start, state = found
         seconds = restore_state(start, state, model, averaged, stepper, scheduler, losses)
+    if prepared is not None:
+        prepared()
     log = Log(out / "log.jsonl", start)
 
     def checkpoint(step: int) -> Path:

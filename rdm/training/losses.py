@@ -5,6 +5,7 @@ gradients are summed afterwards, so every per-sample loss divides by the number 
 draws for a row follows from seed, step and the row's number, so that the gradient is the same on any number of ranks.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from rdm.data.condition import Condition, Conditions, described, moved
 from rdm.data.dataset import Data, Dataset
 from rdm.data.feed import Feed, Rows, portion
 from rdm.distributed import rank, total, world_size
-from rdm.errors import InputError, first_line
+from rdm.errors import InputError, NonFiniteError, first_line
 from rdm.files.schema import expect, record
 from rdm.generators.protocol import FlowGenerator, Generator, drawn, tried
 from rdm.matching.balance import Balance
@@ -27,6 +28,7 @@ from rdm.matching.objective import Objective, by_member
 from rdm.matching.representation import Battery
 from rdm.numbers import Count, Share, Size, validated
 from rdm.randomness import stream
+from rdm.references.file import Reference
 from rdm.training.augmentation import Augmentation
 from rdm.training.population import Population
 
@@ -34,10 +36,16 @@ from rdm.training.population import Population
 class Setting(NamedTuple):
     """What a loss is prepared with."""
 
-    data: Data
+    data: Data | None
     seed: int
     device: torch.device
     cache: Path | None
+
+    def items(self, user: object) -> Data:
+        """The data, which a loss cannot do without."""
+        if self.data is None:
+            raise InputError(f"{type(user).__name__} reads real items and there are none; bind rdm.train.data")
+        return self.data
 
 
 class Loss(ABC):
@@ -80,7 +88,8 @@ class Matching(Loss):
     """Distance of the generated population from the data under every member of a battery (`rdm.Population`).
 
     Args:
-        objective, battery, memory, balance, normalize_gradient: see `rdm.Population`.
+        objective, battery, memory, balance, normalize_gradient, reference: see `rdm.Population`. With a reference the
+            data set is not read.
         conditions: what the generator is asked for (registry "conditions"); None for its own, classes uniformly.
         population: images generated a step, over all ranks.
         chunk: images in one forward pass; None for all of a rank's at once.
@@ -90,7 +99,7 @@ class Matching(Loss):
     def __init__(
         self,
         objective: Objective | Mapping[str, Objective],
-        battery: Battery,
+        battery: Battery | None = None,
         population: Count = 1024,
         chunk: Count | None = None,
         memory: Memory | None = None,
@@ -98,24 +107,34 @@ class Matching(Loss):
         normalize_gradient: bool = False,
         warm_up: Size = 0,
         conditions: Conditions | None = None,
+        reference: Reference | Path | str | Mapping[str, Reference | Path | str] | None = None,
     ):
-        by_member(objective, [each.name for each in battery.members])
+        if battery is not None:
+            by_member(objective, [each.name for each in battery.members])
+        elif reference is None:
+            raise InputError("losses.matching needs a battery, or a reference whose file names one; bind either")
+        self.reference = reference
         self.objective, self.battery, self.population = objective, battery, population
         self.options = {"chunk": chunk, "memory": memory, "balance": balance, "normalize_gradient": normalize_gradient}
         self.warm_up, self.conditions = warm_up, conditions
 
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
-        """Encode the reference (or read it from the cache), bind the objective, warm the memory up."""
+        """Encode the reference (or read it from its file or the cache), bind the objective, warm the memory up."""
         self.setting = setting
         if self.population < world_size():
             raise InputError(f"a population of {self.population} leaves ranks without images; there are {world_size()}")
-        data = setting.data
-        if not isinstance(data, Dataset):
-            raise InputError(f"Matching holds its items in memory; got {data.name}, which is read while it is used")
-        self.matched = Population(
-            self.objective, self.battery, data.images, condition=data.labels, cache=setting.cache, **self.options
-        )
-        self._pair(model, data.labels)
+        if self.reference is None:
+            data = setting.items(self)
+            if not isinstance(data, Dataset):
+                raise InputError(
+                    f"Matching holds its items in memory; got {data.name}, which is read while it is used; "
+                    "measure it by rdm reference and bind losses.matching.reference"
+                )
+            real = {"items": data.images, "condition": data.labels, "cache": setting.cache}
+        else:
+            real = {"reference": self.reference, "device": setting.device}
+        self.matched = Population(self.objective, self.battery, **real, **self.options)
+        self._pair(model, self.matched.condition)
         if self.warm_up and not resumed:
             self.matched.warm_up(model, *self._draw(model, self.warm_up, "warm up"))
 
@@ -140,6 +159,13 @@ class Matching(Loss):
         """Memories and balance."""
         self.matched.restore(state)
 
+    def _try_out(self, model: nn.Module) -> None:
+        """Items of the model against the reference; what is not finite the first step says."""
+        drawn, training = self._draw(model, world_size(), "try out"), model.training
+        with contextlib.suppress(NonFiniteError):
+            self.matched.try_out(model.eval(), *drawn)
+        model.train(training)
+
     def _pair(self, model: nn.Module, real: Condition | None) -> None:
         """Try generator, conditions and the members that see them on two items, before the first step."""
         if not isinstance(model, Generator):
@@ -149,6 +175,8 @@ class Matching(Loss):
         if self.conditions is not None:
             items, condition = tried(model, self.conditions)
             _try(self.matched.battery, items, condition)
+        if self.reference is not None:
+            self._try_out(model)
 
     def _draw(self, model: nn.Module, n: int, purpose: int | str) -> tuple[Tensor, Condition | None]:
         assert isinstance(model, Generator)
@@ -166,7 +194,7 @@ class Fed(Loss):
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
         """Open the data."""
         self.setting = setting
-        self._feed = Feed(setting.data, self.batch, setting.seed)
+        self._feed = Feed(setting.items(self), self.batch, setting.seed)
 
     def close(self) -> None:
         """End the processes that read ahead."""
@@ -200,7 +228,7 @@ class Fed(Loss):
             if not 0 <= label < classes:
                 held = f"class {label}" if label >= 0 else "items without a class"
                 raise InputError(
-                    f"{self.setting.data.name} holds {held}; the model has {classes} classes, from 0; "
+                    f"{self.setting.items(self).name} holds {held}; the model has {classes} classes, from 0; "
                     "give the model as many, or other data"
                 )
         return rows.labels
@@ -224,7 +252,7 @@ class FlowMatching(Fed):
             raise InputError(f"FlowMatching trains a rdm.generators.protocol.FlowGenerator; got {type(model).__name__}")
         super().prepare(model, setting, resumed=resumed)
         if self.conditions is not None:
-            tried(model, self.conditions.fitted(setting.data.labels))
+            tried(model, self.conditions.fitted(setting.items(self).labels))
 
     def add(self, model: nn.Module, rows: Rows, streams: Sequence[torch.Generator]) -> dict[str, float]:
         """Real images, noised."""

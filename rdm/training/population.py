@@ -27,10 +27,11 @@ from rdm.matching.autocast import own_types
 from rdm.matching.balance import Balance, Uniform
 from rdm.matching.memory import Memory, NoMemory
 from rdm.matching.objective import Objective, by_member
-from rdm.matching.representation import Battery, Representation, as_battery
+from rdm.matching.representation import Battery, Representation
 from rdm.matching.statistic import Cat, Summary
 from rdm.numbers import Count, check
-from rdm.references.encoded import encoded
+from rdm.references.file import Reference
+from rdm.references.pairing import as_reference, real_sides
 from rdm.registry import memories
 from rdm.training.replay import (
     Chunk,
@@ -58,14 +59,20 @@ class Step(NamedTuple):
 
 
 class Population:
-    """Distances of a generated population from reference items, under every member of a battery.
+    """Distances of a generated population from a reference, under every member of a battery.
+
+    The reference is given as items, or as what was measured of them, and then needs no items.
 
     Args:
         objective: bound once to the reference under each member; or its registered name. A mapping by the names of
             the members gives each its own, with its own bandwidth, landmarks, ...
-        battery: representations with weights; one or a list of them; registered names and modules do as well.
+        battery: representations with weights; one or a list of them; registered names and modules do as well. By
+            default the one that the reference's file names.
         items: reference items (images "n c h w" in [0, 1], or what the representations take).
         condition: the items' conditions, for conditional representations.
+        reference: a `Reference`, its file (of `rdm reference`, or FD-loss' .npz of mu and sigma), or a mapping that
+            gives one by the name of each member. Its encoders must be those of the battery.
+        device: where to compute, without items.
         chunk: images in one forward pass; None for all at once.
         memory: what of the past joins the live batch (`NoMemory`, `EMA`, `Queue`), or its registered name.
         balance: how the members' terms are weighed against each other.
@@ -76,17 +83,20 @@ class Population:
 
     Raises:
         InputError: chunk below 1; arguments of other types; a condition that is not one row an item; a balance that
-            needs non-negative terms over an objective that is not.
+            needs non-negative terms over an objective that is not; a reference that lacks what an objective needs.
+        MismatchError: a reference of other encoders, or of items of another shape.
     """
 
     @own_types()
     def __init__(
         self,
         objective: Objective | str | Mapping[str, Objective | str],
-        battery: Battery | Representation | nn.Module | str | Sequence[Representation | nn.Module | str],
-        items: Tensor,
+        battery: Battery | Representation | nn.Module | str | Sequence[Representation | nn.Module | str] | None = None,
+        items: Tensor | None = None,
         *,
         condition: Condition | None = None,
+        reference: Reference | Path | str | Mapping[str, Reference | Path | str] | None = None,
+        device: torch.device | str | None = None,
         chunk: int | None = None,
         memory: Memory | str | None = None,
         balance: Balance | None = None,
@@ -95,10 +105,11 @@ class Population:
     ):
         check("chunk", chunk, Count | None)
         check("balance", balance, Balance | None)
-        if not isinstance(items, Tensor):
-            raise InputError(f"reference items must be a tensor; got {type(items).__name__}")
-        battery = as_battery(battery)
-        chosen = by_member(objective, [representation.name for representation in battery.members])
+        file = None if reference is None else as_reference(reference)
+        self.battery, reals = real_sides(battery, items, condition, reference=file, device=device, cache=cache)
+        self.reference = "" if file is None else file.fingerprint
+        self.condition = condition if file is None else file.labels  # of real items
+        chosen = by_member(objective, [representation.name for representation in self.battery.members])
         self.balance = balance or Uniform()
         self.memory = NoMemory() if memory is None else memories.take(memory, Memory)
         self.chunk, self.normalize_gradient = chunk, normalize_gradient
@@ -111,11 +122,10 @@ class Population:
         self.terms: list[Term] = []
         self.balance_state: Tensor | None = None
         self._looked = False  # at the range of what is generated
-        self.battery = battery.fitted(items, condition).to(items.device)
-        for representation, weight in zip(self.battery.members, self.battery.member_weights, strict=True):
-            reference = encoded(items, representation, condition=condition, cache=cache)
-            each, row = chosen[representation.name], reference.features[:1].clone()
-            self.terms.append(Term(representation, each, weight, row, *each.bind(reference)))
+        for member, weight, real in zip(self.battery.members, self.battery.member_weights, reals, strict=True):
+            each, fresh = chosen[member.name], None if real.fresh is None else real.fresh.cpu()
+            statistic, target = each.bind(real)
+            self.terms.append(Term(member, each, weight, real.mean[None], statistic, target, fresh))
 
     def backward(
         self,
@@ -159,10 +169,24 @@ class Population:
         measured = self._measure(generate, chunked(noise, condition, None, self.chunk))
         self._write([merge_across_ranks(summary) for summary in measured.summaries], measured.rows)
 
+    def try_out(self, generate: Generate, noise: Tensor, condition: Condition | None = None) -> None:
+        """Refuse items that the encoders do not take, or features of another width; nothing changes."""
+        random = random_state(noise.device)
+        try:
+            self._measure(generate, chunked(noise, condition, None, self.chunk))
+        finally:
+            restore_random_state(noise.device, random)
+
+    @own_types()
+    def floors(self, rows: int) -> dict[str, float]:
+        """What a perfect generator scores, by member: the distance of so many fresh real rows from the reference."""
+        return {term.representation.name: term.floor(rows) for term in self.terms}
+
     def state(self) -> dict[str, Any]:
         """What changes from step to step, for a checkpoint (see `rdm.files.store.pack`)."""
         pasts = {t.representation.name: None if t.past is None else [t.past.value, t.past.weight] for t in self.terms}
         made_by = {"memory": type(self.memory).__name__, "objective": kinds(self.terms)}
+        made_by |= {"reference": self.reference} if self.reference else {}
         return {"pasts": pasts, "balance": self.balance_state, "made_by": made_by}
 
     def restore(self, state: dict[str, Any]) -> None:

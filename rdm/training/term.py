@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from rdm.errors import InputError
 from rdm.matching.autocast import own_types
 from rdm.matching.objective import Objective
 from rdm.matching.representation import Representation
@@ -20,9 +22,10 @@ class Term:
     representation: Representation
     objective: Objective
     weight: float
-    row: Tensor  # of the reference, "1 d"
+    row: Tensor  # the reference's mean, "1 d"
     statistic: Statistic
     target: Any
+    fresh: Tensor | None = None  # real rows that are in no reference
     past: Summary | None = None
 
     def encode(self, items: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
@@ -30,6 +33,22 @@ class Term:
         features = self.representation(items, chunk.condition)
         features, equal = checked(features, side=f"generated features of {self.representation.name!r}")
         return features, equal if chunk.weights is None else chunk.weights
+
+    def floor(self, rows: int) -> float:
+        """The distance of so many fresh real rows from the reference.
+
+        Raises:
+            InputError: there are none, or fewer.
+        """
+        kept = 0 if self.fresh is None else len(self.fresh)
+        if self.fresh is None or kept < rows:
+            raise InputError(
+                f"a floor of {rows} rows needs as many fresh ones under {self.representation.name!r}; the reference "
+                f"holds {kept}; make it by rdm reference DATA --fresh OTHER --sample {rows} or more"
+            )
+        fresh, weights = checked(self.fresh[:rows].to(self.row.device), side="fresh features")
+        with torch.no_grad():
+            return float(self.objective.distance(self.statistic.measure(fresh, weights), self.target))
 
     @own_types()
     def backward(self, leaf: Tensor, chunk: Chunk, cotangent: Tensor) -> None:
