@@ -99,6 +99,15 @@ def total(value: float) -> float:
     return float(tensor)
 
 
+def summed(tensor: Tensor) -> Tensor:
+    """Sum of a tensor over ranks, equal on every rank."""
+    if not active():
+        return tensor
+    whole = tensor.to(_device(), copy=True)
+    dist.all_reduce(whole)
+    return whole.to(tensor.device)
+
+
 def gather(tensor: Tensor) -> list[Tensor]:
     """Every rank's tensor, all of one shape, in the order of ranks."""
     if not active():

@@ -39,12 +39,15 @@ def median_distance(reference: Real, *, rows: int = 10_000) -> float:
     pairs = torch.empty(0 if equal else count, dtype=torch.float64, device=x.device)
     block, done = 1024, 0
     for start in range(0, len(x), block):
-        squared = squared_distances(x[start : start + block], x[start:])
-        upper = torch.ones_like(squared, dtype=torch.bool).triu(1)
-        part = slice(done, done := done + int(upper.sum()))
-        values[part] = squared[upper]
-        if not equal:
-            pairs[part] = torch.outer(masses[start : start + block], masses[start:])[upper]
+        some, stop = x[start : start + block], start + block
+        squared = squared_distances(some, x[start:])
+        upper = torch.ones_like(squared[:, : len(some)], dtype=torch.bool).triu(1)
+        for columns, chosen in ((slice(start, stop), upper), (slice(stop, None), slice(None))):
+            part = squared[:, columns.start - start : None if columns.stop is None else columns.stop - start][chosen]
+            span = slice(done, done := done + part.numel())
+            values[span] = part.flatten()
+            if not equal:
+                pairs[span] = torch.outer(masses[start:stop], masses[columns])[chosen].flatten()
     median = float(_lower_median(values) if equal else _weighted_median(values, pairs))
     if median <= 0:
         raise InputError('bandwidth "median" is 0: more than half of the reference\'s pairs are equal; give a number')

@@ -1,7 +1,8 @@
 """The real side under one representation, as objectives and metrics see it: rows, a sample of them, or moments."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -10,12 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rdm.distributed import concatenated, rank, summed, together, world_size
 from rdm.errors import InputError
+from rdm.files.store import digest
 from rdm.matching.statistic import Statistic, Summary, checked, refuse_gradient
 from rdm.randomness import stream
 
 HELD = 65_536  # rows that an objective of rows keeps in memory
 CHUNK = 4096  # rows read at a time
+UNIT = 512  # rows; chunks that are summed over are multiples of it, so that float32 sums are over the same blocks
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ class Gaussian:
 class Rows(ABC):
     """Feature rows that are not in memory: a number names the same row at every call."""
 
+    @property
+    def identity(self) -> str | None:
+        """A hash of all rows, by which what is made of them may be kept; None: nothing is kept."""
+        return None
+
     @abstractmethod
     def __len__(self) -> int:
         """How many there are."""
@@ -84,6 +93,9 @@ class Real:
         whole: whether `rows` are all of the reference.
         origin: what the features were made from: representation, fingerprint, items or file.
         device: where rows are computed with; that of `rows` in memory by default.
+        chunk: rows read at a time, as a multiple of 512.
+        shared: every rank holds this reference and asks the same of it at the same time: each then reads its share of
+            the rows. What is taken into memory is shared no more.
     """
 
     rows: Float[Tensor, "m d"] | Rows | None
@@ -94,6 +106,8 @@ class Real:
     whole: bool = True
     origin: Mapping[str, Any] = field(default_factory=dict)
     device: torch.device | None = None
+    chunk: int = CHUNK
+    shared: bool = False
 
     @classmethod
     def of(cls, features: Tensor, weights: Tensor | None = None, **origin: Any) -> "Real":
@@ -140,10 +154,24 @@ class Real:
         """Mean of the whole reference as far as it is known, weighted, in float64."""
         if self.gaussian is not None and not self._rules:
             return self.gaussian.mean
-        total, mass = 0.0, 0.0
-        for rows, weights in self.chunks():
-            total, mass = total + weights @ rows.double(), mass + weights.sum()
-        return total / mass  # type: ignore[return-value]
+        total = self.total(lambda rows, weights: weights @ rows.double())
+        return total / self.masses.sum()
+
+    @cached_property
+    def identity(self) -> str | None:
+        """A hash of all that `bind` may see; None where rows elsewhere do not say theirs."""
+        said = {"rows": None, "n": None, "bandwidth": self.bandwidth, "whole": self.whole}
+        parts = {} if self.weights is None else {"weights": self.weights}
+        if isinstance(self.rows, Tensor):
+            parts["rows"] = self.rows
+        elif self.rows is not None:
+            said["rows"] = self.rows.identity
+            if said["rows"] is None:
+                return None
+        if self.gaussian is not None:
+            said["n"] = self.gaussian.n
+            parts |= {"mean": self.gaussian.mean, "covariance": self.gaussian.covariance}
+        return digest(parts, said)
 
     @property
     def _rules(self) -> bool:
@@ -192,7 +220,7 @@ class Real:
         if most is not None and most < len(present):
             present = present[torch.randperm(len(present), generator=torch.Generator().manual_seed(seed))[:most]]
         elif len(present) == len(self.rows) and isinstance(self.rows, Tensor):
-            return replace(self, rows=widened(self.rows, self.place))
+            return replace(self, rows=widened(self.rows, self.place), shared=False)
         return replace(self.taken(present), whole=whole)
 
     def taken(self, numbers: Tensor) -> "Real":
@@ -200,7 +228,7 @@ class Real:
         assert self.rows is not None
         rows = self.rows[numbers.to(self.place)] if isinstance(self.rows, Tensor) else self.rows.take(numbers)
         weights = None if self.weights is None else self.weights[numbers.to(self.weights.device)]
-        return replace(self, rows=widened(rows, self.place), weights=weights, whole=False)
+        return replace(self, rows=widened(rows, self.place), weights=weights, whole=False, shared=False)
 
     def every(self, user: str) -> "Real":
         """This reference, where all of its rows are at hand.
@@ -216,14 +244,39 @@ class Real:
             )
         return self
 
-    def chunks(self, size: int = CHUNK) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows in float32 or better, and weights, `size` at a time."""
+    def chunks(self, size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """All rows in float32 or better, and weights, `size` at a time."""
         assert self.rows is not None, "ask for every() or held() first"
-        weights = self.masses
-        for start in range(0, len(self.rows), size):
-            stop = min(start + size, len(self.rows))
-            rows = self.rows[start:stop] if isinstance(self.rows, Tensor) else self.rows.span(start, stop)
-            yield widened(rows, self.place), weights[start:stop]
+        return self._spans(0, len(self.rows), size or self.chunk)
+
+    def _spans(self, first: int, last: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        rows, weights = self.rows, self.masses
+        assert rows is not None
+        for start in range(first, last, size):
+            stop = min(start + size, last)
+            some = rows[start:stop] if isinstance(rows, Tensor) else rows.span(start, stop)
+            yield widened(some, self.place), weights[start:stop]
+
+    def _share(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The chunks of this rank, of which there is at least one; of a rank without rows it is one of weight 0."""
+        assert self.rows is not None
+        count, ranks, size = len(self.rows), world_size() if self.shared else 1, max(UNIT, self.chunk // UNIT * UNIT)
+        here = rank() if self.shared else 0
+        first, last = (min(count, -(-count // UNIT) * k // ranks * UNIT) for k in (here, here + 1))
+        yield from self._spans(first, last, size)
+        if first == last:
+            rows, weights = next(self.chunks(1))
+            yield rows, torch.zeros_like(weights)
+
+    def total(self, of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The sum over all chunks of a function of rows and weights, which must be linear in the weights."""
+        assert self.rows is not None, "ask for every() or held() first"
+        with together() if self.shared else nullcontext():
+            parts = (of(rows, weights) for rows, weights in self._share())
+            found = next(parts)
+            for part in parts:
+                found = found + part
+        return summed(found) if self.shared else found
 
     def summarize(self, statistic: Statistic, *, user: str = "this objective") -> Summary:
         """The statistic of the whole reference: from its moments where they say it, else measured in chunks.
@@ -235,16 +288,20 @@ class Real:
             found = statistic.of_moments(self.gaussian.mean, self.gaussian.covariance, self.gaussian.n)
             if found is not None:
                 return found
+        whole = self.every(user)
         parts: list[Summary] = []
-        for rows, weights in self.every(user).chunks():
-            parts = statistic.kind.compact([*parts, statistic.measure(rows, weights)])
-        return statistic.kind.merge(parts)
+        with together() if self.shared else nullcontext():
+            for rows, weights in whole._share():
+                parts = statistic.kind.compact([*parts, statistic.measure(rows, weights)])
+        found = statistic.kind.merge(parts)
+        combine = {"sum": summed, "cat": concatenated}[found.reduction]
+        return type(found)(combine(found.value), combine(found.weight)) if self.shared else found
 
     def thinned(self, size: int, seed: int) -> "Real":
         """At most `size` rows a side, drawn uniformly; the fit stays that of the whole reference."""
         rows = None if self.rows is None else thin(self.required_rows("a metric"), size, seed, "reference")
         fresh = None if self.fresh is None else thin(self.fresh, size, seed, "fresh")
-        return replace(self, rows=rows, fresh=fresh, weights=None, whole=False, gaussian=self.gaussian)
+        return replace(self, rows=rows, fresh=fresh, weights=None, whole=False, shared=False)
 
 
 def widened(rows: Tensor, device: torch.device) -> Tensor:

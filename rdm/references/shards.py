@@ -110,6 +110,11 @@ class Shards(Rows):
         return self.shards[0].widths[self.member]
 
     @property
+    def identity(self) -> str:
+        """A hash of those of the shards."""
+        return digest({}, [self.member, *(shard.sha256 for shard in self.shards)])
+
+    @property
     def dtype(self) -> str:
         """What the rows were rounded to."""
         return self.shards[0].dtype
