@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -22,15 +23,19 @@ class Problem(NamedTuple):
     extra: int  # further sweeps at the target, fewer once nothing moves
 
 
+@dataclass(eq=False)
 class Cost:
-    """|x_i - y_j|^p / p of two sets, or of one with itself (y None), by blocks of rows; kept where it fits `KEEP`."""
+    """|x_i - y_j|^p / p of two sets, or of one with itself (None), by blocks of rows; kept where it fits `KEEP`."""
 
-    def __init__(self, x: Tensor, y: Tensor | None, p: float):
-        self.x, self.y, self.p = x, x if y is None else y, p
-        self.own = y is None
-        self.rows = max(16, min(len(x), TILE // (x.element_size() * len(self.y))))
+    x: Tensor
+    other: Tensor | None
+    p: float
+
+    def __post_init__(self) -> None:
+        self.y, self.own = self.x if self.other is None else self.other, self.other is None
+        self.rows = max(16, min(len(self.x), TILE // (self.x.element_size() * len(self.y))))
         self.kept: list[Tensor] | None = None
-        if len(x) * len(self.y) * x.element_size() <= KEEP * (2 if self.own else 1):
+        if len(self.x) * len(self.y) * self.x.element_size() <= KEEP * (2 if self.own else 1):
             self.kept = [self.block(i) for i in self.slices()]
 
     def slices(self) -> Iterator[slice]:

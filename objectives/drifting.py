@@ -51,6 +51,7 @@ class Drifting(Objective):
         None (squared units of s, per dimension); between 0 and T^2.
     Cost:
         n (n + m) (d + T), three times that where n (n + m) is above 8 million; memory 64 MiB and tiles of 8 MiB.
+        m is 65,536 at most: of a larger reference, rows drawn uniformly.
 
     Raises:
         InputError: no temperature, or one that is not positive.

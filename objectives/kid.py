@@ -30,7 +30,9 @@ class KID(Objective):
     Units:
         Kernel units, of the sixth power of features. Unbiased, so negative for about half of the samples of one law.
     Cost:
-        n (n/2 + m) d in time, in float64, tiles of 16 MiB in memory; m^2 d once.
+        n (n/2 + m) d in time, in float64, tiles of 16 MiB in memory; m d once.
+        m is 65,536 at most: of a larger reference, rows drawn uniformly. Of more than 8,192 the constant of the
+        reference alone, which has no gradient, is estimated from the pairs of 2,048 with all, to about sd(k) / 1,400.
 
     Raises:
         InputError: fewer than 2 effective rows on a side.

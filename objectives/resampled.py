@@ -1,12 +1,19 @@
 """Any objective against rows drawn from the reference at each call."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rdm.api import Count, Objective, Real, Samples, Traits, objectives
+
+
+class DrawnTarget(NamedTuple):
+    """The reference's rows, from which some are drawn."""
+
+    rows: Tensor  # m d
+    weights: Tensor | None  # m, equal where None
 
 
 @objectives.register("resampled", examples=({"objective": "energy", "rows": 5},))
@@ -24,7 +31,8 @@ class Resampled(Objective):
     blurs that D fits ("median", "auto") are those of the drawn rows; give numbers to keep them fixed.
 
     `objective` is an objective, or the name of one with its own defaults. `rows=None` draws as many rows as the
-    population has, memory included; a reference of fewer rows is taken whole.
+    population has, memory included; a reference of fewer rows is taken whole. They are drawn from 65,536 reference rows
+    at most, themselves drawn uniformly once.
 
     Shapes:
         features: n d; weights: n; result ().
@@ -61,11 +69,12 @@ class Resampled(Objective):
             plug_in=self._inner.traits.plug_in and self.rows is not None,  # else duplicates change what is drawn
         )
 
-    def bind(self, reference: Real) -> tuple[Samples, Real]:
-        """Rows as they are, from which the objective measures what it needs once it is bound; the reference."""
-        return Samples(torch.zeros_like(reference.mean)), reference.held("resampled")
+    def bind(self, reference: Real) -> tuple[Samples, DrawnTarget]:
+        """Rows as they are, from which the objective measures what it needs once it is bound; the reference's."""
+        held = reference.held("resampled")
+        return Samples(torch.zeros_like(reference.mean)), DrawnTarget(held.features, held.weights)
 
-    def distance(self, summary: Any, target: Real, *, generator: torch.Generator | None = None) -> Tensor:
+    def distance(self, summary: Any, target: DrawnTarget, *, generator: torch.Generator | None = None) -> Tensor:
         """The objective, bound to the drawn rows."""
         rows = len(summary.value) if self.rows is None else self.rows
         statistic, inner = self._inner.bind(_drawn(target, rows, generator))
@@ -77,9 +86,11 @@ class Resampled(Objective):
         return self.objective
 
 
-def _drawn(reference: Real, rows: int, generator: torch.Generator | None) -> Real:
-    """So many rows of the reference."""
-    if generator is None or rows >= len(reference.features):
-        return reference.held("resampled", rows)
-    order = torch.randperm(len(reference.features), generator=generator, device=generator.device)[:rows]
-    return reference.taken(order)
+def _drawn(target: DrawnTarget, rows: int, generator: torch.Generator | None) -> Real:
+    """So many rows of the reference, which are all that the objective is bound to."""
+    whole = Real(target.rows, weights=target.weights)
+    if generator is None or rows >= len(target.rows):
+        drawn = whole.held("resampled", rows)
+    else:
+        drawn = whole.taken(torch.randperm(len(target.rows), generator=generator, device=generator.device)[:rows])
+    return Real(drawn.features, weights=drawn.weights)

@@ -10,6 +10,8 @@ from torch import Tensor
 from objectives._sinkhorn import Cost, Potentials, Problem, diameter, solve, temperatures
 from rdm.api import EDGE, Count, InputError, Objective, Positive, Range, Real, Samples, Traits, objectives, require
 
+OWN = 8192  # reference rows whose transport to themselves debiases the value: no part of the gradient
+
 
 class TransportTarget(NamedTuple):
     """The reference's rows of positive weight, the fitted blur, and its own term of the debiasing."""
@@ -17,7 +19,8 @@ class TransportTarget(NamedTuple):
     rows: Tensor  # m d, about the reference's mean
     weights: Tensor  # m, summing to 1
     blur: float
-    cost: Cost | None  # of the reference with itself, None without debiasing
+    cost: Cost | None  # of `OWN` of the rows at most with themselves, None without debiasing
+    masses: Tensor  # of these rows, summing to 1
     problem: Problem  # as it was solved for `own`
     own: Tensor  # (), what the reference's own transport takes from the value
 
@@ -56,7 +59,9 @@ class Sinkhorn(Objective):
     Cost:
         (n/2 + m) n (d + sweeps). The reference's own term is solved once, and again (m^2/2 a sweep) only where a
         bounding box wider than the reference's changes the schedule; give `diameter` to exclude that. A cost matrix
-        is kept between sweeps up to 256 MiB (8192 x 8192 in float32) and formed again in tiles of 2 MiB beyond.
+        is kept between sweeps up to 256 MiB (8192 x 8192 in float32) and formed again in tiles of 2 MiB beyond. m is
+        65,536 at most: of a larger reference, rows drawn uniformly. The own term, which has no gradient, is that of
+        8,192 of them at most: more would lower the value, by eps log(m / 8192) / 2 at most.
 
     Raises:
         InputError: p outside [1, 2], blur, reach or diameter not positive, scaling outside [.001, .9999], sweeps
@@ -103,10 +108,12 @@ class Sinkhorn(Objective):
         rows, weights = _present(*_normalised(statistic.measure(held.features, held.masses)))
         blur = self._blur(rows, weights)
         rows, _ = _representable(rows, rows, blur)
-        cost = Cost(rows, None, self.p) if self.debias and self.backend == "rdm" else None
+        own = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:OWN].to(rows.device)
+        some, masses = (rows, weights) if len(rows) <= OWN else (rows[own], weights[own] / weights[own].sum())
+        cost = Cost(some, None, self.p) if self.debias and self.backend == "rdm" else None
         problem, zero = self._problem(blur, rows), torch.zeros((), dtype=torch.float64, device=rows.device)
-        target = TransportTarget(rows, weights, blur, cost, problem, zero)
-        return statistic, target if cost is None else target._replace(own=self._solve_own(cost, target, problem))
+        target = TransportTarget(rows, weights, blur, cost, masses, problem, zero)
+        return statistic, target if cost is None else target._replace(own=self._solve_own(cost, masses, problem, blur))
 
     def distance(self, summary: Any, target: TransportTarget, *, generator: Any = None) -> Tensor:
         """The dual value at the last potentials; its gradient in the rows is the plan's, with the potentials fixed."""
@@ -127,9 +134,9 @@ class Sinkhorn(Objective):
         schedule = temperatures(widest, p=self.p, blur=blur, scaling=self.scaling)
         return Problem(self.p, schedule, self._reach, self.sweeps - 1)
 
-    def _solve_own(self, cost: Cost, target: TransportTarget, problem: Problem) -> Tensor:
+    def _solve_own(self, cost: Cost, masses: Tensor, problem: Problem, blur: float) -> Tensor:
         """The reference's own term; the schedule must be that of the other terms, or their lags do not cancel."""
-        return target.weights @ self._dual(solve(cost, target.weights, target.weights, problem).f, target.blur)
+        return masses @ self._dual(solve(cost, masses, masses, problem).f, blur)
 
     def _dual(self, potential: Tensor, blur: float) -> Tensor:
         """What a potential adds to the dual value, per unit of mass."""
@@ -177,7 +184,7 @@ class _Divergence(torch.autograd.Function):
         gradient, of_weights = _weighted_pull(across, a, objective), objective._slope(across.f, blur)
         if target.cost is not None:
             known = problem == target.problem
-            value = value - (target.own if known else objective._solve_own(target.cost, target, problem))
+            value = value - (target.own if known else objective._solve_own(target.cost, target.masses, problem, blur))
             within = solve(Cost(x, None, objective.p), a, a, problem, pull=wanted)
             value = value - a @ objective._dual(within.f, blur)
             of_weights = of_weights - objective._slope(within.f, blur)

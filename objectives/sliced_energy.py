@@ -39,7 +39,8 @@ class SlicedEnergy(Objective):
         Feature distance. Biased upwards in n and m (a V-statistic), unbiased in the directions; in one dimension the
         square of scipy.stats.energy_distance.
     Cost:
-        P (n + m) (d + log(n + m)), memory 64 (n + m), and P m kept.
+        P (n + m) (d + log(n + m)), memory 64 (n + m), and P m kept. m is 65,536 at most: of a
+        larger reference, rows drawn uniformly.
 
     Raises:
         InputError: projections below 1.

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -57,7 +57,7 @@ class SlicedWasserstein(_Sliced):
         root), biased upwards in n and m.
     Cost:
         P (n + m) (d + log(n + m)), memory n + m and tiles of 8 MiB; of the reference only once where directions are
-        fixed, which keeps P m numbers.
+        fixed, which keeps P m numbers. m is 65,536 at most: of a larger reference, rows drawn uniformly.
 
     Raises:
         InputError: projections below 1 or p outside [1, 64].
@@ -94,7 +94,7 @@ class MaxSlicedWasserstein(_Sliced):
         the directions.
     Cost:
         P (n + m) (d + log(n + m)), memory n + m and tiles of 8 MiB; of the reference only once where directions are
-        fixed, which keeps P m numbers.
+        fixed, which keeps P m numbers. m is 65,536 at most: of a larger reference, rows drawn uniformly.
 
     Raises:
         InputError: projections below 1 or p outside [1, 64].
@@ -125,12 +125,14 @@ def _bind(reference: Real, projections: int) -> tuple[Samples, SlicedTarget]:
     return statistic, SlicedTarget(rows.value, weights, largest, _Fixed(rows.value, weights, projections))
 
 
+@dataclass(eq=False)
 class _Fixed:
     """The reference along directions that are the same at every call, sorted once, where asked for."""
 
-    def __init__(self, rows: Tensor, weights: Tensor, projections: int):
-        self.rows, self.weights, self.projections = rows, weights, projections
-        self._coarse: tuple[int, Steps] | None = None  # of the last number of cells
+    rows: Tensor
+    weights: Tensor
+    projections: int
+    _coarse: tuple[int, Steps] | None = field(default=None, init=False)  # of the last number of cells
 
     @functools.cached_property
     def whole(self) -> tuple[Tensor, Steps]:

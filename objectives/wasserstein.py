@@ -33,7 +33,8 @@ class Wasserstein(Objective):
     Units:
         Feature distance to the power p (POT's emd2 with the same cost matrix; no root). Biased upwards in n and m.
     Cost:
-        n m d, and about (n + m)^3 in the worst case: 0.1 s at 1,000 rows a side; memory n m.
+        n m d, and about (n + m)^3 in the worst case: 0.1 s at 1,000 rows a side; memory n m. m is 65,536
+        at most: of a larger reference, rows drawn uniformly.
 
     Raises:
         InputError: p outside [1, 64]; POT not installed; the solver stopped before the optimum.

@@ -295,7 +295,7 @@ def test_weights_learn_over_many_tiles(monkeypatch, estimator):
     w = torch.rand(14, generator=g, dtype=torch.float64).requires_grad_()
     found = []
     for tile in ((1024, 2048), (4, 5)):
-        monkeypatch.setattr("objectives._kernels.TILE", tile)
+        monkeypatch.setattr("objectives._sums.TILE", tile)
         value = rdm.distance("mmd", x, y, weights=w, bandwidth=1.5, estimator=estimator)
         found.append(torch.autograd.grad(value, w)[0])
     torch.testing.assert_close(found[0], found[1], rtol=1e-11, atol=1e-14)
