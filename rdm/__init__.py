@@ -16,13 +16,23 @@ from torch import Tensor
 from rdm.errors import InputError
 from rdm.generators.protocol import Generator
 from rdm.judging.streaming import Streaming
-from rdm.matching.balance import SelfNormalized, Uniform
+from rdm.matching.balance import Gated, GradientNorm, SelfNormalized, Uniform
 from rdm.matching.memory import EMA, NoMemory, Queue
 from rdm.matching.metric import Metric
 from rdm.matching.objective import Objective, compare
 from rdm.matching.representation import Battery, Representation
 from rdm.references.file import Reference
-from rdm.registry import batteries, datasets, generators, memories, metrics, objectives, registries, representations
+from rdm.registry import (
+    balances,
+    batteries,
+    datasets,
+    generators,
+    memories,
+    metrics,
+    objectives,
+    registries,
+    representations,
+)
 from rdm.training.population import Population
 
 try:
@@ -33,7 +43,9 @@ except PackageNotFoundError:  # a checkout that is not installed
 __all__ = [
     "EMA",
     "Battery",
+    "Gated",
     "Generator",
+    "GradientNorm",
     "Metric",
     "NoMemory",
     "Objective",
@@ -44,6 +56,7 @@ __all__ = [
     "SelfNormalized",
     "Streaming",
     "Uniform",
+    "balance",
     "battery",
     "dataset",
     "distance",
@@ -98,4 +111,5 @@ battery = batteries.build
 generator = generators.build
 dataset = datasets.build
 memory = memories.build
+balance = balances.build
 metric = metrics.build

@@ -23,7 +23,7 @@ from rdm.files.weights import hub_file, load_strictly, mismatches, read_weights
 from rdm.generators.protocol import FlowGenerator, FlowMap, Generator, Solver, over
 from rdm.judging.evaluation import Judge
 from rdm.judging.ratio import Ratio
-from rdm.matching.balance import Balance, SelfNormalized, Uniform
+from rdm.matching.balance import Balance, SelfNormalized, Terms, Uniform
 from rdm.matching.distances import median_distance, squared_distances
 from rdm.matching.memory import EMA, Memory, NoMemory, Queue
 from rdm.matching.metric import Distance, Estimate, Measure, Metric, Z, between, generated, of_groups, of_share
@@ -36,6 +36,7 @@ from rdm.randomness import seeded, stream
 from rdm.references.encoded import encoded
 from rdm.references.landmarks import landmarks
 from rdm.registry import (
+    balances,
     batteries,
     conditions,
     datasets,
@@ -104,12 +105,14 @@ __all__ = [
     "Sum",
     "Summary",
     "Table",
+    "Terms",
     "Traits",
     "Uniform",
     "UnknownNameError",
     "Workers",
     "Z",
     "assemble",
+    "balances",
     "batteries",
     "between",
     "checked",

@@ -180,6 +180,7 @@ generators = Registry("generator", "rdm.generators")
 datasets = Registry("dataset", "rdm.datasets")
 evaluations = Registry("evaluation", "rdm.datasets")
 memories = Registry("memory", "rdm.matching.memory")
+balances = Registry("balance", "rdm.matching.balance")
 metrics = Registry("metric", "rdm.judging.metrics")
 sources = Registry("source", "rdm.data.sources")
 conditions = Registry("condition", "rdm.data.conditions")
@@ -193,6 +194,7 @@ registries = {
     "datasets": datasets,
     "evaluations": evaluations,
     "memories": memories,
+    "balances": balances,
     "metrics": metrics,
     "sources": sources,
     "conditions": conditions,

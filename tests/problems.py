@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import rdm
 from rdm.generators.protocol import Generator
-from rdm.matching.balance import Balance, Uniform
+from rdm.matching.balance import Balance, Terms, Uniform
 from rdm.matching.memory import Memory
 from rdm.matching.objective import Objective
 from rdm.matching.representation import Battery, Representation
@@ -98,7 +98,7 @@ class Problem:
             whole, _ = self.memory.read(term.past, batch, self.rows, term.statistic)
             values.append(term.objective.distance(whole, term.target, generator=generator))
         raw = torch.stack(values).detach()
-        coefficients, _ = self.balance.coefficients(raw, None)
+        coefficients, _ = self.balance.coefficients(Terms(raw), None)
         for k, term in enumerate(population.terms):
             if not term.objective.traits.normalize:
                 coefficients[k] = 1  # no balance touches a term whose value is no size

@@ -195,15 +195,20 @@ def test_rows_elsewhere_and_moments_keep_what_a_checkpoint_needs(made):
 def test_floors_are_distances_of_fresh_rows_under_the_objective(made):
     file = Reference.load(made / "whole.safetensors")
     population = Population("energy", reference=made / "whole.safetensors")
-    floors = population.floors(30)
     fresh, rows = file.members["pixels"].fresh, file.members["pixels"].rows
+    floors = population.floors(len(fresh))
     assert list(floors) == ["pixels", "pca", "random_convolutions"]
-    assert floors["pixels"] == pytest.approx(float(rdm.distance("energy", fresh[:30], rows)), rel=1e-9)
+    assert floors["pixels"] == pytest.approx(float(rdm.distance("energy", fresh, rows)), rel=1e-9)
+    assert 0 < floors["pixels"] < population.floors(len(fresh) // 4)["pixels"]
+    for balance in ("gated", "uniform"):
+        weighed = Population("energy", reference=made / "whole.safetensors", balance=balance)
+        assert weighed.balance == rdm.balance(balance) and gradient(weighed).isfinite().all()
     with pytest.raises(
-        InputError, match="a floor of 3000 rows needs as many fresh ones .* holds [0-9]+; make it by rdm"
+        InputError,
+        match="floor of a population of 3000 under 'pixels' needs as many fresh .* holds [0-9]+; make one by rdm",
     ):
         population.floors(3000)
-    with pytest.raises(InputError, match="under 'pixels'; the reference holds 0"):
+    with pytest.raises(InputError, match="under 'pixels' .* the reference holds 0"):
         Population("energy", "pixels", items_of(file)).floors(3)
 
 

@@ -43,7 +43,8 @@ def arguments(kind: str, out: Path, **changes) -> dict:
         model = rdm.generator("mlp_flow", width=8, depth=1)
         battery = rdm.Battery((rdm.representation("pca", components=8), rdm.Representation("noisy", Noisy())))
         objective = rdm.objective("frechet") if kind == "ema" else rdm.objective("sliced_wasserstein", projections=8)
-        matching = Matching(objective, battery, 24, 10, memory, rdm.SelfNormalized(), warm_up=40)
+        balance = rdm.SelfNormalized() if kind == "ema" else rdm.GradientNorm()
+        matching = Matching(objective, battery, 24, 10, memory, balance, warm_up=40)
         losses = [matching, FlowMatching(batch=8)]
     plain = {
         "model": model, "losses": losses, "data": rdm.dataset("digits"), "steps": 6, "out": out, "average": 0.9,

@@ -7,6 +7,7 @@ and unpickle nothing (`rdm.trust`).
 
 import contextlib
 import functools
+import importlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,7 +24,6 @@ from rdm.app.explain import in_one_line, missing, placed
 from rdm.errors import CorruptFileError, InputError, MismatchError, NonFiniteError, RestrictedError, UnknownNameError
 from rdm.files.checkpoint import is_run
 from rdm.judging.evaluation import Evaluation, Judge
-from rdm.matching.balance import SelfNormalized, Uniform
 from rdm.matching.representation import assemble
 from rdm.numbers import Seed, check, check_given
 from rdm.registry import registries
@@ -39,8 +39,6 @@ CORE: dict[str, Callable[..., Any]] = {
     "losses.flow_matching": FlowMatching,
     "losses.classification": Classification,
     "augmentations.jitter": Jitter,
-    "balances.uniform": Uniform,
-    "balances.self_normalized": SelfNormalized,
     "schedules.constant": constant,
     "schedules.cosine": cosine,
     "optimizers.adamw": torch.optim.AdamW,
@@ -81,6 +79,7 @@ def load(path: Path, binds: Iterable[str] = (), *, restricted: bool = False, rem
         if restricted:
             _refuse_imports(part, remedy)
         with _explained(part):
+            _import(part)
             gin.parse_config(part.text)
             found = list(_bindings(part, part.text if number else None))
         if number and not found and not part.text.lstrip().startswith(("import ", "from ")):
@@ -210,6 +209,16 @@ def _admit(root: Path) -> Callable[[Path, Path], None]:
             raise RestrictedError(f"{path}: restricted mode refuses to include {included} from outside {root}")
 
     return admit
+
+
+def _import(part: Text) -> None:
+    """Import what a part imports, so that members of registries that it registers are known by their names there."""
+    if "__gin__" in part.text:
+        return
+    for statement in gin.config_parser.ConfigParser(part.text, gin.config.ParserDelegate()):
+        if isinstance(statement, gin.config_parser.ImportStatement):
+            importlib.import_module(statement.module)
+            _register_all()
 
 
 def _refuse_imports(part: Text, remedy: str) -> None:

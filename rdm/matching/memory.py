@@ -34,6 +34,10 @@ class Memory(ABC):
         `batch` is the objective's summary, or the rows themselves where `keeps_rows`.
         """
 
+    def effective(self, rows: int, share: float) -> int:
+        """How many independent rows vary as little as the population that so many live ones keep a share of."""
+        return round(rows / share)
+
     def held(self, row: Tensor, statistic: Statistic) -> Check:
         """The check of a past's value and weight: as a row "1 d" gives them, but for the number of rows."""
         one = torch.ones(1, dtype=torch.float64, device=row.device)
@@ -96,6 +100,10 @@ class EMA(Memory):
             return batch, 1.0
         old, new = past.scale(self.decay / past.mass), batch.scale((1 - self.decay) / batch.mass)
         return statistic.kind.merge([old, new]), 1 - self.decay
+
+    def effective(self, rows: int, share: float) -> int:
+        """1 over the sum of squared weights of an average that has run for long."""
+        return round(rows * (2 - share) / share)
 
     def write(self, past: Summary | None, batch: Summary) -> tuple[Summary, float]:
         """The same average, detached, without its oldest rows: its mass is 1 less what is missing."""

@@ -146,6 +146,7 @@ class Matching(Loss):
         logged = {"loss": float(taken.loss)}
         for name, value in taken.distances.items():
             logged[f"distance/{name}"] = float(value)
+            logged[f"coefficient/{name}"] = taken.coefficients[name]
         for name, share in taken.shares.items():
             logged[f"gradient_share/{name}"] = share
             logged[f"dropped/{name}"] = taken.dropped[name]

@@ -15,14 +15,14 @@ Memory Limited Setup", here for every statistic: a `Sum` caches its value, not i
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rdm.data.condition import Condition
 from rdm.distributed import merge_across_ranks, total
-from rdm.errors import InputError, NonFiniteError
+from rdm.errors import NonFiniteError
 from rdm.matching.autocast import own_types
 from rdm.matching.balance import Balance, Uniform
 from rdm.matching.memory import Memory, NoMemory
@@ -32,7 +32,7 @@ from rdm.matching.statistic import Cat, Summary
 from rdm.numbers import Count, check
 from rdm.references.file import Reference
 from rdm.references.pairing import as_reference, real_sides
-from rdm.registry import memories
+from rdm.registry import balances, memories
 from rdm.training.replay import (
     Chunk,
     Generate,
@@ -45,17 +45,8 @@ from rdm.training.replay import (
     sketch,
     warn_of_range,
 )
-from rdm.training.resumed import check_population
-from rdm.training.term import Term, kinds
-
-
-class Step(NamedTuple):
-    """What one step measured."""
-
-    loss: Tensor  # the balanced sum, detached
-    distances: dict[str, Tensor]  # raw distance by representation, detached
-    shares: dict[str, float]  # share of the gradient that the memory leaves to the live batch
-    dropped: dict[str, float]  # share of its mass that the memory lacks, dropped to stay bounded
+from rdm.training.resumed import BALANCE, check_population
+from rdm.training.term import TINY, Measured, Pull, Step, Term, Weighing, gradient, kinds, norm, refuse_signed
 
 
 class Population:
@@ -75,7 +66,7 @@ class Population:
         device: where to compute, without items.
         chunk: images in one forward pass; None for all at once.
         memory: what of the past joins the live batch (`NoMemory`, `EMA`, `Queue`), or its registered name.
-        balance: how the members' terms are weighed against each other.
+        balance: how the members' terms are weighed against each other, or its registered name.
         normalize_gradient: divide the gradient by the share that the memory leaves to the live batch.
         cache: folder for encoded reference features.
 
@@ -99,33 +90,28 @@ class Population:
         device: torch.device | str | None = None,
         chunk: int | None = None,
         memory: Memory | str | None = None,
-        balance: Balance | None = None,
+        balance: Balance | str | None = None,
         normalize_gradient: bool = False,
         cache: Path | None = None,
     ):
         check("chunk", chunk, Count | None)
-        check("balance", balance, Balance | None)
         file = None if reference is None else as_reference(reference)
         self.battery, reals = real_sides(battery, items, condition, reference=file, device=device, cache=cache)
         self.reference = "" if file is None else file.fingerprint
         self.condition = condition if file is None else file.labels  # of real items
         chosen = by_member(objective, [representation.name for representation in self.battery.members])
-        self.balance = balance or Uniform()
+        self.balance = Uniform() if balance is None else balances.take(balance, Balance)
         self.memory = NoMemory() if memory is None else memories.take(memory, Memory)
         self.chunk, self.normalize_gradient = chunk, normalize_gradient
-        for each in chosen.values():
-            if self.balance.needs_nonnegative and not each.traits.nonnegative:
-                raise InputError(
-                    f"{self.balance} divides by the distance and needs a non-negative objective; got {each}; "
-                    "use Uniform() or a biased estimator"
-                )
+        refuse_signed(self.balance, chosen.values())
         self.terms: list[Term] = []
-        self.balance_state: Tensor | None = None
+        self.weighing = Weighing(self.balance, self.terms)
         self._looked = False  # at the range of what is generated
         for member, weight, real in zip(self.battery.members, self.battery.member_weights, reals, strict=True):
             each, fresh = chosen[member.name], None if real.fresh is None else real.fresh.cpu()
             statistic, target = each.bind(real)
             self.terms.append(Term(member, each, weight, real.mean[None], statistic, target, fresh))
+        self.weighing.check()
 
     def backward(
         self,
@@ -159,8 +145,11 @@ class Population:
             measured = self._measure(generate, chunks)
             live = int(total(len(noise)))
             pulls = [self._pull(t, s, live, generator) for t, s in zip(self.terms, measured.summaries, strict=True)]
-            step, scales = self._weigh(pulls)
-            self._recompute(generate, measured, [s * p.cotangent for s, p in zip(scales, pulls, strict=True)])
+            if self.weighing.wants_pulls:
+                self.weighing.keep(self._recompute(generate, measured, pulls, self._units(pulls), learn=False))
+            step, scales = self._weigh(pulls, live)
+            norms = self._recompute(generate, measured, pulls, scales)
+            self.weighing.keep(norms * self._units(pulls) / scales.clamp_min(TINY))
             batches, rows = [pull.batch for pull in pulls], measured.rows
         return step._replace(dropped=self._write(batches, rows))
 
@@ -185,9 +174,9 @@ class Population:
     def state(self) -> dict[str, Any]:
         """What changes from step to step, for a checkpoint (see `rdm.files.store.pack`)."""
         pasts = {t.representation.name: None if t.past is None else [t.past.value, t.past.weight] for t in self.terms}
-        made_by = {"memory": type(self.memory).__name__, "objective": kinds(self.terms)}
-        made_by |= {"reference": self.reference} if self.reference else {}
-        return {"pasts": pasts, "balance": self.balance_state, "made_by": made_by}
+        made_by = {name: type(each).__name__ for name, each in (("memory", self.memory), ("balance", self.balance))}
+        made_by |= {"objective": kinds(self.terms)} | ({"reference": self.reference} if self.reference else {})
+        return {"pasts": pasts, "balance": self.weighing.state, "pulls": self.weighing.pulls, "made_by": made_by}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave.
@@ -201,9 +190,9 @@ class Population:
         for term in self.terms:
             past = state["pasts"][term.representation.name]
             term.past = None if past is None else (Cat if self.memory.keeps_rows else term.statistic.kind)(*past)
-        self.balance_state = state.get("balance")
+        self.weighing.state, self.weighing.pulls = (state.get(key) for key in BALANCE)
 
-    def _measure(self, generate: Generate, chunks: Sequence[Chunk]) -> "_Measured":
+    def _measure(self, generate: Generate, chunks: Sequence[Chunk]) -> Measured:
         """Pass 1: summaries of this rank's rows, without gradient."""
         parts: list[list[Summary]] = [[] for _ in self.terms]
         rows: list[list[Cat]] = [[] for _ in self.terms]
@@ -223,7 +212,7 @@ class Population:
                         rows[k].append(Cat(features, weights))
             summaries = [term.statistic.kind.merge(p) for term, p in zip(self.terms, parts, strict=True)]
         replayable = [chunk._replace(random=random) for chunk, random in zip(chunks, states, strict=True)]
-        return _Measured(replayable, summaries, [Cat.merge(r) for r in rows if r], torch.cat(seen))
+        return Measured(replayable, summaries, [Cat.merge(r) for r in rows if r], torch.cat(seen))
 
     def _in_one_pass(
         self, generate: Generate, chunk: Chunk, generator: torch.Generator | None
@@ -244,54 +233,80 @@ class Population:
                 summary = term.statistic.measure(features, weights)
                 pulls.append(self._pull(term, summary, live, generator))
                 summary.value.backward(pulls[-1].cotangent)
-            gradients.append(_gradient(leaf))
+            gradients.append(gradient(leaf))
             if self.memory.keeps_rows:
                 rows.append(Cat(features.detach(), weights))
-        step, scales = self._weigh(pulls)
+        norms = torch.stack([norm(each) for each in gradients]) * self._units(pulls)
+        if self.weighing.wants_pulls:
+            self.weighing.keep(norms)
+        step, scales = self._weigh(pulls, live)
+        self.weighing.keep(norms)
         items.backward(sum(scale.to(items) * g for scale, g in zip(scales, gradients, strict=True)))
         return step, [pull.batch for pull in pulls], rows
 
     @own_types()
-    def _pull(self, term: Term, summary: Summary, live: int, generator: torch.Generator | None) -> "_Pull":
+    def _pull(self, term: Term, summary: Summary, live: int, generator: torch.Generator | None) -> Pull:
         """Pass 2: the distance of the population that ranks and memory make of a summary, and its cotangent."""
         leaf = summary.value.detach().requires_grad_()
         batch = merge_across_ranks(type(summary)(leaf, summary.weight))
         population, share = self.memory.read(term.past, batch, live, term.statistic)
         value = term.objective.distance(population, term.target, generator=generator)
         value.backward()
-        return _Pull(value.detach(), _gradient(leaf), share, batch.detach())
+        return Pull(value.detach(), gradient(leaf), share, batch.detach())
 
-    def _weigh(self, pulls: Sequence["_Pull"]) -> tuple[Step, list[Tensor]]:
+    def _weigh(self, pulls: Sequence[Pull], live: int) -> tuple[Step, Tensor]:
         """The balanced loss, and what each member's cotangent is multiplied by."""
         names = [term.representation.name for term in self.terms]
         distances = {name: pull.distance for name, pull in zip(names, pulls, strict=True)}
         if bad := [name for name, value in distances.items() if not bool(torch.isfinite(value))]:
             raise NonFiniteError(f"the distance under {', '.join(bad)} is not finite; the step was not taken")
         raw = torch.stack(list(distances.values()))
-        coefficients, self.balance_state = self.balance.coefficients(raw, self.balance_state)
-        sizes = torch.tensor([term.objective.traits.normalize for term in self.terms], device=raw.device)
-        coefficients = torch.where(sizes, coefficients, 1)  # a term whose value is no size is left as it is
+        coefficients = self.weighing(raw, [self.memory.effective(live, pull.share) for pull in pulls])
         weights = coefficients * raw.new_tensor([term.weight for term in self.terms])
+        applied = dict(zip(names, coefficients.tolist(), strict=True))
         shares = {name: pull.share for name, pull in zip(names, pulls, strict=True)}
-        scales = list(weights / raw.new_tensor(list(shares.values()))) if self.normalize_gradient else list(weights)
-        return Step((weights * raw).sum(), distances, shares, {}), scales
+        return Step((weights * raw).sum(), distances, applied, shares, {}), weights * self._units(pulls)
 
-    def _recompute(self, generate: Generate, measured: "_Measured", cotangents: list[Tensor]) -> None:
-        """Pass 3: each chunk again, with gradient and its randomness replayed; one encoder's graph at a time."""
+    def _units(self, pulls: Sequence[Pull]) -> Tensor:
+        """What a term of weight and coefficient 1 is multiplied by."""
+        return pulls[0].distance.new_tensor([1 / pull.share if self.normalize_gradient else 1.0 for pull in pulls])
+
+    def _recompute(
+        self,
+        generate: Generate,
+        measured: Measured,
+        pulls: Sequence[Pull],
+        scales: Tensor,
+        *,
+        learn: bool = True,
+    ) -> Tensor:
+        """Pass 3: each chunk again, with gradient and its randomness replayed; one encoder's graph at a time.
+
+        Returns the norms of the scaled pulls on this rank's items, which go on to the generator if it is to `learn`.
+        """
         chunks, device, start = measured.chunks, measured.chunks[0].noise.device, 0
         after = random_state(device)
         rows = [len(chunk.noise) for chunk in chunks]
+        cotangents = [scale * pull.cotangent for scale, pull in zip(scales, pulls, strict=True)]
         shares = [t.statistic.kind.split(c, rows) for t, c in zip(self.terms, cotangents, strict=True)]
+        norms: list[Tensor] = []
         for i, chunk in enumerate(chunks):
             restore_random_state(device, chunk.random)
-            items = generated(generate, chunk)
-            check_differentiable(items)
+            with torch.set_grad_enabled(learn):
+                items = generated(generate, chunk)
+            if learn:
+                check_differentiable(items)
             check_same(items, slice(start, start := start + rows[i]), measured.seen)
-            leaf = items.detach().requires_grad_()
+            pull, sizes = torch.zeros_like(items), []
             for term, share in zip(self.terms, shares, strict=True):
-                term.backward(leaf, chunk, share[i])
-            items.backward(leaf.grad)
+                each = term.backward(items, chunk, share[i])
+                sizes.append(norm(each))
+                pull += each
+            norms.append(torch.stack(sizes))
+            if learn:
+                items.backward(pull)
         restore_random_state(device, after)
+        return torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
     def _look(self, items: Tensor) -> None:
         """At the first items that are generated."""
@@ -306,25 +321,3 @@ class Population:
         for term, batch in zip(self.terms, written, strict=True):
             term.past, dropped[term.representation.name] = self.memory.write(term.past, batch)
         return dropped
-
-
-class _Pull(NamedTuple):
-    """One member's distance, its gradient in this rank's summary, and the batch of all ranks."""
-
-    distance: Tensor
-    cotangent: Tensor
-    share: float
-    batch: Summary
-
-
-class _Measured(NamedTuple):
-    """What pass 1 leaves."""
-
-    chunks: list[Chunk]
-    summaries: list[Summary]  # one a term, of this rank's rows
-    rows: list[Cat]  # one a term where the memory keeps rows, else empty
-    seen: Tensor  # sketch of the items, by which the second pass is compared
-
-
-def _gradient(leaf: Tensor) -> Tensor:
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad

@@ -26,6 +26,7 @@ from rdm.files.schema import (
     text,
 )
 
+BALANCE = "balance", "pulls"  # what a population keeps for its balance, a number a member
 SQUARES = "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"  # torch's names of sums of squares
 
 
@@ -130,11 +131,12 @@ def check_population(state: Any, mine: Mapping[str, Any], pasts: Mapping[str, Ch
         MismatchError: of other encoders, another objective or another memory.
     """
     name, remedy = "the state of a population", "give that of one like it"
-    balance = maybe(tensor("float32 float64", "k"))
-    later = {"balance": balance, "made_by": mapped(text())}  # which older ones do not say
+    balance = maybe(tensor("float32 float64", str(len(mine["pasts"]))))
+    later = {**dict.fromkeys(BALANCE, balance), "made_by": mapped(text())}  # which older ones do not say
     expect(state, record({"pasts": mapped(anything)}, later), name, remedy)
     sides = (state["pasts"], state.get("made_by", mine["made_by"])), (mine["pasts"], mine["made_by"])
     given, own = ({"encoders": sorted(encoders), **made_by} for encoders, made_by in sides)
+    given.setdefault("balance", own["balance"])
     if given != own:
         raise MismatchError(f"{name} of {given} cannot be restored into one of {own}")
     held = record({name: maybe(check) for name, check in pasts.items()})

@@ -1,18 +1,24 @@
-"""Terms: what a population keeps of one member of its battery."""
+"""Terms: what a population keeps of each member of its battery, and how their balance weighs them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rdm.distributed import gather
 from rdm.errors import InputError
 from rdm.matching.autocast import own_types
+from rdm.matching.balance import Balance, Terms
 from rdm.matching.objective import Objective
 from rdm.matching.representation import Representation
-from rdm.matching.statistic import Statistic, Summary, checked
+from rdm.matching.statistic import Cat, Statistic, Summary, checked
+from rdm.randomness import stream
 from rdm.training.replay import Chunk
+
+FLOOR_DRAWS = 8
+TINY = 1e-300
 
 
 @dataclass
@@ -25,7 +31,7 @@ class Term:
     row: Tensor  # the reference's mean, "1 d"
     statistic: Statistic
     target: Any
-    fresh: Tensor | None = None  # real rows that are in no reference
+    fresh: Tensor | None = None  # real rows that are in no reference, "f d"
     past: Summary | None = None
 
     def encode(self, items: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
@@ -34,29 +40,132 @@ class Term:
         features, equal = checked(features, side=f"generated features of {self.representation.name!r}")
         return features, equal if chunk.weights is None else chunk.weights
 
+    @own_types()
+    @torch.no_grad()
     def floor(self, rows: int) -> float:
-        """The distance of so many fresh real rows from the reference.
+        """Mean distance of so many fresh real rows from the reference, over draws without replacement.
+
+        Source: Feng et al. (2026), "Representation Distribution Matching", the floors of its controller.
 
         Raises:
-            InputError: there are none, or fewer.
+            InputError: the reference holds none, or fewer.
         """
-        kept = 0 if self.fresh is None else len(self.fresh)
-        if self.fresh is None or kept < rows:
+        held = 0 if self.fresh is None else len(self.fresh)
+        if self.fresh is None or held < rows:
             raise InputError(
-                f"a floor of {rows} rows needs as many fresh ones under {self.representation.name!r}; the reference "
-                f"holds {kept}; make it by rdm reference DATA --fresh OTHER --sample {rows} or more"
+                f"the floor of a population of {rows} under {self.representation.name!r} needs as many fresh real "
+                f"rows; the reference holds {held}; make one by rdm reference with --fresh or --split, and --sample"
             )
-        fresh, weights = checked(self.fresh[:rows].to(self.row.device), side="fresh features")
-        with torch.no_grad():
-            return float(self.objective.distance(self.statistic.measure(fresh, weights), self.target))
+        values = []
+        for draw in range(1 if rows == held else FLOOR_DRAWS):
+            chosen = torch.randperm(held, generator=stream(0, "floor", draw))[:rows].to(self.fresh.device)
+            features, weights = checked(self.fresh[chosen].to(self.row.device), side="fresh rows")
+            summary, directions = self.statistic.measure(features, weights), stream(0, "floor directions", draw)
+            values.append(float(self.objective.distance(summary, self.target, generator=directions)))
+        return sum(values) / len(values)
 
     @own_types()
-    def backward(self, leaf: Tensor, chunk: Chunk, cotangent: Tensor) -> None:
-        """Back-propagate the chunk's cotangent to its items, one micro-batch of the encoder at a time."""
+    def backward(self, items: Tensor, chunk: Chunk, cotangent: Tensor) -> Tensor:
+        """The chunk's cotangent pulled back to its items, one micro-batch of the encoder at a time."""
+        leaf = items.detach().requires_grad_()
         slices = self.representation.slices(len(leaf))
         parts = self.statistic.kind.split(cotangent, [rows.stop - rows.start for rows in slices])
         for rows, part in zip(slices, parts, strict=True):
             self.statistic.measure(*self.encode(leaf[rows], chunk.part(rows))).value.backward(part)
+        return gradient(leaf)
+
+
+class Step(NamedTuple):
+    """What one step measured."""
+
+    loss: Tensor  # the balanced sum, detached
+    distances: dict[str, Tensor]  # raw distance by representation, detached
+    coefficients: dict[str, float]  # what the balance multiplies it by
+    shares: dict[str, float]  # share of the gradient that the memory leaves to the live batch
+    dropped: dict[str, float]  # share of its mass that the memory lacks, dropped to stay bounded
+
+
+class Pull(NamedTuple):
+    """One member's distance, its gradient in this rank's summary, and the batch of all ranks."""
+
+    distance: Tensor
+    cotangent: Tensor
+    share: float
+    batch: Summary
+
+
+class Measured(NamedTuple):
+    """What pass 1 leaves."""
+
+    chunks: list[Chunk]
+    summaries: list[Summary]  # one a term, of this rank's rows
+    rows: list[Cat]  # one a term where the memory keeps rows, else empty
+    seen: Tensor  # sketch of the items, by which the second pass is compared
+
+
+class Weighing:
+    """The balance of some terms, and what it remembers."""
+
+    def __init__(self, balance: Balance, terms: list[Term]):
+        self.balance, self.terms = balance, terms
+        self.state: Tensor | None = None
+        self.pulls: Tensor | None = None
+        self._floors: dict[tuple[str, int], float] = {}  # by member and size
+
+    def check(self) -> None:
+        """Refuse a balance by floors where there are no fresh rows.
+
+        Raises:
+            InputError: so it is.
+        """
+        if self.balance.needs_floors and any(term.fresh is None for term in self.terms):
+            raise InputError(
+                f"{type(self.balance).__name__} needs fresh real rows for its floors and the reference holds none; "
+                "make one by rdm reference with --fresh or --split"
+            )
+
+    def __call__(self, values: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Coefficients of distances of populations of these sizes."""
+        floors = values.new_tensor(self._floors_at(sizes)) if self.balance.needs_floors else None
+        pulls, state = (None if each is None else each.to(values) for each in (self.pulls, self.state))
+        found, self.state = self.balance.coefficients(Terms(values, floors, pulls), state)
+        if self.balance.uses_values:
+            sized = torch.tensor([term.objective.traits.normalize for term in self.terms], device=values.device)
+            found = torch.where(sized, found, 1)
+        return found
+
+    @property
+    def wants_pulls(self) -> bool:
+        """Whether pulls must be measured before the first coefficients."""
+        return self.balance.needs_pulls and self.pulls is None
+
+    def keep(self, norms: Tensor) -> None:
+        """Keep the pulls on the items of all ranks for the next step, but for those that are not finite."""
+        if self.balance.needs_pulls:
+            found = torch.linalg.vector_norm(torch.stack(gather(norms)), dim=0)
+            self.pulls = found if self.pulls is None else torch.where(found.isfinite(), found, self.pulls.to(found))
+
+    def _floors_at(self, sizes: Sequence[int]) -> list[float]:
+        """Every term's floor, measured where the size is new."""
+        keys = [(term.representation.name, size) for term, size in zip(self.terms, sizes, strict=True)]
+        for term, key in zip(self.terms, keys, strict=True):
+            if key not in self._floors:
+                self._floors = {k: v for k, v in self._floors.items() if k[0] != key[0]} | {key: term.floor(key[1])}
+        return [self._floors[key] for key in keys]
+
+
+def refuse_signed(balance: Balance, objectives: Iterable[Objective]) -> None:
+    """Refuse a balance that divides by distances over an objective that may be negative.
+
+    Raises:
+        InputError: so it is.
+    """
+    for each in objectives:
+        if balance.needs_nonnegative and not each.traits.nonnegative:
+            raise InputError(
+                f"{balance} divides by the distance and needs a non-negative objective; got {each}; "
+                "use Uniform() or a biased estimator"
+            )
 
 
 def kinds(terms: Sequence[Term]) -> str:
@@ -65,3 +174,13 @@ def kinds(terms: Sequence[Term]) -> str:
     if len(set(found.values())) == 1:
         return next(iter(found.values()))
     return ", ".join(f"{name}: {kind}" for name, kind in found.items())
+
+
+def gradient(leaf: Tensor) -> Tensor:
+    """What was back-propagated to a leaf, zero where nothing was."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+
+
+def norm(pull: Tensor) -> Tensor:
+    """Norm of a gradient in items, in float64."""
+    return torch.linalg.vector_norm(pull, dtype=torch.float64)
