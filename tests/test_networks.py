@@ -234,9 +234,9 @@ def test_checkpointing_keeps_little_and_changes_nothing(family):
 
 @pytest.mark.slow
 def test_compiled_blocks_give_the_same():
-    model = rdm.generator("jit", **generators["jit"].examples[0])
-    compiled = rdm.generator("jit", **generators["jit"].examples[0], compile=True)
-    state = built("jit", **generators["jit"].examples[0]).float().state_dict()
+    model = rdm.generator("pmf", **generators["pmf"].examples[0])
+    compiled = rdm.generator("pmf", **generators["pmf"].examples[0], compile=True)
+    state = built("pmf", **generators["pmf"].examples[0]).float().state_dict()
     noise, condition = model.draw(4, torch.Generator().manual_seed(0))
     model.load_state_dict(state)
     compiled.load_state_dict(state)
@@ -266,10 +266,11 @@ def test_public_checkpoints_load_strictly(tmp_path):
     loaded = rdm.generator("pmf", **example, weights=path)
     noise, condition = model.draw(2, torch.Generator().manual_seed(0))
     torch.testing.assert_close(loaded(noise, condition), model(noise, condition))
-    torch.save({"model": {}, "model_ema1": public}, path)
-    loaded = rdm.generator("pmf", **example, weights=path, entry="model_ema1")
-    torch.testing.assert_close(loaded(noise, condition), model(noise, condition))
-    with pytest.raises(CorruptFileError, match="no entry 'ema'; it has model, model_ema1"):
+    torch.save({"model": {}, "model_ema1": public, "model_ema": {"schedule": "edm", "shadows": {"500": public}}}, path)
+    for entry in ("model_ema1", "model_ema/shadows/500"):
+        loaded = rdm.generator("pmf", **example, weights=path, entry=entry)
+        torch.testing.assert_close(loaded(noise, condition), model(noise, condition))
+    with pytest.raises(CorruptFileError, match="no entry 'ema'; it has model, model_ema1, model_ema"):
         rdm.generator("pmf", **example, weights=path, entry="ema")
 
 

@@ -15,7 +15,8 @@ from rdm.trust import refuse_if_confined, require
 def read_weights(path: Path, owner: str, *, entry: str | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file, or of a PyTorch file, of which nothing but tensors is unpickled.
 
-    Where a file holds mappings by name, `entry` says which is read, "state_dict" and "model" by default.
+    Where a file holds mappings by name, `entry` says which is read, "state_dict" and "model" by default; those inside
+    others are named with a slash ("model_ema/shadows/edm_500").
 
     Raises:
         CorruptFileError: no file of tensors; no such entry, with those there are.
@@ -35,14 +36,24 @@ def read_weights(path: Path, owner: str, *, entry: str | None = None) -> dict[st
 
 
 def _tensors(state: object, path: Path, owner: str, entry: str | None) -> dict[str, Tensor]:
-    inner = [key for key in state if isinstance(state[key], Mapping)] if isinstance(state, Mapping) else []
-    if entry is not None and inner and entry not in inner:
-        raise CorruptFileError(f"{owner}: {path} has no entry {entry!r}; it has {', '.join(map(str, inner))}")
-    for key in (entry,) if entry is not None else ("state_dict", "model"):
-        state = state[key] if isinstance(state, Mapping) and key in inner and key in state else state
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    inner = _mappings(state)
+    if entry is not None and inner:
+        for key in entry.split("/"):
+            if key not in inner:
+                raise CorruptFileError(f"{owner}: {path} has no entry {entry!r}; it has {', '.join(inner) or 'none'}")
+            state, inner = inner[key], _mappings(inner[key])
+    for key in ("state_dict", "model") if entry is None else ():
+        state = _mappings(state).get(key, state)
+    tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
+    if not isinstance(state, Mapping) or len(tensors) < len(state):
         raise CorruptFileError(f"{owner}: {path} holds no mapping from names to tensors")
-    return dict(state)
+    return tensors
+
+
+def _mappings(state: object) -> dict[str, Mapping[str, object]]:
+    """The mappings in a mapping."""
+    pairs = state.items() if isinstance(state, Mapping) else ()
+    return {str(key): value for key, value in pairs if isinstance(value, Mapping)}
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], *, source: object, owner: str) -> None:

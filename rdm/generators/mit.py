@@ -161,6 +161,7 @@ _L = {"width": 1024, "depth": 32, "heads": 16, "bottleneck": 128}
 _H = {"width": 1280, "depth": 48, "heads": 16, "bottleneck": 256}
 _512 = {"size": 512, "patch": 32}
 
+# Numbers of parameters are those of the public code; FD-loss's table says 935M for H, and gives 256's numbers for 512.
 presets(
     "pmf",
     PixelMeanFlow,
