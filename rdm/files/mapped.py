@@ -30,7 +30,7 @@ class Table:
         Raises:
             InputError: numbers of no row.
         """
-        rows = rows.cpu()
+        rows = rows.cpu().contiguous()
         if len(rows) and not (0 <= int(rows.min()) and int(rows.max()) < len(self)):
             raise InputError(
                 f"{self.path} has rows from 0 to {len(self) - 1}; asked for {int(rows.min())} to {int(rows.max())}"

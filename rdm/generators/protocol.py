@@ -5,6 +5,7 @@ velocity u(x, r, t) over r..t jumps from x_t to x_r = x_t - (t - r) u; u(x, t, t
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -44,9 +45,11 @@ class Generator(nn.Module, ABC):
         """Standard normal noise "n ...", on the generator's device."""
         return torch.randn(n, *self.shape, generator=generator, device=generator.device)
 
-    def draw(self, n: int, generator: torch.Generator) -> tuple[Tensor, Condition | None]:
-        """Noise and conditions, its own ones, on the generator's device."""
-        return drawn(self, self.conditions, n, slice(0, n), lambda _: generator)
+    def draw(
+        self, n: int, generator: torch.Generator, conditions: Conditions | None = None
+    ) -> tuple[Tensor, Condition | None]:
+        """Noise and conditions, its own ones where none are given, on the generator's device."""
+        return drawn(self, conditions or self.conditions, n, slice(0, n), lambda _: generator)
 
 
 class FlowGenerator(Generator):
@@ -178,7 +181,7 @@ def tried(generator: Generator, conditions: Conditions) -> tuple[Tensor, Conditi
     ends = None if conditions.count is None else torch.tensor([0, conditions.count - 1])
     condition = conditions.read(conditions.draw(2, source) if ends is None else ends)
     device = next(generator.parameters()).device
-    with seeded(0):
+    with seeded(0), warnings.catch_warnings(action="ignore"):  # the first step gives them again
         try:
             (items,) = sampled(generator, generator.noise(2, source), condition, 2)
         except torch.OutOfMemoryError:
