@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _reference_parser(commands)
     _evaluate_parser(commands)
+    _encode_parser(commands)
 
     sample = commands.add_parser("sample", help="draw a run's generator: the same items on any number of ranks")
     sample.add_argument("run_folder", type=_path, metavar="RUN")
@@ -147,10 +148,7 @@ def _reference_parser(commands: Any) -> None:
     reference.add_argument(
         "--rows-dtype", choices=("float16", "bfloat16", "float32"), help="type of all rows (float32)"
     )
-    reference.add_argument(
-        "--size", type=int, metavar="S", help="crop pictures to S x S, cut or pad sound to S samples"
-    )
-    reference.add_argument("--channels", type=int, choices=(1, 3), help="colour of all pictures (default: the first's)")
+    _form_options(reference)
     reference.add_argument("--per-class", action="store_true", help="moments of every class too")
     reference.add_argument("--landmarks", type=int, default=0, metavar="M", help="k-means centres for Nystrom kernels")
     reference.add_argument("--member", metavar="NAME", help="which encoder's moments an .npz gets")
@@ -176,6 +174,23 @@ def _evaluate_parser(commands: Any) -> None:
     )
     _reading_options(evaluate)
     evaluate.set_defaults(run=_evaluate, default=evaluate.get_default)
+
+
+def _encode_parser(commands: Any) -> None:
+    encode = commands.add_parser("encode", help="write latents, tokens or embeddings of a data set, to train on")
+    encode.add_argument("data", type=_path, metavar="DATA", help="a folder or file")
+    encode.add_argument("--with", dest="name", required=True, metavar="NAME", help="a representation or network")
+    encode.add_argument("--out", type=_path, required=True, metavar="DIR", help="folder of shards, a source from then")
+    encode.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="argument of the encoder")
+    encode.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float32", help="of floats kept")
+    _form_options(encode)
+    _reading_options(encode)
+    encode.set_defaults(run=_encode)
+
+
+def _form_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--size", type=int, metavar="S", help="crop pictures to S x S, cut or pad sound to S samples")
+    command.add_argument("--channels", type=int, choices=(1, 3), help="colour of all pictures (default: the first's)")
 
 
 def _reading_options(command: argparse.ArgumentParser) -> None:
@@ -226,6 +241,14 @@ def _reference(options: argparse.Namespace) -> None:
         rows_dtype=options.rows_dtype,
         **_reading(options),
     )
+
+
+def _encode(options: argparse.Namespace) -> None:
+    from rdm.app.encoding import encode_data
+
+    _check(options, encode_data, "size", "seed", "batch", "workers")
+    form = {name: getattr(options, name) for name in ("name", "size", "channels", "dtype")}
+    encode_data(options.data, options.out, arguments=dict(map(setting, options.set)), **form, **_reading(options))
 
 
 def setting(text: str) -> tuple[str, Any]:

@@ -17,6 +17,7 @@ from rdm.errors import (
     printable,
 )
 from rdm.files.checkpoint import load_weights
+from rdm.files.encoded import EncodedItems
 from rdm.files.mapped import Table, open_table
 from rdm.files.store import digest
 from rdm.files.weights import hub_file, load_strictly, mismatches, read_weights
@@ -65,6 +66,7 @@ __all__ = [
     "Distance",
     "EDGE",
     "EMA",
+    "EncodedItems",
     "Estimate",
     "FlowGenerator",
     "FlowMap",
