@@ -54,7 +54,9 @@ def written(folder: Path, rows: torch.Tensor, dtype: str, span: int, batch: int 
     writer = Writer(folder, dtype, {"x": rows.shape[1]}, span, len(parts), range(len(parts)))
     for k, part in enumerate(parts):
         numbers = torch.arange(len(part)) + k * batch
-        found |= writer.add(Batch(k, part, numbers % 7, numbers, numbers < 0, [], set(), ""), {"x": part})
+        found |= writer.add(
+            Batch(k, part, numbers % 7, numbers, numbers < 0, [], set(), "", numbers.tolist()), {"x": part}
+        )
     shards = [Shard(folder / shard_name(k, sha), sha, {"x": rows.shape[1]}, dtype) for k, sha in found.items()]
     return Shards("x", shards)
 
