@@ -193,6 +193,18 @@ def replaced(plain: dict, name: str, value: object) -> dict:
     return {"tuple": [statistic, {**target, "fields": {**target["fields"], name: value}}]}
 
 
+def test_a_population_starts_again_from_what_was_bound(tmp_path, monkeypatch):
+    objective, items = rdm.objective("mmd", bandwidth=1.0), cloud(30, 4)
+    given = objective, rdm.representation("pixels"), items
+    first = rdm.Population(*given, cache=tmp_path)
+    monkeypatch.setattr(type(objective), "bind", rename(type(objective).bind))
+    again = rdm.Population(*given, cache=tmp_path)
+    for one, other in zip(first.terms, again.terms, strict=True):
+        assert largest_gap(tensors_of((one.statistic, one.target)), tensors_of((other.statistic, other.target))) == 0
+    with pytest.raises(AssertionError, match="bound again"):
+        rdm.Population(*given)
+
+
 @pytest.mark.parametrize("kernel", [Gaussian((4.0,)), Laplacian((4.0,)), Power(1.0), Power(1.5), Polynomial()])
 def test_the_constant_of_many_rows_is_within_its_stated_error(kernel: Kernel, monkeypatch):
     """sd(k) sqrt(2) over the rows on one side, in every kernel and of unequal weights; exact up to `WHOLE` rows."""

@@ -130,9 +130,10 @@ class Matching(Loss):
                     f"Matching holds its items in memory; got {data.name}, which is read while it is used; "
                     "measure it by rdm reference and bind losses.matching.reference"
                 )
-            real = {"items": data.images, "condition": data.labels, "cache": setting.cache}
+            real = {"items": data.images, "condition": data.labels}
         else:
             real = {"reference": self.reference, "device": setting.device}
+        real |= {"cache": setting.cache, "shared": True}  # a run's ranks prepare together
         self.matched = Population(self.objective, self.battery, **real, **self.options)
         self._pair(model, self.matched.condition)
         if self.warm_up and not resumed:

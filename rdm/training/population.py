@@ -14,6 +14,7 @@ Memory Limited Setup", here for every statistic: a `Sum` caches its value, not i
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from rdm.matching.statistic import Cat, Summary
 from rdm.numbers import Count, check
 from rdm.references.file import Reference
 from rdm.references.pairing import as_reference, real_sides
+from rdm.references.targets import bound
 from rdm.registry import balances, memories
 from rdm.training.replay import (
     Chunk,
@@ -68,7 +70,8 @@ class Population:
         memory: what of the past joins the live batch (`NoMemory`, `EMA`, `Queue`), or its registered name.
         balance: how the members' terms are weighed against each other, or its registered name.
         normalize_gradient: divide the gradient by the share that the memory leaves to the live batch.
-        cache: folder for encoded reference features.
+        cache: folder for encoded reference features and for what objectives make of the reference.
+        shared: every rank builds this population at the same time: each then reads its share of a reference's rows.
 
     The generator runs in the caller's autocast, if any; encoders and distances in their own types.
 
@@ -93,6 +96,7 @@ class Population:
         balance: Balance | str | None = None,
         normalize_gradient: bool = False,
         cache: Path | None = None,
+        shared: bool = False,
     ):
         check("chunk", chunk, Count | None)
         file = None if reference is None else as_reference(reference)
@@ -109,7 +113,7 @@ class Population:
         self._looked = False  # at the range of what is generated
         for member, weight, real in zip(self.battery.members, self.battery.member_weights, reals, strict=True):
             each, fresh = chosen[member.name], None if real.fresh is None else real.fresh.cpu()
-            statistic, target = each.bind(real)
+            statistic, target = bound(each, replace(real, shared=shared), cache)
             self.terms.append(Term(member, each, weight, real.mean[None], statistic, target, fresh))
         self.weighing.check()
 
