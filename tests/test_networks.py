@@ -36,6 +36,21 @@ def built(family: str, **given) -> rdm.Generator:
     return model.double()
 
 
+def counted(model: rdm.Generator, *inputs: Tensor | None) -> tuple[Tensor, int]:
+    """Images, and the bytes kept for the backward pass beside the model's own tensors."""
+    own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
+    sizes = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        return model(*inputs), sum(sizes.values())
+
+
 def noise_of(model: rdm.Generator) -> Tensor:
     return torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
@@ -213,18 +228,8 @@ def test_checkpointing_keeps_little_and_changes_nothing(family):
     for checkpointing in (False, True):
         model = built(family, **given, checkpointing=checkpointing)
         noise, condition = model.draw(4, torch.Generator().manual_seed(0))
-        own = {p.untyped_storage().data_ptr() for p in [*model.parameters(), *model.buffers()]}
-        sizes = {}
-
-        def keep(tensor, own=own, sizes=sizes):
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            images = model(noise.double(), condition)
-        kept.append(sum(sizes.values()))
+        images, bytes_kept = counted(model, noise.double(), condition)
+        kept.append(bytes_kept)
         images.square().sum().backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert kept[1] < 0.5 * kept[0]
@@ -233,6 +238,7 @@ def test_checkpointing_keeps_little_and_changes_nothing(family):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch, while it traces
 def test_compiled_blocks_give_the_same():
     model = rdm.generator("pmf", **generators["pmf"].examples[0])
     compiled = rdm.generator("pmf", **generators["pmf"].examples[0], compile=True)
@@ -333,6 +339,8 @@ def test_the_decoder_is_frozen_differentiable_and_no_part_of_the_model():
     weights = torch.randn(whole.shape, dtype=torch.float64)
     expected = torch.autograd.grad((whole * weights).sum(), z)[0]
     torch.testing.assert_close(torch.autograd.grad((model(z) * weights).sum(), z)[0], expected)
+    images, bytes_kept = counted(model, z)
+    assert bytes_kept < 2 * images.nbytes  # states and slices of pictures, nothing of the decoder's inside
     with pytest.raises(InputError, match="weights of 'nobody/nothing' .* fetch nobody/nothing there"):
         Decoded("pretrained")
 
