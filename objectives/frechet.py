@@ -20,7 +20,7 @@ class GaussianTarget(NamedTuple):
     trace: Tensor  # (), trace of the covariance
 
 
-@objectives.register("frechet", examples=({}, {"correction": 0}))
+@objectives.register("frechet", examples=({}, {"correction": 0}, {"correction": "fd_loss"}))
 @dataclass(frozen=True)
 class Frechet(Objective):
     r"""Squared Fréchet distance of the Gaussian fits of both sides.
@@ -41,7 +41,8 @@ class Frechet(Objective):
         features: n d; weights: n; result ().
     Units:
         Squared feature distance. `correction=1` divides covariances by 1 - 1/n with Kish's effective n, `correction=0`
-        gives the biased covariance. The value is biased upwards by O(1/n) either way.
+        gives the biased covariance; "fd_loss" the biased one of the generated side and the other of the reference, as
+        Yang et al. (2026) mix them with their moving average of moments. The value is biased upwards by O(1/n).
     Cost:
         n d^2 + d^3, memory d^2, in float64; the eigenproblem is n x n, not d x d, where 2 n + 16 <= d.
 
@@ -54,23 +55,24 @@ class Frechet(Objective):
     9.0
     """
 
-    correction: Literal[0, 1] = 1
+    correction: Literal[0, 1, "fd_loss"] = 1
 
     @property
     def traits(self) -> Traits:  # noqa: D102
-        return Traits(plug_in=self.correction == 0)
+        mixed = self.correction == "fd_loss"
+        return Traits(plug_in=self.correction != 1, zero_at_identity=not mixed, symmetric=not mixed)
 
     def bind(self, reference: Real) -> tuple[Moments, GaussianTarget]:
         """Moments about the reference's mean; the target is the reference's Gaussian fit."""
         statistic = Moments(reference.mean)
         summary = reference.summarize(statistic, user="frechet")
         assert isinstance(summary, Sum)
-        mean, covariance = mean_and_covariance(summary, correction=self.correction)
+        mean, covariance = mean_and_covariance(summary, correction=0 if self.correction == 0 else 1)
         return statistic, GaussianTarget(mean, graded_factor(covariance), covariance.trace())
 
     def distance(self, summary: Any, target: GaussianTarget, *, generator: Any = None) -> Tensor:
         """The squared distance of the Gaussian fit of `summary` from the target's."""
-        squared = _SquaredDistance.apply(summary.value, summary.weight, target, self.correction)
+        squared = _SquaredDistance.apply(summary.value, summary.weight, target, 1 if self.correction == 1 else 0)
         return squared + (squared.clamp_min(0) - squared).detach()  # rounding below 0; the gradient is kept
 
 

@@ -161,7 +161,14 @@ def _evaluate_parser(commands: Any) -> None:
     evaluate = commands.add_parser("evaluate", help="judge samples against a reference, or a run by its configuration")
     evaluate.add_argument("samples", type=_path, metavar="SAMPLES", help="folder, file of pictures or features, or run")
     evaluate.add_argument("--reference", type=_path, metavar="FILE", help="what `rdm reference` made, or FD-loss' .npz")
-    evaluate.add_argument("--metrics", metavar="A,B,C", help="default: all that can be measured (`rdm list metrics`)")
+    evaluate.add_argument(
+        "--metrics",
+        metavar="LIST",
+        help="as 'fd,precision(k=3)'; default: all that can be measured (`rdm list metrics`)",
+    )
+    evaluate.add_argument("--convention", metavar="NAME", help="metrics as a paper has them (`rdm list conventions`)")
+    evaluate.add_argument("--battery", metavar="NAME", help="of an .npz of moments: the battery with its encoder")
+    evaluate.add_argument("--member", metavar="NAME", help="of an .npz of moments: its encoder in --battery")
     evaluate.add_argument("--json", type=_path, metavar="FILE", help="also write the metrics here")
     evaluate.add_argument("--chart", type=_path, metavar="FILE.svg", help="draw ratios by encoder, with intervals")
     _drawing_options(evaluate, "the fresh split's")
@@ -273,7 +280,21 @@ def _evaluate(options: argparse.Namespace) -> None:
         from rdm.app.commands import evaluate_run
         from rdm.errors import InputError
 
-        choices = ("set", "metrics", "chart", "n", "steps", "condition", "seed", "batch", "workers", "skip_broken")
+        choices = (
+            "set",
+            "metrics",
+            "convention",
+            "battery",
+            "member",
+            "chart",
+            "n",
+            "steps",
+            "condition",
+            "seed",
+            "batch",
+            "workers",
+            "skip_broken",
+        )
         given = [name for name in choices if getattr(options, name) != options.default(name)]
         if given:
             flag = given[0].replace("_", "-")
@@ -281,18 +302,20 @@ def _evaluate(options: argparse.Namespace) -> None:
         evaluate_run(options.samples, options.json, trust_config=options.trust_config)
         return
     from rdm.app.judging import evaluate_samples
+    from rdm.judging.measures import asked
 
     _check(options, evaluate_samples, "n", "steps", "seed", "batch", "workers")
-    names = None if options.metrics is None else [name.strip() for name in options.metrics.split(",")]
     evaluate_samples(
         options.samples,
         options.reference,
-        names=names,
+        names=asked(options.metrics, options.convention),
         json=options.json,
         chart=options.chart,
         n=options.n,
         steps=options.steps,
         condition=options.condition,
+        battery=options.battery,
+        member=options.member,
         trust_config=options.trust_config,
         arguments=dict(map(setting, options.set)),
         **_reading(options),

@@ -182,6 +182,7 @@ evaluations = Registry("evaluation", "rdm.datasets")
 memories = Registry("memory", "rdm.matching.memory")
 balances = Registry("balance", "rdm.matching.balance")
 metrics = Registry("metric", "rdm.judging.metrics")
+conventions = Registry("convention", "rdm.judging.metrics")
 sources = Registry("source", "rdm.data.sources")
 conditions = Registry("condition", "rdm.data.conditions")
 
@@ -196,6 +197,7 @@ registries = {
     "memories": memories,
     "balances": balances,
     "metrics": metrics,
+    "conventions": conventions,
     "sources": sources,
     "conditions": conditions,
 }

@@ -109,6 +109,14 @@ def test_wrong_settings():
         evaluation(resamples=1)
     with pytest.raises(InputError, match="metric 'kid' is an unbiased estimator; take a biased one"):
         evaluation(metrics={"kid": rdm.objective("kid")})
+    with pytest.raises(InputError, match="against items in memory needs fresh"):
+        evaluation(fresh=None)
+    with pytest.raises(InputError, match="n is of items drawn against a file"):
+        evaluation(n=5)
+    with pytest.raises(InputError, match="expected a file at none.safetensors; there is none"):
+        evaluation(reference="none.safetensors", fresh=None)
+    with pytest.raises(InputError, match="has its own fresh split; leave fresh out"):
+        evaluation(reference="none.safetensors")
     with pytest.raises(InputError, match="the fresh real split is at distance 0 from the reference; is it disjoint"):
         evaluation(fresh=gaussians(600, 0))(Given(gaussians(600, 2).images))
     flat = gaussians(600, 0)

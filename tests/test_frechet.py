@@ -94,3 +94,11 @@ def test_gaussians_in_one_dimension():
     x, y = power_law(1, 40, 1, 0) * 2 + 1, power_law(1, 30, 1, 1)
     expected = (x.mean() - y.mean()) ** 2 + (x.std() - y.std()) ** 2
     assert math.isclose(rdm.distance("frechet", x, y), expected, rel_tol=1e-10)
+
+
+def test_fd_loss_mixes_a_biased_and_an_unbiased_covariance():
+    x, y = torch.randn(9, 3, dtype=torch.float64), torch.randn(8, 3, dtype=torch.float64) + 1
+    here, there = torch.cov(x.T, correction=0), torch.cov(y.T)
+    cross = torch.linalg.eigvals(here @ there).real.sqrt().sum()
+    value = (x.mean(0) - y.mean(0)).square().sum() + here.trace() + there.trace() - 2 * cross
+    assert rdm.distance("frechet", x, y, correction="fd_loss").item() == pytest.approx(value.item(), rel=1e-9)

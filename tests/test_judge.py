@@ -206,6 +206,37 @@ def test_a_run_folder_is_drawn_from(made, tmp_path, monkeypatch, capsys):
     assert "samples are float" in capsys.readouterr().out
 
 
+def test_pictures_are_judged_against_moments_whose_encoder_is_named(made, tmp_path, capsys):
+    """As against the file that they come from; FDr over constants, and k by name."""
+    moments = str(tmp_path / "m.npz")
+    assert main(["reference", str(made / "r.safetensors"), "--out", moments, "--member", "random_convolutions"]) == 0
+    wanted = "fd,fdr(below={'random_convolutions': 2.0}),precision(k=3)"
+    found, named = [], ["--battery", "untrained", "--set", "channels=1", "--member", "random_convolutions"]
+    for reference, more, metrics in (
+        (str(made / "r.safetensors"), [], wanted.replace(",fdr(below={'random_convolutions': 2.0})", "")),
+        (moments, named, wanted.replace(",precision(k=3)", "")),
+    ):
+        command = ["evaluate", str(made / "folder"), "--reference", reference, *more, "--metrics", metrics]
+        assert main([*command, "--json", str(tmp_path / "v.json")]) == 0
+        found.append(json.loads((tmp_path / "v.json").read_text())["metrics"])
+    value = found[1]["fd/random_convolutions"]["value"]
+    assert value == pytest.approx(found[0]["fd/random_convolutions"]["value"], rel=1e-9)
+    assert found[1]["fdr(below={'random_convolutions': 2.0})/random_convolutions"]["value"] == pytest.approx(value / 2)
+    assert "precision(k=3)/pixels" in found[0]
+    capsys.readouterr()
+    for reference, more, message in (
+        (moments, [], "or give its encoder by --battery and --member; got images"),
+        (moments, ["--battery", "untrained"], "give --member, one of pixels, pca, random_convolutions"),
+        (moments, ["--battery", "untrained", "--member", "pca"], "'pca' is fitted on data"),
+        (moments, ["--battery", "untrained", "--member", "pixels", "--metrics", "fd"], "got d=36; encode both sides"),
+        (moments, ["--member", "pixels"], "--member names an encoder of --battery"),
+        (str(made / "r.safetensors"), ["--battery", "untrained"], "says its own; leave it out"),
+    ):
+        assert main(["evaluate", str(made / "folder"), "--reference", reference, *more]) == 2
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.startswith("rdm: ") and message in line, line
+
+
 def test_what_nothing_can_draw_or_judge():
     with pytest.raises(InputError, match="none were measured"):
         bars(Verdict({}))

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ import torch
 
 import rdm
 from rdm.errors import InputError
+from rdm.judging.measures import asked, measures, split
 from rdm.judging.metrics.kernels import kid_subsets
 from rdm.judging.ratio import mean_ratio
 from rdm.matching.metric import Estimate, Measure, Metric, of_share, student
 from rdm.matching.real import Gaussian, Real
+from rdm.registry import conventions
 from tests.peers import peer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' own
@@ -207,3 +210,47 @@ def test_density_is_not_below_zero():
     far = torch.cat([Y[:2], Y[:150] + 50])  # two near rows of many: the symmetric interval would reach below
     found = rdm.metric("density")(far, Real(Y))
     assert found.low == 0 < found.value < found.high
+
+
+def test_metrics_are_named_with_their_hyperparameters():
+    found = measures(split("fd, precision(k=3),kid(size=100, subsets=4)"))
+    assert list(found) == ["fd", "precision(k=3)", "kid(size=100, subsets=4)"]
+    assert found["precision(k=3)"] == rdm.metric("precision", k=3)
+    for text, words in (
+        ("fd,,", "expected metrics as"), ("fd)", "expected metrics as"), ("precision(3)", "expected a metric as"),
+        ("precision(k=open('x'))", "expected a metric as"), ("fid", "unknown metric 'fid'"), ("1", "expected a metric"),
+        ("precision(j=3)", "has no hyperparameter 'j'"), ("precision(k=0)", "k must be a whole number"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=re.escape(words)):
+            measures(split(text))
+
+
+@pytest.mark.parametrize("name", rdm.names("conventions"))
+def test_conventions_are_metrics_with_a_source(name):
+    assert measures(asked(None, name)) and re.search(r"\(20\d\d\)", conventions[name].build.__doc__ or "")
+    with pytest.raises(InputError, match="leave --metrics out"):
+        asked("fd", name)
+
+
+def test_a_ratio_over_published_constants_takes_all_rows_and_needs_no_fresh_split():
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(300, 3, generator=g, dtype=torch.float64) for _ in range(2))
+    real, fd = Real(y, origin={"representation": "mae_cls"}), rdm.metric("fd")(x, Real(y))
+    found = rdm.metric("fdr", below="fd_loss")(x, real)
+    assert found.value == pytest.approx(fd.value / 0.04284) and found.n == 300 and found.low < found.value < found.high
+    assert rdm.metric("fdr", below={"mae_cls": 2.0})(x, real).value == pytest.approx(fd.value / 2)
+    with pytest.raises(InputError, match="below has no number for 'mae_cls'; it has clip"):
+        rdm.metric("fdr", below={"clip": 1.0})(x, real)
+    for below, words in (("paper", "one of 'fresh', 'fd_loss', or numbers"), ({"clip": 0.0}, "positive numbers by")):
+        with pytest.raises(InputError, match=words):
+            rdm.metric("fdr", below=below)
+
+
+def test_directions_as_irdm_draws_them_are_other_ones_of_the_same_distance():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(200, 4, generator=g) + 1, torch.randn(200, 4, generator=g)
+    ours, theirs = (rdm.metric("sw", directions=name)(x, Real(y)).value for name in ("fixed", "irdm"))
+    theta = torch.randn(1024, 4, generator=torch.Generator().manual_seed(0))
+    theta = theta / theta.norm(dim=1, keepdim=True)
+    gaps = (x @ theta.T).sort(0).values - (y @ theta.T).sort(0).values
+    assert theirs == pytest.approx(float(gaps.square().mean().sqrt()), rel=1e-5) and ours == pytest.approx(theirs, 0.02)

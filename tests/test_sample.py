@@ -20,6 +20,7 @@ from rdm.data.source import open_source
 from rdm.errors import InputError
 from rdm.generators.protocol import Generator
 from rdm.judging.drawing import BLOCK, Drawing
+from rdm.judging.evaluation import Evaluation
 from rdm.progress import Interrupted
 
 ROOT = Path(__file__).parent.parent
@@ -201,6 +202,10 @@ def test_a_run_and_its_samples_score_the_same(run, tmp_path):
         command = ["evaluate", *samples, "--reference", reference, "--seed", "5", "--json", str(tmp_path / "v.json")]
         assert main(command) == 0
         found.append(json.loads((tmp_path / "v.json").read_text())["metrics"])
+    judge = Evaluation(reference, seed=5, n=150, compare={"other": generator_of(run)})
+    evaluated = judge(generator_of(run))
+    assert {name: metric._asdict() for name, metric in evaluated.items() if ": " not in name} == found[0]
+    assert evaluated["other: fd/pixels"] == evaluated["fd/pixels"] and len(judge.pictures(generator_of(run))) == 2
     assert found[0].keys() == found[1].keys() and found[0]["fd/pixels"]["n"] == 150
     for name, metric in found[0].items():
         assert metric["value"] == pytest.approx(found[1][name]["value"], rel=1e-5, abs=1e-7), name

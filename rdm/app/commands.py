@@ -13,13 +13,14 @@ from torch import nn
 
 import rdm
 from rdm.app import config
+from rdm.app.sampling import device
 from rdm.distributed import barrier, rank, started, together, words
 from rdm.errors import InputError, MismatchError
 from rdm.files.checkpoint import complete_checkpoints, load_weights
 from rdm.files.pictures import save_compared
 from rdm.files.store import digest, lock, read_text, remove_temporaries, write_json, write_text
 from rdm.generators.protocol import Generator
-from rdm.judging.evaluation import Judge, table
+from rdm.judging.evaluation import REAL, Judge, table
 from rdm.matching.metric import Metric
 from rdm.progress import Interrupted
 from rdm.randomness import seeded
@@ -131,7 +132,7 @@ def evaluate_run(folder: Path, json: Path | None, *, trust_config: bool = False)
         if evaluation is None:
             raise InputError(f"{folder}/config.gin binds no rdm.train.evaluation; nothing to measure")
         load_weights(model, str(folder))
-        metrics = _evaluate(evaluation, model.eval(), folder)
+        metrics = _evaluate(evaluation, model.to(device()).eval(), folder)
     if json is not None:
         write_json(json, {name: metric._asdict() for name, metric in metrics.items()})
     _print_metrics(metrics)
@@ -218,7 +219,7 @@ def _print_metrics(metrics: dict[str, Metric]) -> None:
     print_table(
         ["metric", *(COLUMNS.get(c, c) for c in columns)],
         table(metrics, columns),
-        caption=f"{RATIOS if compared else ''}95 %: ± or ×÷",
+        caption=f"{RATIOS if REAL in compared else ''}95 %: ± or ×÷",
         unbroken=[0],
     )
 

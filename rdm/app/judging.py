@@ -15,6 +15,7 @@ from rdm.distributed import rank, started
 from rdm.errors import InputError, MismatchError
 from rdm.files.checkpoint import is_run
 from rdm.files.store import described, write_bytes, write_json
+from rdm.judging.against import channels_of, drawing_for
 from rdm.judging.drawing import Drawing
 from rdm.judging.samples import Verdict, as_json, encode, judge, rows_of_table
 from rdm.matching.representation import Battery
@@ -22,7 +23,7 @@ from rdm.numbers import Count, Range, Seed, Share, Size, Workers, validated
 from rdm.randomness import seeded
 from rdm.references.file import Reference
 from rdm.references.measure import FIT, Encoders, Survey, check_apart
-from rdm.references.pairing import DOWNLOAD, battery_of
+from rdm.references.pairing import DOWNLOAD, battery_of, named_encoder
 from rdm.references.schema import KIND, written_member
 from rdm.references.shards import folder_of
 from rdm.registry import batteries
@@ -31,7 +32,6 @@ from rdm.terminal import print_table, say
 
 BATCH = 32
 SPLIT = 0.2
-DRAWN = 16_384  # items drawn from a run's generator where nothing says how many
 
 
 def make_reference(
@@ -139,12 +139,15 @@ def evaluate_samples(
     condition: str | None = None,
     skip_broken: bool = False,
     trust_config: bool = False,
+    battery: str | None = None,
+    member: str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Judge a folder, a file or a run folder against a reference file; write JSON, print, draw a chart.
 
     `n` items of a run are drawn (see `rdm.judging.drawing`), by default as many as the fresh split has. `arguments` of
-    the reference's battery go before those that it was made with.
+    the reference's battery go before those that it was made with. A reference of moments alone does not say its
+    encoder: `battery` and `member` do.
     """
     drawn = {"n": n, "steps": steps, "condition": condition}
     if (given := [name for name, value in drawn.items() if value is not None]) and not is_run(samples):
@@ -152,19 +155,15 @@ def evaluate_samples(
     if chart is not None and chart.suffix != ".svg":
         raise InputError(f"--chart is drawn as SVG: expected FILE.svg; got {chart.name!r}")
     file = Reference.load(reference)
-    options = {"names": names, "seed": seed, "arguments": arguments}
+    given = named_encoder(file, reference, battery, member, arguments or {})
+    file = file if given is None else given[0]
+    encoder = None if given is None else given[1]
+    options = {"names": names, "seed": seed, "arguments": arguments, "encoder": encoder}
     if is_run(samples):
         with seeded(seed):
             generator = generator_of(samples, steps=steps, trusted=trust_config)
-            held = file.description
-            drawing = Drawing(
-                generator,
-                n or min(DRAWN, held.get("n_fresh") or held.get("n") or DRAWN),
-                seed,
-                classes_of(condition, generator),
-                batch,
-                channels=_channels(file),
-            )
+            classes = classes_of(condition, generator)
+            drawing = drawing_for(file, generator, n=n, seed=seed, condition=classes, batch=batch)
             verdict = judge_drawing(drawing, samples, file, reference, **options)
     else:
         reading = {"workers": workers, "batch": batch, "skip_broken": skip_broken}
@@ -189,14 +188,15 @@ def judge_source(
     batch: Count = BATCH,
     skip_broken: bool = False,
     arguments: Mapping[str, Any] | None = None,
+    encoder: Battery | None = None,
 ) -> Verdict:
     """Judge a source's items: features once a member, then every metric."""
-    form = Form(file.description.get("form", {}).get("size"), _channels(file))
+    form = Form(file.description.get("form", {}).get("size"), channels_of(file))
     first = first_item(source, form)
     if source.kind == "features":
         encoders = Encoders(None, _columns(source))
     else:
-        encoders = _encoders_of(file, path, source.path, list(first.value.shape), source.kind, arguments)
+        encoders = _encoders_of(file, path, source.path, list(first.value.shape), source.kind, arguments, encoder)
     _check_rate(source, {str(path): file.description.get("form", {}).get("rate")}, encoders)
     items = Items([(source, False)], form, first, size=batch)
     rows = encode(items, encoders, workers=workers, skip_broken=skip_broken)
@@ -212,18 +212,30 @@ def judge_drawing(
     names: Sequence[str] | None = None,
     seed: Seed = 0,
     arguments: Mapping[str, Any] | None = None,
+    encoder: Battery | None = None,
 ) -> Verdict:
     """Judge a generator's items as they are drawn, on its device."""
-    encoders = _encoders_of(file, path, run, drawing.shape, "items of a generator", arguments)
+    encoders = _encoders_of(file, path, run, drawing.shape, "items of a generator", arguments, encoder)
     return judge(encode(drawing, encoders), file, names, seed=seed)
 
 
 def _encoders_of(
-    file: Reference, path: Path, who: Path, shape: list[int], kind: str, arguments: Mapping[str, Any] | None
+    file: Reference,
+    path: Path,
+    who: Path,
+    shape: list[int],
+    kind: str,
+    arguments: Mapping[str, Any] | None,
+    encoder: Battery | None,
 ) -> Encoders:
-    """The encoders that a reference was made with, for items of its shape."""
+    """The encoders that a reference was made with, for items of its shape; or the one that was named for it."""
+    if encoder is not None:
+        return Encoders(encoder.to(device()), device=device())
     if file.description.get("battery", {}).get("name") is None:
-        raise InputError(f"{path} holds features without their encoder; samples must be features too; got {kind}")
+        raise InputError(
+            f"{path} holds features without their encoder; samples must be features too, or give its encoder by "
+            f"--battery and --member; got {kind}"
+        )
     held = file.description["form"]["shape"]
     if shape != held:
         raise InputError(
@@ -231,13 +243,6 @@ def _encoders_of(
         )
     chosen = device()
     return Encoders(battery_of(file, path, chosen, arguments), device=chosen)
-
-
-def _channels(file: Reference) -> int | None:
-    """Of the pictures that a reference was made of."""
-    form = file.description.get("form", {})
-    shape = form.get("shape") or []
-    return form.get("channels") or (shape[0] if len(shape) == 3 else None)
 
 
 def _encoders(

@@ -1,16 +1,17 @@
 """Items of a generator by number: item i follows from the seed and i, however many are drawn, by whichever ranks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from rdm.data.condition import Conditions, rows_of
 from rdm.data.items import Batch
 from rdm.errors import InputError
-from rdm.generators.protocol import FlowGenerator, Generator
+from rdm.generators.protocol import FlowGenerator, Generator, drawn, sampled
 from rdm.matching.autocast import own_types
 from rdm.randomness import stream
 
@@ -34,6 +35,7 @@ class Drawing:
 
     Args:
         condition: class labels in place of drawn ones: item i has the one at i modulo their number.
+        conditions: what it is asked for, drawn; by default its own.
         channels: what pictures of one channel are widened to.
     """
 
@@ -43,6 +45,7 @@ class Drawing:
     condition: Sequence[int] | None = None
     batch: int = BATCH
     channels: int | None = None
+    conditions: Conditions | None = None
 
     def __post_init__(self) -> None:  # noqa: D105
         classes = self.generator.classes
@@ -58,17 +61,21 @@ class Drawing:
     @own_types()
     def block(self, number: int) -> Samples:
         """A block's items in memory, those below the total; pictures are clamped to [0, 1]."""
-        noise, condition = self.generator.draw(BLOCK, stream(self.seed, "items", number))
+        conditions = self.conditions or self.generator.conditions
+        noise, condition = drawn(
+            self.generator, conditions, BLOCK, slice(0, BLOCK), lambda k: stream(self.seed, "items", number, k)
+        )
         if self.condition is not None:
             numbers = range(number * BLOCK, (number + 1) * BLOCK)
             condition = torch.tensor([self.condition[i % len(self.condition)] for i in numbers])
         kept = min(BLOCK, self.total - number * BLOCK)
         whole = slice(-(-kept // self.batch) * self.batch)  # whole batches, whose rounding is always the same
-        condition = None if condition is None else condition[whole]
-        items = passed(self.generator, noise[whole], condition, self.batch)[:kept].cpu()
+        parts = sampled(self.generator, noise[whole], rows_of(condition, whole), self.batch)
+        items = torch.cat(list(parts))[:kept].cpu()
+        items = items.clamp(0, 1) if items.ndim == 4 else items
         if self.channels and items.ndim == 4 and items.shape[1] == 1:
             items = items.expand(-1, self.channels, -1, -1)
-        return Samples(items, None if condition is None else condition[:kept])
+        return Samples(items, None if (labels := _numbers(condition)) is None else labels[:kept])
 
     @property
     def shape(self) -> list[int]:
@@ -83,19 +90,16 @@ class Drawing:
     def _batch(self, number: int) -> Batch:
         items, labels = self.block(number)
         none = torch.zeros(len(items), dtype=torch.int64)
-        return Batch(number, items, none - 1 if labels is None else labels, none, none > 0, [], {"float"}, "")
+        classes = none - 1 if labels is None else labels
+        return Batch(number, items, classes, none, none > 0, [], {"float"}, "", list(range(len(items))))
 
 
-def passed(generator: Generator, noise: Tensor, condition: Tensor | None, batch: int) -> Tensor:
-    """Noise through a generator in batches, on its device; pictures in [0, 1]."""
-    device = next(generator.parameters()).device
-    pieces = []
-    with torch.no_grad():
-        for rows in torch.arange(len(noise)).split(batch):
-            given = None if condition is None else condition[rows].to(device)
-            pieces.append(generator.eval()(noise[rows].to(device), given))
-    items = torch.cat(pieces)
-    return items.clamp(0, 1) if items.ndim == 4 else items
+def _numbers(condition: Any) -> Tensor | None:
+    """Classes, or the numbers of captions, that a condition says; None where it says none."""
+    numbers = condition.get("id") if isinstance(condition, Mapping) else condition
+    if not isinstance(numbers, Tensor) or numbers.ndim != 1 or numbers.is_floating_point():
+        return None
+    return numbers.cpu()
 
 
 def in_steps(generator: Generator, steps: int | None) -> Generator:

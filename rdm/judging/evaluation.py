@@ -1,17 +1,16 @@
-"""Judges of generators, and the general one: distances as ratios to a fresh real split, accuracy, collapse monitors.
+"""Judges of generators, and the general one: distances to real data, ratios to a fresh split, collapse monitors.
 
-It shares objectives and representations with training, but imports nothing of the trainer. Every generated set has as
-many items as the fresh split, so that the bias of a distance in n is the same above and below the line.
+It shares objectives and representations with training, but imports nothing of the trainer.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from rdm.data.condition import Conditions, moved
 from rdm.data.dataset import Dataset
@@ -19,25 +18,19 @@ from rdm.errors import InputError
 from rdm.escape import check_file_names
 from rdm.files.pictures import grid_png
 from rdm.generators.protocol import Generator
-from rdm.judging.ratio import quotient
+from rdm.judging.against import REAL, AgainstFile, AgainstItems
+from rdm.judging.drawing import Samples
+from rdm.judging.measures import measures
 from rdm.matching.autocast import own_types
-from rdm.matching.metric import Metric, between, of_share, reweighted
+from rdm.matching.metric import Measure, Metric
 from rdm.matching.objective import Objective
-from rdm.matching.real import Real
 from rdm.matching.representation import Battery, Representation
-from rdm.matching.statistic import checked
-from rdm.numbers import Seed, Several, validated
+from rdm.numbers import Count, Seed, Several, validated
 from rdm.randomness import stream
-from rdm.references.encoded import encoded
+from rdm.references.file import Reference
+from rdm.references.pairing import as_reference
 
-REAL, THIS = "fresh real", "this run"
-
-
-class Samples(NamedTuple):
-    """Items to judge, with the classes they were asked for."""
-
-    images: Tensor
-    labels: Tensor | None
+THIS = "this run"
 
 
 class Judge(ABC):
@@ -61,75 +54,106 @@ class Judge(ABC):
 @validated
 @dataclass(frozen=True)
 class Evaluation(Judge):
-    """What to measure on generated items.
+    """What to measure on generated items, against real items in memory or against a measured reference.
+
+    Of a reference in memory every generator is asked for what the fresh split's items are, and monitors of spread and
+    copies look at the items; of a file it is drawn from as by `rdm sample` and `rdm evaluate`, with their numbers.
 
     Args:
-        reference, fresh: disjoint real splits; a distance to the first, divided by the fresh split's distance to it.
-        battery: every member and every held-out representation is a column.
-        metrics: objectives by the name they get in tables.
+        reference: real items; or a reference as `rdm reference` makes it, its path, or a mapping of paths, such as of
+            FD-loss' .npz of moments, by encoder.
+        fresh: real items apart, by whose distance ratios divide; a file has its own.
+        battery: every member and every held-out representation is a column; of a file by default the one it was made
+            with, whose encoders another one's must be.
+        metrics: metrics by name, such as "fdr" or "precision(k=3)"; or a mapping of the names in tables to these, to
+            built ones, or to objectives, which are divided by the fresh split's distance. All of a file's by default.
         judge: representation whose features are class logits, for the accuracy; None for none.
         compare: other generators measured on the same noise, by name.
-        resamples: reweightings there and back that an interval follows from.
+        resamples: reweightings there and back that the interval of an objective follows from.
         seed: of noise and resampling.
-        conditions: what generators are given for the fresh split's conditions; None for these themselves.
+        conditions: what generators are given for the fresh split's conditions; None for these themselves. Against a
+            file, what they are asked for; None for their own.
+        n: items to draw against a file; by default as many as its fresh split has.
     """
 
-    goals: ClassVar[Mapping[str, float]] = {"accuracy": math.inf, "spread": 1.0}
-
-    reference: Dataset
-    fresh: Dataset
-    battery: Battery
-    metrics: Mapping[str, Objective]
+    reference: Dataset | Reference | str | Mapping[str, str]
+    fresh: Dataset | None = None
+    battery: Battery | None = None
+    metrics: Mapping[str, str | Measure | Objective] | Sequence[str] | None = None
     judge: Representation | None = None
     compare: Mapping[str, Generator] | None = None
     resamples: Several = 40
     seed: Seed = 0
     conditions: Conditions | None = None
+    n: Count | None = None
 
     def __post_init__(self) -> None:
         check_file_names(self.compare or {}, what="compare", taken=(REAL, THIS))  # each is a column and a picture
-        if strange := [name for name in self.metrics if ": " in name or not name]:
+        if strange := [name for name in self.metrics or () if ": " in name or not name]:
             raise InputError(f"metrics: a name may not be empty nor hold ': '; got {strange[0]!r}")
-        for side in (self.reference, self.fresh):
-            if len(side.labels) == len(side.labels.unique()):
-                raise InputError(f"evaluation needs two items of some class; {side.name} has {len(side.labels)} in all")
-        classes = (
-            self.reference.images[self.reference.labels.cpu() == c] for c in self.reference.labels.unique().cpu()
-        )
-        if all(bool((items == items[:1]).all()) for items in classes):
-            raise InputError(f"{self.reference.name}: the items of a class are all equal; spread is a share of theirs")
-        if signed := [name for name, objective in self.metrics.items() if not objective.traits.nonnegative]:
-            raise InputError(
-                f"a ratio to real data needs distances that are never negative; metric {signed[0]!r} is an unbiased "
-                "estimator; take a biased one"
-            )
+        if isinstance(self.reference, Dataset):
+            self._items.check()
+        else:
+            self._measured.check()
+
+    @property
+    def goals(self) -> Mapping[str, float]:  # type: ignore[override]
+        """The most accuracy, all of the spread; of a file's metrics what real data strives for."""
+        watched = {"accuracy": math.inf, "spread": 1.0}
+        return watched if isinstance(self.reference, Dataset) else watched | self._measured.goals
 
     @own_types()
     def __call__(self, generator: Generator) -> dict[str, Metric]:
         """All metrics of `generator` (bare names), of each in `compare` and of the fresh split ("name: metric")."""
-        judged = {name: self.sample(other) for name, other in {"": generator, **(self.compare or {})}.items()}
-        judged[REAL] = Samples(self.fresh.images, self.fresh.labels)
-        battery = self.battery.fitted(self.reference.images, self.reference.labels).to(self.reference.images.device)
-        found: dict[str, Metric] = {}
-        for representation in (*battery.members, *battery.held_out):
-            found |= self._ratios(representation, judged)
-        for name, samples in judged.items():
-            found |= {_key(name, monitor): metric for monitor, metric in self._monitors(samples)}
-        return found
+        generators = {"": generator, **(self.compare or {})}
+        if not isinstance(self.reference, Dataset):
+            return self._measured.judged(generators)
+        here = self._on(next(generator.parameters()).device)
+        return here._items.judged({name: here.sample(other) for name, other in generators.items()})
 
     def pictures(self, generator: Generator) -> dict[str, bytes]:
-        """Six rows or fewer, a column a class: fresh real, each compared generator and this one on the same noise."""
-        rows = [torch.nonzero(self.fresh.labels.cpu() == c)[:6, 0] for c in range(self.fresh.classes)]
-        most = max(len(row) for row in rows)
-        order = torch.stack([row for row in rows if len(row) == most], 1).flatten()
-        found = {REAL: self.fresh.images}
-        for name, candidate in {**(self.compare or {}), THIS: generator}.items():
-            found[name] = self.sample(candidate).images
-        columns = len(order) // most
+        """Fresh real items, each compared generator and this one on the same noise; a column a class, six rows at most.
+
+        Against a file the first 60 items, without real ones.
+        """
+        generators = {**(self.compare or {}), THIS: generator}
+        if not isinstance(self.reference, Dataset):
+            return self._measured.pictures(generators)
+        assert self.fresh is not None
+        order, columns = self._items.columns()
+        found = {REAL: self.fresh.images} | {name: self.sample(each).images for name, each in generators.items()}
         return {name: grid_png(images.cpu()[order], columns=columns) for name, images in found.items()}
+
+    @property
+    def _items(self) -> AgainstItems:
+        """The judge against items in memory."""
+        if self.fresh is None or self.battery is None or self.metrics is None:
+            missing = next(name for name in ("fresh", "battery", "metrics") if getattr(self, name) is None)
+            raise InputError(f"an evaluation against items in memory needs {missing}; give it, or a reference's path")
+        assert isinstance(self.reference, Dataset)
+        if self.n is not None:
+            raise InputError("n is of items drawn against a file; in memory they are as many as the fresh split's")
+        named = measures(self.metrics, resamples=self.resamples)
+        return AgainstItems(self.reference, self.fresh, self.battery, named, self.judge, self.seed)
+
+    @cached_property
+    def _measured(self) -> AgainstFile:
+        """The judge against a measured reference."""
+        if self.fresh is not None:
+            raise InputError("a measured reference has its own fresh split; leave fresh out")
+        asked = None if self.metrics is None else measures(self.metrics, resamples=self.resamples)
+        assert not isinstance(self.reference, Dataset)
+        file = as_reference(self.reference)
+        return AgainstFile(file, self.battery, asked, self.judge, self.seed, self.n, self.conditions)
+
+    def _on(self, device: torch.device) -> "Evaluation":
+        """The same with its items on a device."""
+        assert isinstance(self.reference, Dataset) and self.fresh is not None
+        return replace(self, reference=self.reference.to(device), fresh=self.fresh.to(device))
 
     def sample(self, generator: Generator) -> Samples:
         """As many items as the fresh split has, with its labels, from noise fixed by the seed."""
+        assert self.fresh is not None
         n = len(self.fresh.images)
         noise = generator.noise(n, stream(self.seed, "evaluation"))
         asked = self.conditions is not None or generator.conditions is not None
@@ -143,99 +167,6 @@ class Evaluation(Judge):
                     given = self.conditions.read(given)
                 pieces.append(generator.eval()(noise[rows].to(device), moved(given, device)).clamp(0, 1))
         return Samples(torch.cat(pieces).to(self.fresh.images), condition)
-
-    def _ratios(self, representation: Representation, judged: Mapping[str, Samples]) -> dict[str, Metric]:
-        """Distances to the reference over the fresh split's, of every metric and every judged set.
-
-        Intervals are those of new draws of both sets, with the labels that a generator was asked for.
-        """
-        reference = encoded(self.reference.images, representation, condition=self.reference.labels)
-        features = {name: _features(representation, samples) for name, samples in judged.items()}
-        labelled = {samples.labels is not None for samples in judged.values()}
-        found = {}
-        for metric, objective in self.metrics.items():
-            distance = self._bound(objective, reference)
-            below = {given: distance(features[REAL], judged[REAL].labels if given else None) for given in labelled}
-            for name, samples in judged.items():
-                given = samples.labels is not None
-                above = below[given] if name == REAL else distance(features[name], samples.labels)
-                ratio = quotient(above, below[given], len(features[name]), self.seed)
-                found[_key(name, f"{metric}/{representation.name}")] = ratio
-        return found
-
-    def _bound(self, objective: Objective, reference: Real) -> Callable[[Tensor, Tensor | None], tuple[float, float]]:
-        """Distance of rows to the reference, and its variance over new draws of them, of these labels."""
-        statistic, target = objective.bind(reference)
-
-        def distance(rows: Tensor, labels: Tensor | None) -> tuple[float, float]:
-            def value(weights: Tensor) -> float:
-                return float(objective.distance(statistic.measure(rows, weights.to(rows.device)), target))
-
-            with torch.no_grad():
-                return reweighted(value, len(rows), self.resamples, stream(self.seed, "interval"), strata=labels)
-
-        return distance
-
-    def _monitors(self, samples: Samples) -> Iterator[tuple[str, Metric]]:
-        if self.judge is not None and samples.labels is not None:
-            logits = _features(self.judge.to(samples.images.device), samples)
-            yield "accuracy", self._share(logits.argmax(1).cpu() == samples.labels.cpu())
-        yield "spread", self._spread(samples)
-        yield "copies", self._share(self._copies(samples.images))
-
-    def _spread(self, samples: Samples) -> Metric:
-        """Mean distance between items of one class, over that of the reference's: 1 for real data, 0 in collapse."""
-        real = _within_class_distances(self.reference.images, self.reference.labels)
-        labels = samples.labels if samples.labels is not None else torch.zeros(len(samples.images)).long()
-        if samples.labels is None:
-            real = _within_class_distances(self.reference.images, torch.zeros_like(self.reference.labels))
-        rows = _within_class_distances(samples.images, labels)
-        return self._mean(rows / real.mean())
-
-    def _copies(self, images: Tensor) -> Tensor:
-        """1 where an item is nearer to its nearest reference item than 99 % of the fresh split is to its own."""
-        reference = self.reference.images.flatten(1)
-        nearest = torch.cdist(images.flatten(1), reference).amin(1)
-        usual = torch.cdist(self.fresh.images.flatten(1), reference).amin(1)
-        return nearest < usual.double().quantile(0.01)
-
-    def _share(self, hits: Tensor) -> Metric:
-        value, n = float(hits.double().mean()), len(hits)
-        return of_share(value, value * (1 - value) / n, n, self.seed)
-
-    def _mean(self, values: Tensor) -> Metric:
-        value, n = float(values.mean()), len(values)
-        return between(value, float(values.var()) / n, n, self.seed, least=0.0)
-
-
-def _key(name: str, metric: str) -> str:
-    return f"{name}: {metric}" if name else metric
-
-
-def _features(representation: Representation, samples: Samples) -> Tensor:
-    representation.check(samples.images)
-    rows = torch.arange(len(samples.images)).split(500)
-    with torch.no_grad():
-        parts = [
-            representation(images, None if samples.labels is None else samples.labels[k])
-            for k, images in zip(rows, samples.images.split(500), strict=True)
-        ]
-    return checked(torch.cat(parts), side=f"features of {representation.name!r}")[0]
-
-
-def _within_class_distances(images: Tensor, labels: Tensor) -> Tensor:
-    """One number an item, whose mean is that of the distances between items of one class, and their spread its error.
-
-    Twice the item's mean distance to the others of its class, since it is in each pair of its own and of theirs, less
-    the class's mean. Classes of one item are left out.
-    """
-    shares = []
-    for label in labels.unique():
-        rows = images[(labels == label).to(images.device)].flatten(1).double()
-        if len(rows) > 1:
-            means = torch.cdist(rows, rows).sum(1) / (len(rows) - 1)
-            shares.append(2 * means - means.mean())
-    return torch.cat(shares)
 
 
 def _cell(metric: Metric) -> str:

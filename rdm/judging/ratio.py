@@ -1,18 +1,22 @@
 """Ratios of a distance to what a fresh real split scores, and their means over encoders."""
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rdm.errors import InputError
-from rdm.matching.metric import Distance, Estimate, Measure, Metric, Z, generated
+from rdm.matching.metric import Distance, Estimate, Measure, Metric, Z, generated, reweighted
+from rdm.matching.objective import Objective
 from rdm.matching.real import Real, thin
+from rdm.numbers import Range, Several
+from rdm.randomness import stream
 from rdm.registry import metrics
 
-ROWS = 16_384
+ROWS, FRESH = 16_384, "fresh"
 ZERO = 1e-9  # of a distance: rounding
 NOISE = 1e-6  # of its standard deviation, which a fresh split's distance is never far below
 
@@ -29,11 +33,14 @@ class RatioEstimate(NamedTuple):
         return self.above.value / self.below.value
 
 
+@dataclass(frozen=True)
 class Ratio(Measure):
     r"""D(generated, reference) / D(fresh real, reference) with equally many rows above and below.
 
     So that a distance's bias in N is the same on either side and real data scores 1. Interval: log-normal, of the
     ratio of the means over new sets of N rows, generated and fresh, given the reference.
+
+    `below` divides by constants instead, by encoder: a mapping, or the name of published ones. Then all rows count.
     """
 
     best: ClassVar[float] = 1.0
@@ -41,6 +48,18 @@ class Ratio(Measure):
     name: ClassVar[str]
     of: ClassVar[str]  # the distance's name
     shared: ClassVar[tuple[str, ...]] = ()  # hyperparameters that are the distance's
+    published: ClassVar[Mapping[str, Mapping[str, float]]] = {}  # constants in place of a fresh split's distance
+
+    rows: Annotated[int, Range(least=4)] = ROWS
+    below: str | Mapping[str, float] = FRESH
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.below, str) and self.below not in (FRESH, *self.published):
+            names = ", ".join(map(repr, (FRESH, *self.published)))
+            raise InputError(f"{self.name}: below must be one of {names}, or numbers by encoder; got {self.below!r}")
+        if not isinstance(self.below, str) and not all(0 < number < math.inf for number in self.below.values()):
+            raise InputError(f"{self.name}: below must be positive numbers by encoder; got {dict(self.below)}")
 
     @property
     def distance(self) -> Distance:
@@ -48,19 +67,71 @@ class Ratio(Measure):
         return metrics.build(self.of, **{key: getattr(self, key) for key in self.shared})
 
     def estimate(self, x: Tensor, real: Real, *, seed: int = 0) -> RatioEstimate:
-        """Both distances, of min(n, fresh, 16,384) rows."""
+        """Both distances, of at most `rows` rows and as many as the fresh split has."""
         x = generated(x, real, least=4, user=self.name)
+        if self.below != FRESH:
+            above = self.distance.estimate(x, real, seed=seed)
+            return RatioEstimate(above, Estimate(self._constant(real), torch.zeros_like(above.influence), 0.0))
         if real.fresh is None:
             raise InputError(f"{self.name} divides by a fresh real split's distance; this reference holds none")
-        n = min(len(x), len(real.fresh), ROWS)
+        n = min(len(x), len(real.fresh), self.rows)
         fresh = thin(generated(real.fresh.to(x.device), real, least=4, user=self.name), n, seed, "fresh")
         below = self.distance.estimate(fresh, real, seed=seed)
         above = self.distance.estimate(thin(x, n, seed, "generated"), real, seed=seed)
         nonzero(above.value, below.value, below.variance, self.name)
         return RatioEstimate(above, below)
 
+    def _constant(self, real: Real) -> float:
+        """What this encoder's distance is divided by."""
+        known = self.published[self.below] if isinstance(self.below, str) else self.below
+        member = str(real.origin.get("representation"))
+        if member not in known:
+            raise InputError(f"{self.name}: below has no number for {member!r}; it has {', '.join(known)}")
+        return float(known[member])
+
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
         return mean_ratio([self.estimate(x, real, seed=seed)], seed)
+
+
+@dataclass(frozen=True)
+class Divided(Measure):
+    """An objective's distance to the reference over that of the fresh real split, of equally many rows.
+
+    Interval: log-normal, of new draws of both sets, of the same classes where they are given (`bound`), by reweighting.
+    """
+
+    best: ClassVar[float] = 1.0
+    lowest: ClassVar[float] = 0.0
+    objective: Objective
+    resamples: Several = 40
+
+    def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
+        return self.bound(real, seed=seed)(x, None)
+
+    def bound(self, real: Real, *, seed: int = 0) -> Callable[[Tensor, Tensor | None], Metric]:
+        """The ratio of rows; of rows with classes those of the fresh split, row by row."""
+        user = type(self.objective).__name__
+        if real.fresh is None:
+            raise InputError(f"{user} is divided by a fresh real split's distance; this reference holds none")
+        statistic, target = self.objective.bind(real)
+        fresh, known = real.fresh, dict[tuple[int, bool], tuple[float, float]]()
+
+        def distance(rows: Tensor, strata: Tensor | None) -> tuple[float, float]:
+            def value(weights: Tensor) -> float:
+                return float(self.objective.distance(statistic.measure(rows, weights.to(rows.device)), target))
+
+            with torch.no_grad():
+                return reweighted(value, len(rows), self.resamples, stream(seed, "interval"), strata=strata)
+
+        def ratio(x: Tensor, labels: Tensor | None) -> Metric:
+            x = generated(x, real, least=2, user=user)
+            n, key = min(len(x), len(fresh)), (len(x), labels is not None)
+            if key not in known:
+                known[key] = distance(thin(fresh, n, seed, "fresh").to(x.device), labels)
+            above = known[key] if x is fresh else distance(thin(x, n, seed, "generated"), labels)
+            return quotient(above, known[key], n, seed)
+
+        return ratio
 
 
 def mean_ratio(members: Sequence[RatioEstimate], seed: int) -> Metric:

@@ -1,7 +1,7 @@
 """Judging samples against a reference file: features once a member, every metric, the alarm against gaming."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from rdm.data.items import Batch, Items
 from rdm.distributed import rank
 from rdm.errors import InputError, MismatchError
 from rdm.judging.drawing import Drawing
+from rdm.judging.measures import is_ratio, measures
 from rdm.judging.ratio import Ratio, mean_ratio
 from rdm.matching.metric import Measure, Metric
 from rdm.progress import progress
@@ -37,6 +38,7 @@ class Rows:
     features: Mapping[str, Tensor]
     depths: set[str]
     broken: Sequence[str] = ()
+    labels: Tensor | None = None  # -1 where there is none
 
 
 def encode(items: Items | Drawing, encoders: Encoders, *, workers: int = 0, skip_broken: bool = False) -> Rows:
@@ -46,6 +48,7 @@ def encode(items: Items | Drawing, encoders: Encoders, *, workers: int = 0, skip
         InputError: an item is broken and `skip_broken` is off, or is unlike the first one.
     """
     parts: dict[str, list[Tensor]] = {}
+    labels = list[Tensor]()
     broken, depths = list[str](), set[str]()
     shown, read = progress(len(items), quiet=rank() > 0), items.read(range(len(items)), workers=workers)
     with shown as report, read as batches:
@@ -56,23 +59,26 @@ def encode(items: Items | Drawing, encoders: Encoders, *, workers: int = 0, skip
             if broken and not skip_broken:
                 raise InputError(f"{broken[0]}; mend or remove it, or give --skip-broken")
             depths |= batch.depths
+            labels.append(batch.labels)
             for name, rows in _features(encoders, batch).items():
                 parts.setdefault(name, []).append(rows)
             report.update(k + 1, {})
     if not parts:
         raise InputError(f"none of the {items.total} items can be read; {broken[0]}")
-    return Rows({name: torch.cat(rows) for name, rows in parts.items()}, depths, broken)
+    return Rows({name: torch.cat(rows) for name, rows in parts.items()}, depths, broken, torch.cat(labels))
 
 
 def _features(encoders: Encoders, batch: Batch) -> dict[str, Tensor]:
     return encoders.features(batch.values, batch.labels) if len(batch.values) else {}
 
 
-def judge(rows: Rows, file: Reference, names: Sequence[str] | None = None, *, seed: int = 0) -> Verdict:
+def judge(
+    rows: Rows, file: Reference, names: Sequence[str] | Mapping[str, Measure] | None = None, *, seed: int = 0
+) -> Verdict:
     """Every metric under every member that both sides have.
 
-    Without `names`, what a metric cannot measure here (too few rows, no logits, moments only) becomes a note; a metric
-    that was asked for and cannot be measured is an error, and so is a list of which none can be.
+    Without `names` (or metrics by name), what a metric cannot measure here (too few rows, no logits, moments only)
+    becomes a note; a metric that was asked for and cannot be measured is an error, and so is a list of which none can.
     """
     shared = [name for name in file.members if name in rows.features]
     if not shared:
@@ -80,8 +86,8 @@ def judge(rows: Rows, file: Reference, names: Sequence[str] | None = None, *, se
     held_out = [name for name in file.description.get("held_out", ()) if name in shared]
     found: dict[str, Metric] = {}
     notes, left_out = _about(rows, file), list[str]()
-    for name in names or list(metrics):
-        measure: Measure = metrics.build(name)
+    asked = names if names else list(metrics)
+    for name, measure in asked.items() if isinstance(asked, Mapping) else measures(asked).items():
         try:
             found |= _measured(name, measure, rows, file, shared, held_out, seed)
         except InputError as problem:
@@ -110,7 +116,7 @@ def _measured(
     ratios = {}
     for member in members:
         x = rows.features[member]
-        real = file.members[member].sampled(x.device)
+        real = replace(file.members[member].sampled(x.device), origin={"representation": member})
         if isinstance(measure, Ratio):
             ratios[member] = measure.estimate(x, real, seed=seed)
             found[f"{name}/{member}"] = mean_ratio([ratios[member]], seed)
@@ -128,7 +134,7 @@ def alarms(found: Mapping[str, Metric], members: Sequence[str], held_out: Sequen
     """A line for each ratio under 1 on a training encoder and above 1 beyond its interval on a held-out one."""
     lines = []
     for name in dict.fromkeys(key.split("/")[0] for key in found):
-        if not isinstance(metrics.build(name), Ratio):
+        if not is_ratio(name):
             continue
         ratios = {m: found[f"{name}/{m}"] for m in members if f"{name}/{m}" in found}
         pleased = {m: r for m, r in ratios.items() if m not in held_out and r.value < 1}

@@ -115,6 +115,10 @@ class Measure(ABC):
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:
         """The metric of generated features x (n, d) against the real side."""
 
+    def bound(self, real: Real, *, seed: int = 0) -> Callable[[Tensor, Tensor | None], Metric]:
+        """The metric of features, and of the classes asked for where these count; the real side's part is done once."""
+        return lambda x, labels: self(x, real, seed=seed)
+
     def streamed(self, fit: Gaussian, x: Tensor, real: Real, *, seed: int = 0) -> Metric:
         """The same from a uniform sample x of more rows, whose Gaussian fit is known; by default of the sample."""
         return self(x, real, seed=seed)

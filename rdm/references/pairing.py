@@ -193,3 +193,25 @@ def _check_width(member: Representation, file: Reference, item: Tensor, conditio
         width, dimension = member(item, condition).shape[1], file.real(member.name).dimension
     if width != dimension:
         raise MismatchError(f"{member.name!r} gives {width} features; {file.name} has {dimension}; give its encoder")
+
+
+def named_encoder(
+    file: Reference, path: Path, battery: str | None, member: str | None, arguments: Mapping[str, Any]
+) -> tuple[Reference, Battery] | None:
+    """A reference of one member whose encoder no file says, under the encoder's name; and that encoder."""
+    if battery is None:
+        if member is not None:
+            raise InputError("--member names an encoder of --battery; give that too")
+        return None
+    if file.description.get("battery", {}).get("name") is not None or len(file.members) != 1:
+        raise InputError(f"--battery says the encoder of moments; {path} says its own; leave it out")
+    chosen: Battery = batteries.build(battery, **arguments)
+    every = {m.name: m for m in (*chosen.members, *chosen.held_out)}
+    if member not in every and (member is not None or len(every) > 1):
+        raise InputError(f"give --member, one of {', '.join(every)}; got {member!r}")
+    encoder = every[member or next(iter(every))]
+    if encoder.module is None:
+        raise InputError(f"{encoder.name!r} is fitted on data, which moments do not say; give an encoder of its own")
+    (held,) = file.members.values()
+    named = replace(held, name=encoder.name, description={"settings": dict(encoder.settings)})
+    return replace(file, members={encoder.name: named}), Battery((encoder,))

@@ -5,10 +5,9 @@ from typing import Any
 
 from rdm.errors import InputError
 from rdm.escape import drawn
-from rdm.judging.ratio import Ratio
+from rdm.judging.measures import is_ratio
 from rdm.judging.samples import Verdict
 from rdm.matching.metric import Metric
-from rdm.registry import metrics
 
 LEAST_DRAWN = 0.01  # ratios and intervals of copies go down to 0, which a logarithmic axis has not
 
@@ -53,5 +52,4 @@ def _draw_ratios(axis: Any, found: Mapping[str, Metric], held_out: Sequence[str]
 
 
 def _ratio_names(verdict: Verdict) -> set[str]:
-    found = {key.split("/")[0] for key in verdict.metrics}
-    return {name for name in found if isinstance(metrics.build(name), Ratio)}
+    return {name for key in verdict.metrics if is_ratio(name := key.split("/")[0])}
