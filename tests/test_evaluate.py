@@ -1,5 +1,7 @@
 """Evaluation: ratios, intervals, accuracy and the collapse monitors on cases with known answers."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -121,7 +123,7 @@ def test_wrong_settings():
         evaluation(fresh=gaussians(600, 0))(Given(gaussians(600, 2).images))
     flat = gaussians(600, 0)
     with pytest.raises(InputError, match="gaussians 0: the items of a class are all equal"):
-        evaluation(reference=flat._replace(images=flat.labels.view(-1, 1, 1, 1).expand(-1, 1, 2, 2) / 10))
+        evaluation(reference=replace(flat, images=flat.labels.view(-1, 1, 1, 1).expand(-1, 1, 2, 2) / 10))
     assert Metric(1, 0, 2, 3, 4)._asdict() == {"value": 1, "low": 0, "high": 2, "n": 3, "seed": 4}
 
 
@@ -139,7 +141,7 @@ def test_evaluated_images_outside_the_range_are_refused():
     reference = rdm.dataset("digits")
     evaluation = Evaluation(
         reference,
-        reference._replace(images=reference.images * 2),
+        replace(reference, images=reference.images * 2),
         rdm.Battery((encode,)),
         {"mmd": rdm.objective("mmd")},
     )
@@ -150,7 +152,7 @@ def test_evaluated_images_outside_the_range_are_refused():
 def test_a_joint_representation_balanced_on_the_reference_can_judge():
     digits = rdm.dataset("digits")
     small, fresh = (
-        digits._replace(images=digits.images[k], labels=digits.labels[k]) for k in (slice(60), slice(60, 120))
+        replace(digits, images=digits.images[k], labels=digits.labels[k]) for k in (slice(60), slice(60, 120))
     )
     joint = rdm.representation("joint", representation="pixels", condition=10, beta="balanced")
     evaluation = Evaluation(small, fresh, rdm.Battery((joint,)), {"mmd": rdm.objective("mmd")}, resamples=2)
