@@ -7,11 +7,11 @@ import argparse
 import ast
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rdm.app.process import keep_freed_memory, nobody_reads, of_storage, terminated_as_interrupted
+from rdm.app import process
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,58 +25,32 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; errors are one line on standard error, `--debug` adds the traceback."""
     options = _parser().parse_args(arguments)
-    keep_freed_memory()
+    process.keep_freed_memory()
     from rdm.errors import InputError
     from rdm.progress import Interrupted
 
     try:
-        with warnings.catch_warnings(), terminated_as_interrupted():
-            warnings.showwarning = _warn
+        with warnings.catch_warnings(), process.terminated_as_interrupted():
+            warnings.showwarning = process.warn
             options.run(options)
             sys.stdout.flush()
         return 0
     except InputError as error:
-        return _fail(error, 2, options.debug)
+        return process.fail(error, 2, options.debug)
     except (Interrupted, KeyboardInterrupt) as error:
-        return _fail(str(error) or "interrupted", 1, options.debug)
+        return process.fail(str(error) or "interrupted", 1, options.debug)
     except BrokenPipeError as error:
-        return 1 if nobody_reads() else _fail(error, 1, options.debug)
+        return 1 if process.nobody_reads() else process.fail(error, 1, options.debug)
     except OSError as error:
-        return _fail(of_storage(error), 1, options.debug)
+        return process.fail(process.of_storage(error), 1, options.debug)
     except Exception as error:  # whatever failed while running, in one line
-        return _fail(error, 1, options.debug)
-
-
-def _warn(message: Warning | str, category: type[Warning], *place: object, **options: object) -> None:
-    from rdm.terminal import say
-
-    say(f"rdm: warning: {message}")
-
-
-def _fail(error: BaseException | str, status: int, debug: bool) -> int:
-    if debug and isinstance(error, BaseException):
-        raise error
-    from rdm.app.explain import own_text
-    from rdm.terminal import say
-
-    kind = "" if status == 2 or isinstance(error, str) else f"{type(error).__name__}: "
-    text = error if isinstance(error, str) else kind + own_text(error)
-    say(f"rdm: {text}")
-    return status
+        return process.fail(error, 1, options.debug)
 
 
 def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("expected a path; got ''")
     return Path(text)
-
-
-def _check(options: argparse.Namespace, function: Callable[..., Any], *names: str) -> None:
-    """Check flags against the annotations of the function that takes them."""
-    from rdm.numbers import check, hints_of
-
-    for name in names:
-        check(f"--{name.replace('_', '-')}", getattr(options, name), hints_of(function)[name])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -229,7 +203,9 @@ def _train(options: argparse.Namespace) -> None:
 def _reference(options: argparse.Namespace) -> None:
     from rdm.app.judging import make_reference, measure_source
 
-    _check(options, measure_source, "split", "size", "sample", "landmarks", "save_every", "seed", "batch", "workers")
+    process.check(
+        options, measure_source, "split", "size", "sample", "landmarks", "save_every", "seed", "batch", "workers"
+    )
     make_reference(
         options.data,
         options.out,
@@ -253,7 +229,7 @@ def _reference(options: argparse.Namespace) -> None:
 def _encode(options: argparse.Namespace) -> None:
     from rdm.app.encoding import encode_data
 
-    _check(options, encode_data, "size", "seed", "batch", "workers")
+    process.check(options, encode_data, "size", "seed", "batch", "workers")
     form = {name: getattr(options, name) for name in ("name", "size", "channels", "dtype")}
     encode_data(options.data, options.out, arguments=dict(map(setting, options.set)), **form, **_reading(options))
 
@@ -304,7 +280,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from rdm.app.judging import evaluate_samples
     from rdm.judging.measures import asked
 
-    _check(options, evaluate_samples, "n", "steps", "seed", "batch", "workers")
+    process.check(options, evaluate_samples, "n", "steps", "seed", "batch", "workers")
     evaluate_samples(
         options.samples,
         options.reference,
@@ -326,7 +302,7 @@ def _sample(options: argparse.Namespace) -> None:
     from rdm.app.sampling import sample_run
 
     given = {name: value for name in ("n", "steps", "seed", "batch") if (value := getattr(options, name)) is not None}
-    _check(options, sample_run, *given)
+    process.check(options, sample_run, *given)
     sample_run(options.run_folder, options.out, condition=options.condition, trust_config=options.trust_config, **given)
 
 

@@ -1,12 +1,14 @@
-"""The process that a command runs in: its memory, its signals, its standard output."""
+"""The process that a command runs in: its memory, signals, standard output, flags and last words."""
 
+import argparse
 import ctypes
 import errno
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 def keep_freed_memory() -> None:
@@ -53,3 +55,32 @@ def nobody_reads() -> bool:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
     return False
+
+
+def warn(message: Warning | str, category: type[Warning], *place: object, **options: object) -> None:
+    """Say a warning in one line."""
+    from rdm.terminal import say
+
+    say(f"rdm: warning: {message}")
+
+
+def fail(error: BaseException | str, status: int, debug: bool) -> int:
+    """Say an error in one line; the exit status."""
+    if debug and isinstance(error, BaseException):
+        raise error
+    from rdm.app.explain import own_text
+    from rdm.terminal import say
+
+    kind = "" if status == 2 or isinstance(error, str) else f"{type(error).__name__}: "
+    text = error if isinstance(error, str) else kind + own_text(error)
+    say(f"rdm: {text}")
+    return status
+
+
+def check(options: argparse.Namespace, function: Callable[..., Any], *names: str) -> None:
+    """Check flags against the annotations of the function that takes them."""
+    from rdm.numbers import check as checked
+    from rdm.numbers import hints_of
+
+    for name in names:
+        checked(f"--{name.replace('_', '-')}", getattr(options, name), hints_of(function)[name])
