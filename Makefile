@@ -12,6 +12,8 @@ demo: $(VENV)/.core  ## post-train a one-step generator on the digits; table and
 	$(RDM) train experiments/digits/classifier.gin --out $(RUNS)/classifier --resume
 	$(RDM) train experiments/digits/judge.gin --out $(RUNS)/judge --resume
 	$(RDM) train experiments/digits/flow.gin --out $(RUNS)/flow --resume
+	$(VENV)/bin/python -m experiments.digits $(RUNS)
+	$(RDM) reference $(RUNS)/train.npz --fresh $(RUNS)/fresh.npz --battery digits --out $(RUNS)/reference.safetensors
 	$(RDM) train experiments/digits/frechet_ema.gin --out $(RUNS)/frechet_ema --resume
 
 test: $(VENV)/.test  ## the whole CPU suite, slow tests included

@@ -13,9 +13,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def demo_commands() -> list[list[str]]:
-    """The rdm commands of the Makefile's demo."""
+    """What the Makefile's demo runs, as arguments of Python."""
     recipe = (ROOT / "Makefile").read_text().split("demo:", 1)[1].split("\n\n")[0]
-    return [line.replace("$(RUNS)", "runs/digits").split()[1:] for line in re.findall(r"\$\(RDM\) .*", recipe)]
+    lines = re.findall(r"^\t(.*)", recipe, re.M)
+    programs = {"$(RDM)": "-m rdm", "$(VENV)/bin/python ": "", "$(RUNS)": "runs/digits"}
+    for name, words in programs.items():
+        lines = [line.replace(name, words) for line in lines]
+    return [line.split() for line in lines]
 
 
 @pytest.mark.slow
@@ -25,7 +29,7 @@ def test_post_training_makes_a_one_step_generator(tmp_path):
     mmd = [part.replace("frechet_ema", "mmd_exact") for part in commands[-1]]
     for command in (*commands, mmd):
         command = [str(ROOT / part) if part.endswith(".gin") else part for part in command]
-        subprocess.run([sys.executable, "-m", "rdm", *command], cwd=tmp_path, env=environment, check=True)
+        subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True)
     for name in ("frechet_ema", "mmd_exact"):
         metrics = json.loads((tmp_path / "runs/digits" / name / "result.json").read_text())["metrics"]
         after = metrics["sw/held_out_mixer"]["value"]

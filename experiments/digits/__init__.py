@@ -1,0 +1,1 @@
+"""The main job: a one-step generator of scikit-learn's digits."""
