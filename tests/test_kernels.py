@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import objectives._bandwidth as bandwidth_module
-import objectives._kernels as kernels
 import rdm
 from rdm.errors import InputError
 from rdm.matching.real import Real
@@ -187,7 +186,7 @@ def test_tiles_of_any_size_give_the_same(monkeypatch, kernel: str, estimator: st
     x, y = draw(23, 3), draw(31, 3, seed=1)
     results = []
     for tile in ((1024, 2048), (7, 11), (1, 1)):
-        monkeypatch.setattr(kernels, "TILE", tile)
+        monkeypatch.setattr("objectives._sums.TILE", tile)
         rows = x.clone().requires_grad_()
         value = rdm.distance("mmd", rows, y, kernel=kernel, bandwidth=1.5, estimator=estimator)
         results.append((value.detach(), *torch.autograd.grad(value, rows)))

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import objectives._kernels as kernels
 import rdm
 from rdm.errors import InputError
 from tests import oracles
@@ -42,7 +41,7 @@ def test_tiles_of_any_size_give_the_same(monkeypatch):
     x, y = torch.randn(50, 3, generator=g, dtype=torch.float64), torch.randn(70, 3, generator=g, dtype=torch.float64)
     results = []
     for tile in ((1024, 2048), (7, 11), (1, 1)):
-        monkeypatch.setattr(kernels, "TILE", tile)
+        monkeypatch.setattr("objectives._sums.TILE", tile)
         rows = x.clone().requires_grad_()
         value = rdm.distance("mmd", rows, y, bandwidth=[0.5, 2.0], estimator="unbiased")
         results.append((value.detach(), *torch.autograd.grad(value, rows)))
