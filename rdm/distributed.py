@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rdm.errors import InputError
+from rdm.errors import InputError, NonFiniteError
 
 
 @runtime_checkable
@@ -137,15 +137,30 @@ def together() -> Iterator[None]:
     Raises:
         InputError, RuntimeError: on the ranks where it went well, with the number and words of the first that failed.
     """
+    problem = None
     try:
         yield
     except Exception as error:
-        words(f"{'input' if isinstance(error, InputError) else 'failure'} {error}")
-        raise
-    for number, found in enumerate(words("")):
-        if found:
-            kind, _, text = found.partition(" ")
-            raise (InputError if kind == "input" else RuntimeError)(f"rank {number}: {text}")
+        problem = error
+    agree(problem)
+
+
+def agree(problem: Exception | None) -> None:
+    """Raise what this rank found, or where it found nothing what another rank did, with its number.
+
+    Raises:
+        NonFiniteError, InputError, RuntimeError: of the kind of the first rank's problem.
+    """
+    if total(problem is not None) == 0:
+        return
+    kinds = {"nonfinite": NonFiniteError, "input": InputError, "failure": RuntimeError}
+    mine = next((name for name, kind in kinds.items() if isinstance(problem, kind)), "failure")
+    found = words("" if problem is None else f"{mine} {problem}")
+    if problem is not None:
+        raise problem
+    number = next(k for k, each in enumerate(found) if each)
+    kind, _, text = found[number].partition(" ")
+    raise kinds[kind](f"rank {number}: {text}")
 
 
 def barrier() -> None:

@@ -14,9 +14,10 @@ import torch
 
 import rdm
 from rdm.__main__ import main
-from rdm.distributed import together, words
-from rdm.files.checkpoint import complete_checkpoints
+from rdm.distributed import started, together, words
+from rdm.files.checkpoint import complete_checkpoints, read_checkpoint
 from rdm.files.store import lock
+from rdm.training.losses import Matching
 from rdm.training.run import Diverged
 from tests.test_main import GENERATOR, refused, refused_running
 from tests.test_train import CONFIG, run
@@ -204,3 +205,79 @@ def test_ctrl_c_at_any_early_moment_is_one_line(at):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and err.strip().splitlines()[-1].startswith("rdm: interrupted"), err
+
+
+class Spoilt(torch.nn.Module):
+    """Pixels that are not a number in some calls with a gradient or without, as a broken encoder gives them."""
+
+    def __init__(self, spoils):
+        super().__init__()
+        self.spoils, self.calls = spoils, 0
+
+    def forward(self, items):
+        self.calls += 1
+        return items.flatten(1) * (float("nan") if self.calls in self.spoils else 1.0)
+
+
+def spoilt_run(out, spoils, **options):
+    encode = rdm.Representation("spoilt", Spoilt(spoils))
+    battery = rdm.Battery((rdm.representation("pixels"), encode))
+    loss = Matching(rdm.objective("energy"), battery, population=8, memory=rdm.EMA(0.5))
+    return run("flow", out, losses=[loss], log_every=1, checkpoint_every=1, keep=10, **options)
+
+
+def test_a_step_that_is_not_finite_is_named_left_out_and_counted(tmp_path, capsys):
+    first = 2  # three calls encode the reference
+    spoilt_run(tmp_path / "spoilt", {first + 4}, steps=5)
+    assert "step 2 was not taken: generated features of 'spoilt': NaN or infinity in 8 of 8" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "spoilt" / "log.jsonl").read_text().splitlines()]
+    assert [row["skipped"] for row in rows] == [0, 0, 1, 1, 1] and ["loss" in row for row in rows] == [1, 1, 0, 1, 1]
+    before, after, next_one = (read_checkpoint(tmp_path / "spoilt" / "checkpoints" / f"{k:08d}")[1] for k in (2, 3, 4))
+    same = [torch.equal(value, after["model"][name]) for name, value in before["model"].items()]
+    assert all(same) and not all(torch.equal(v, next_one["model"][n]) for n, v in after["model"].items())
+    assert torch.equal(before["losses"][0]["pasts"]["pixels"][0], after["losses"][0]["pasts"]["pixels"][0])
+
+
+def test_too_many_such_steps_in_a_row_end_the_run_with_a_checkpoint_from_before(tmp_path):
+    with pytest.raises(Diverged, match=r"step 4: .*'spoilt'.* after 2 steps before it .*the last good checkpoint is"):
+        spoilt_run(tmp_path, set(range(6, 100)), steps=9, patience=2)
+    newest = read_checkpoint(complete_checkpoints(tmp_path / "checkpoints")[-1])[1]
+    assert all(value.isfinite().all() for value in newest["model"].values()) and newest["skips"] == [2, 2]
+
+
+def test_a_resumed_run_counts_on(tmp_path):
+    spoilt_run(tmp_path, {5, 7}, steps=6)
+    whole = (tmp_path / "log.jsonl").read_text()
+    assert json.loads(whole.splitlines()[-1])["skipped"] == 2
+    shutil.rmtree(tmp_path / "checkpoints" / "00000006")
+    spoilt_run(tmp_path, set(), steps=6, resume=True)
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["skipped"] == 2
+
+
+def rank_with_nan(number: int, at: str) -> None:
+    """One of two ranks, of which the second one's encoder breaks once, in one pass or in chunks."""
+    os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": at.split("|")[1]}
+    with started():
+        found = []
+        for chunk in (None, 3):
+            encode = rdm.Representation("spoilt", Spoilt({2} if number else set()))
+            population = rdm.Population("energy", encode, torch.rand(20, 1, 4, 4), chunk=chunk)
+            generator = torch.nn.Sequential(
+                torch.nn.Linear(4, 16), torch.nn.Sigmoid(), torch.nn.Unflatten(1, (1, 4, 4))
+            )
+            noise = torch.randn(5 if number else 2, 4)
+            for _ in range(3):
+                try:
+                    population.backward(generator, noise)
+                    found.append("")
+                except rdm.errors.NonFiniteError as error:
+                    found.append(str(error))
+        Path(at.split("|")[0], f"{number}.json").write_text(json.dumps(found))
+
+
+def test_what_is_not_finite_on_one_rank_is_left_out_on_all(tmp_path):
+    port = 20_000 + (os.getpid() + 13) % 20_000
+    torch.multiprocessing.spawn(rank_with_nan, (f"{tmp_path}|{port}",), nprocs=2)
+    healthy, broken = (json.loads((tmp_path / f"{k}.json").read_text()) for k in range(2))
+    assert [bool(text) for text in healthy] == [bool(text) for text in broken]
+    assert any(healthy) and all(text == f"rank 1: {other}" for text, other in zip(healthy, broken, strict=True) if text)

@@ -10,11 +10,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rdm.data.dataset import Data
 from rdm.distributed import rank, sum_gradients
+from rdm.errors import NonFiniteError
 from rdm.files.checkpoint import newest_readable, save_checkpoint
 from rdm.numbers import Count, Device, Positive, Seed, Share, Size, Steps, validated
 from rdm.progress import Interrupted, progress, stop_requests
 from rdm.training.losses import Loss, Setting, closing
-from rdm.training.run import Log, check_finite, check_rates, joined, named_divergence, restore_state, training_state
+from rdm.training.run import Log, Skips, check_finite, check_rates, joined, restore_state, training_state
 from rdm.training.samples import draw_grid
 from rdm.training.schedule import Schedule, constant
 
@@ -31,6 +32,7 @@ def train(
     schedule: Schedule | None = None,
     average: Share | None = None,  # decay of the weights' moving average; None for none
     clip: Positive | None = None,  # largest norm of the whole gradient
+    patience: Size = 3,  # steps in a row that may be left out since something of them is not finite
     seed: Seed = 0,
     device: Device = "cpu",
     log_every: Steps = 10,  # steps
@@ -49,7 +51,8 @@ def train(
     Raises:
         InputError: an argument that cannot be used; nothing is written then.
         Interrupted: on Ctrl-C or SIGTERM, after a checkpoint.
-        Diverged: features, a distance or the gradient are not finite; the step is not taken.
+        Diverged: features, a distance or the gradient were not finite in more than `patience` steps in a row, none of
+            which was taken, or the weights after an update are not.
     """
     # Set up: model, optimizer, schedule, weight average, losses.
     out, place = Path(out), torch.device(device)
@@ -57,7 +60,7 @@ def train(
     stepper = optimizer([p for p in model.parameters() if p.requires_grad])
     check_rates(stepper)
     factor = schedule or constant()
-    scheduler = torch.optim.lr_scheduler.LambdaLR(stepper, lambda step: factor(step / steps))
+    base = [float(group["lr"]) for group in stepper.param_groups]
     averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
     found = newest_readable(out / "checkpoints") if resume else None
     setting = Setting(None if data is None else data.to(place), seed, place, cache)
@@ -65,18 +68,20 @@ def train(
         loss.prepare(model, setting, resumed=found is not None)
 
     # Go on from the newest checkpoint.
-    start, seconds = 0, 0.0
+    start, seconds, skips = 0, 0.0, Skips(patience, out / "checkpoints")
     if found is not None:
         start, state = found
-        seconds = restore_state(start, state, model, averaged, stepper, scheduler, losses)
+        seconds = restore_state(start, state, model, averaged, stepper, losses, skips)
     if prepared is not None:
         prepared()
     log = Log(out / "log.jsonl", start)
 
     def checkpoint(step: int) -> Path:
-        state = training_state(model, averaged, stepper, scheduler, losses, seconds + time.monotonic() - began)
-        with named_divergence(step, out / "checkpoints"):
+        state = training_state(model, averaged, stepper, losses, skips, seconds + time.monotonic() - began)
+        try:
             check_finite({}, {f"after the update, {name}": value for name, value in model.state_dict().items()})
+        except NonFiniteError as error:
+            skips.fail(step, error)
         if rank() == 0:
             save_checkpoint(out / "checkpoints", step, state, keep=keep)
         return out / "checkpoints" / f"{step:08d}"
@@ -89,25 +94,29 @@ def train(
         for step in range(start, steps):
             # Gradient: every loss adds its own, each a function of seed, step and rank.
             stepper.zero_grad(set_to_none=True)
-            with named_divergence(step, out / "checkpoints"):
+            record = dict[str, float]()
+            for group, rate in zip(stepper.param_groups, base, strict=True):
+                group["lr"] = rate * factor(step / steps)
+            try:
                 record = joined([loss.backward(model, step) for loss in losses])
-            sum_gradients(model.parameters())
-            norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf")))
-            with named_divergence(step, out / "checkpoints"):
+                sum_gradients(model.parameters())
+                norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf")))
                 check_finite({"the gradient": norm, **record})
-
-            # Update: parameters, schedule, weight average.
-            rate = float(scheduler.get_last_lr()[0])
-            stepper.step()
-            scheduler.step()
-            if averaged is not None:
-                averaged.update_parameters(model)
+                record["gradient_norm"] = norm
+            except NonFiniteError as error:
+                skips.left_out(step, error, report, last=step + 1 == steps)
+            else:
+                # Update: parameters, weight average.
+                skips.row = 0
+                stepper.step()
+                if averaged is not None:
+                    averaged.update_parameters(model)
 
             # Report: log, samples, checkpoint.
             done = step + 1
             if done % log_every == 0 or done == steps:
-                elapsed = seconds + time.monotonic() - began
-                log.write({"step": done, **record, "gradient_norm": norm, "lr": rate, "seconds": elapsed})
+                elapsed, rate = seconds + time.monotonic() - began, stepper.param_groups[0]["lr"]
+                log.write({"step": done, **record, "lr": rate, "skipped": skips.total, "seconds": elapsed})
             report.update(done, record)
             if samples_every and (done % samples_every == 0 or done == steps):
                 draw_grid(out, model if averaged is None else averaged.module, losses, done, seed)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from rdm.data.condition import Condition
-from rdm.distributed import merge_across_ranks, total
+from rdm.distributed import merge_across_ranks, together, total
 from rdm.errors import NonFiniteError
 from rdm.matching.autocast import own_types
 from rdm.matching.balance import Balance, Uniform
@@ -48,7 +48,7 @@ from rdm.training.replay import (
     warn_of_range,
 )
 from rdm.training.resumed import BALANCE, check_population
-from rdm.training.term import TINY, Measured, Pull, Step, Term, Weighing, gradient, kinds, norm, refuse_signed
+from rdm.training.term import TINY, Measured, Pull, Step, Term, Weighing, finite, gradient, kinds, norm, refuse_signed
 
 
 class Population:
@@ -152,7 +152,8 @@ class Population:
             if self.weighing.wants_pulls:
                 self.weighing.keep(self._recompute(generate, measured, pulls, self._units(pulls), learn=False))
             step, scales = self._weigh(pulls, live)
-            norms = self._recompute(generate, measured, pulls, scales)
+            with together():
+                norms = self._recompute(generate, measured, pulls, scales)
             self.weighing.keep(norms * self._units(pulls) / scales.clamp_min(TINY))
             batches, rows = [pull.batch for pull in pulls], measured.rows
         return step._replace(dropped=self._write(batches, rows))
@@ -160,7 +161,7 @@ class Population:
     def warm_up(self, generate: Generate, noise: Tensor, condition: Condition | None = None) -> None:
         """Write one batch of any size to the memory, chunk by chunk and without gradient, before the first step."""
         measured = self._measure(generate, chunked(noise, condition, None, self.chunk))
-        self._write([merge_across_ranks(summary) for summary in measured.summaries], measured.rows)
+        self._write([merge_across_ranks(finite(summary)) for summary in measured.summaries], measured.rows)
 
     def try_out(self, generate: Generate, noise: Tensor, condition: Condition | None = None) -> None:
         """Refuse items that the encoders do not take, or features of another width; nothing changes."""
@@ -200,7 +201,7 @@ class Population:
         """Pass 1: summaries of this rank's rows, without gradient."""
         parts: list[list[Summary]] = [[] for _ in self.terms]
         rows: list[list[Cat]] = [[] for _ in self.terms]
-        states, seen = [], []
+        states, seen, problems = [], [], dict[int, Any]()
         with torch.no_grad():
             for chunk in chunks:
                 states.append(random_state(chunk.noise.device))
@@ -208,13 +209,15 @@ class Population:
                 self._look(items)
                 seen.append(sketch(items))
                 for k, term in enumerate(self.terms):
-                    with own_types():
-                        features, weights = term.encode(items, chunk)
-                        part = term.statistic.measure(features, weights)
+                    found, part = term.measure(items, chunk)
+                    if not isinstance(part, Summary) or found is None:
+                        problems.setdefault(k, part)
+                        continue
                     parts[k] = term.statistic.kind.compact([*parts[k], part])
                     if self.memory.keeps_rows:
-                        rows[k].append(Cat(features, weights))
-            summaries = [term.statistic.kind.merge(p) for term, p in zip(self.terms, parts, strict=True)]
+                        rows[k].append(found)
+            merged = (problems.get(k) or term.statistic.kind.merge(parts[k]) for k, term in enumerate(self.terms))
+            summaries = list[Summary | NonFiniteError](merged)
         replayable = [chunk._replace(random=random) for chunk, random in zip(chunks, states, strict=True)]
         return Measured(replayable, summaries, [Cat.merge(r) for r in rows if r], torch.cat(seen))
 
@@ -232,25 +235,29 @@ class Population:
         pulls, gradients, rows = [], [], []
         for term in self.terms:
             leaf = items.detach().requires_grad_()
+            found, summary = term.measure(leaf, chunk)
+            pulls.append(self._pull(term, summary, live, generator))
+            assert found is not None and isinstance(summary, Summary)
             with own_types():
-                features, weights = term.encode(leaf, chunk)
-                summary = term.statistic.measure(features, weights)
-                pulls.append(self._pull(term, summary, live, generator))
                 summary.value.backward(pulls[-1].cotangent)
             gradients.append(gradient(leaf))
             if self.memory.keeps_rows:
-                rows.append(Cat(features.detach(), weights))
+                rows.append(found.detach())
         norms = torch.stack([norm(each) for each in gradients]) * self._units(pulls)
         if self.weighing.wants_pulls:
             self.weighing.keep(norms)
         step, scales = self._weigh(pulls, live)
         self.weighing.keep(norms)
-        items.backward(sum(scale.to(items) * g for scale, g in zip(scales, gradients, strict=True)))
+        with together():
+            items.backward(sum(scale.to(items) * g for scale, g in zip(scales, gradients, strict=True)))
         return step, [pull.batch for pull in pulls], rows
 
     @own_types()
-    def _pull(self, term: Term, summary: Summary, live: int, generator: torch.Generator | None) -> Pull:
+    def _pull(
+        self, term: Term, summary: Summary | NonFiniteError, live: int, generator: torch.Generator | None
+    ) -> Pull:
         """Pass 2: the distance of the population that ranks and memory make of a summary, and its cotangent."""
+        summary = finite(summary)
         leaf = summary.value.detach().requires_grad_()
         batch = merge_across_ranks(type(summary)(leaf, summary.weight))
         population, share = self.memory.read(term.past, batch, live, term.statistic)
@@ -276,13 +283,7 @@ class Population:
         return pulls[0].distance.new_tensor([1 / pull.share if self.normalize_gradient else 1.0 for pull in pulls])
 
     def _recompute(
-        self,
-        generate: Generate,
-        measured: Measured,
-        pulls: Sequence[Pull],
-        scales: Tensor,
-        *,
-        learn: bool = True,
+        self, generate: Generate, measured: Measured, pulls: Sequence[Pull], scales: Tensor, *, learn: bool = True
     ) -> Tensor:
         """Pass 3: each chunk again, with gradient and its randomness replayed; one encoder's graph at a time.
 

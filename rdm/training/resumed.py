@@ -1,11 +1,10 @@
 """What the state in a checkpoint must hold to be that of a run, checked before any of it is taken."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from rdm.errors import MismatchError
@@ -35,7 +34,6 @@ def state_of(
     model: nn.Module,
     averaged: AveragedModel | None,
     stepper: torch.optim.Optimizer,
-    scheduler: LambdaLR,
     losses: int,
 ) -> Check:
     """The check of a whole state at a step, but for those of its losses.
@@ -43,18 +41,17 @@ def state_of(
     The optimizer takes a step of zero gradients, which shows what it keeps and moves weights that are read afterwards.
     """
     initial = {name: value.detach().clone() for name, value in model.named_parameters()}
-    schedule = _schedule(step, scheduler)
-    optimizer = _optimizer(step, stepper, schedule["_last_lr"])
+    optimizer = _optimizer(step, stepper)
     average = exactly(None) if averaged is None else _weights(averaged.module)
     whole = record(
         {
             "model": _weights(model),
             "average": average,
-            "averaged": exactly(None) if averaged is None else tensor("int64", "", low=step, high=step),
+            "averaged": exactly(None) if averaged is None else tensor("int64", "", low=0, high=step),
             "optimizer": optimizer,
-            "scheduler": record({key: exactly(value) for key, value in schedule.items()}),
             "losses": listed(mapped(anything), length=losses),
             "random": record({"cpu": listed(_random()), "cuda": maybe(listed(tensor("uint8", "r")))}),
+            "skips": listed(number(int, low=0, high=step), length=2),
             "seconds": number(low=0),
         }
     )
@@ -78,13 +75,6 @@ def _weights(module: nn.Module) -> Check:
     return record({name: like(value) for name, value in module.state_dict().items()})
 
 
-def _schedule(step: int, scheduler: LambdaLR) -> dict[str, Any]:
-    """The state that the schedule has at a step."""
-    rates = [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
-    held = {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"}
-    return {**held, "last_epoch": step, "_step_count": step + 1, "_last_lr": rates}
-
-
 def _random() -> Check:
     def law(value: Tensor) -> str:
         try:
@@ -96,7 +86,7 @@ def _random() -> Check:
     return tensor("uint8", str(len(torch.get_rng_state())), law=law)
 
 
-def _optimizer(step: int, stepper: torch.optim.Optimizer, rates: Sequence[float]) -> Check:
+def _optimizer(step: int, stepper: torch.optim.Optimizer) -> Check:
     for group in stepper.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
@@ -104,8 +94,8 @@ def _optimizer(step: int, stepper: torch.optim.Optimizer, rates: Sequence[float]
     stepper.zero_grad(set_to_none=True)
     example = stepper.state_dict()
     groups = [
-        record({key: exactly(rate if key == "lr" else value) for key, value in group.items()})
-        for group, rate in zip(example["param_groups"], rates, strict=True)
+        record({key: number(low=0) if key == "lr" else exactly(value) for key, value in group.items()})
+        for group in example["param_groups"]  # whose rate is set anew at every step
     ]
     held = {
         number: record({key: _kept(key, value, step) for key, value in kept.items()})

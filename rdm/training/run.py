@@ -3,11 +3,11 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from rdm.files.checkpoint import complete_checkpoints
 from rdm.files.records import read_log
 from rdm.files.schema import expect
 from rdm.files.store import write_text
+from rdm.progress import Reporter
 from rdm.training.losses import Loss
 from rdm.training.resumed import state_of
 
@@ -27,15 +28,40 @@ class Diverged(RuntimeError):
     """A loss or its gradient is not finite while training; the text says at which step and in which term."""
 
 
-@contextmanager
-def named_divergence(step: int, checkpoints: Path) -> Iterator[None]:
-    """Turn what is said of NaN and infinity into the failure of a step, with the checkpoint to go back to."""
-    try:
-        yield
-    except NonFiniteError as error:
-        kept = complete_checkpoints(checkpoints)
+@dataclass
+class Skips:
+    """Steps that were not taken since something of them was not finite: counted, said, and too many in a row the end.
+
+    Args:
+        patience: how many in a row may be left out.
+        checkpoints: where the last good one is looked for.
+        total, row: left out so far, and since the last step that was taken.
+    """
+
+    patience: int
+    checkpoints: Path
+    total: int = 0
+    row: int = 0
+
+    def left_out(self, step: int, error: NonFiniteError, report: Reporter, *, last: bool) -> None:
+        """Count a step that was not taken.
+
+        Raises:
+            Diverged: it is one too many in a row, or the last, so that no step shows that the update before it was
+                sound; the text names the term and the checkpoint to go back to.
+        """
+        self.total, self.row = self.total + 1, self.row + 1
+        if self.row > self.patience or last:
+            self.fail(step, error)
+        report.say(f"step {step} was not taken: {error}")
+
+    def fail(self, step: int, error: NonFiniteError) -> NoReturn:
+        """End the run."""
+        kept = complete_checkpoints(self.checkpoints)
+        before = f", after {self.row - 1} steps before it that were not taken" if self.row > 1 else ""
         last = f"; the last good checkpoint is {kept[-1]}" if kept else ""
-        raise Diverged(f"step {step}: {error}{last}; lower the learning rate or clip the gradient") from error
+        remedy = "lower the learning rate or clip the gradient"
+        raise Diverged(f"step {step}: {error}{before}{last}; {remedy}") from error
 
 
 def check_finite(values: Mapping[str, float], tensors: Mapping[str, torch.Tensor] = MappingProxyType({})) -> None:
@@ -50,8 +76,8 @@ def training_state(
     model: nn.Module,
     averaged: AveragedModel | None,
     stepper: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LambdaLR,
     losses: Sequence[Loss],
+    skips: Skips,
     seconds: float,
 ) -> dict[str, Any]:
     """Everything that the next step depends on; position in the data follows from seed and step."""
@@ -62,9 +88,9 @@ def training_state(
         "average": None if averaged is None else averaged.module.state_dict(),
         "averaged": None if averaged is None else averaged.n_averaged,
         "optimizer": stepper.state_dict(),
-        "scheduler": {k: v for k, v in scheduler.state_dict().items() if k != "lr_lambdas"},
         "losses": [loss.state() for loss in losses],
         "random": {"cpu": gather(torch.get_rng_state()), "cuda": cuda},
+        "skips": [skips.total, skips.row],
         "seconds": seconds,
     }
 
@@ -75,8 +101,8 @@ def restore_state(
     model: nn.Module,
     averaged: AveragedModel | None,
     stepper: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LambdaLR,
     losses: Sequence[Loss],
+    skips: Skips,
 ) -> float:
     """Inverse of `training_state`; returns the seconds spent before.
 
@@ -84,14 +110,13 @@ def restore_state(
         CorruptFileError: an entry is not one of this run at this step.
     """
     device, name = next(model.parameters()).device, f"checkpoint {step:08d}"
-    check = state_of(step, model, averaged, stepper, scheduler, len(losses))
+    check = state_of(step, model, averaged, stepper, len(losses))
     expect(state, check, name, "delete it to go on from the one before")
     model.load_state_dict(state["model"])
     if averaged is not None:
         averaged.module.load_state_dict(state["average"])
         averaged.n_averaged.copy_(state["averaged"])
     stepper.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None]})
     for loss, inner in zip(losses, state["losses"], strict=True):
         try:
             loss.restore(_moved(inner, device))
@@ -104,6 +129,7 @@ def restore_state(
     torch.set_rng_state(state["random"]["cpu"][rank()])
     if device.type == "cuda" and state["random"]["cuda"] is not None:
         torch.cuda.set_rng_state(state["random"]["cuda"][rank()], device)
+    skips.total, skips.row = state["skips"]
     return state["seconds"]
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rdm.distributed import gather
-from rdm.errors import InputError
+from rdm.distributed import agree, gather
+from rdm.errors import InputError, NonFiniteError
 from rdm.matching.autocast import own_types
 from rdm.matching.balance import Balance, Terms
 from rdm.matching.objective import Objective
@@ -65,6 +65,15 @@ class Term:
         return sum(values) / len(values)
 
     @own_types()
+    def measure(self, items: Tensor, chunk: Chunk) -> tuple[Cat, Summary] | tuple[None, NonFiniteError]:
+        """The chunk's rows and their summary; or why there are none, of which every rank is told before any goes on."""
+        try:
+            features, weights = self.encode(items, chunk)
+            return Cat(features, weights), self.statistic.measure(features, weights)
+        except NonFiniteError as error:
+            return None, error
+
+    @own_types()
     def backward(self, items: Tensor, chunk: Chunk, cotangent: Tensor) -> Tensor:
         """The chunk's cotangent pulled back to its items, one micro-batch of the encoder at a time."""
         leaf = items.detach().requires_grad_()
@@ -98,8 +107,8 @@ class Measured(NamedTuple):
     """What pass 1 leaves."""
 
     chunks: list[Chunk]
-    summaries: list[Summary]  # one a term, of this rank's rows
-    rows: list[Cat]  # one a term where the memory keeps rows, else empty
+    summaries: list[Summary | NonFiniteError]  # one a term, of this rank's rows, or why there is none
+    rows: list[Cat]  # one a term where the memory keeps rows and all is finite, else empty
     seen: Tensor  # sketch of the items, by which the second pass is compared
 
 
@@ -174,6 +183,13 @@ def kinds(terms: Sequence[Term]) -> str:
     if len(set(found.values())) == 1:
         return next(iter(found.values()))
     return ", ".join(f"{name}: {kind}" for name, kind in found.items())
+
+
+def finite(summary: Summary | NonFiniteError) -> Summary:
+    """A summary; what one rank could not measure fails on every rank."""
+    agree(summary if isinstance(summary, NonFiniteError) else None)
+    assert isinstance(summary, Summary)
+    return summary
 
 
 def gradient(leaf: Tensor) -> Tensor:
