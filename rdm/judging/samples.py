@@ -116,7 +116,7 @@ def _measured(
     ratios = {}
     for member in members:
         x = rows.features[member]
-        real = replace(file.members[member].sampled(x.device), origin={"representation": member})
+        real = replace(file.members[member].sampled(x.device), origin={"representation": member, "path": file.name})
         if isinstance(measure, Ratio):
             ratios[member] = measure.estimate(x, real, seed=seed)
             found[f"{name}/{member}"] = mean_ratio([ratios[member]], seed)
