@@ -115,7 +115,7 @@ def test_a_non_finite_gradient_stops_the_run_before_the_step(tmp_path):
             return logged
 
     with pytest.raises(Diverged, match="step 0: the gradient is not finite"):
-        run("flow", tmp_path, model=model, losses=[Explode(batch=8)])
+        run("flow", tmp_path, model=model, losses=[Explode(batch=8)], patience=0)
     assert all(torch.equal(weights[k], v) for k, v in model.state_dict().items())
 
 
@@ -128,7 +128,7 @@ def test_non_finite_features_stop_the_run_and_are_named(tmp_path):
     model = rdm.generator("mlp_flow", width=8, depth=1)
     nn.init.constant_(model.outlet.bias, 1e6)  # every image clamps to black, which divides by zero
     with pytest.raises(Diverged, match="step 0: generated features of 'fragile': NaN or infinity in 10 of 10 rows"):
-        run("ema", tmp_path, model=model, losses=[Matching(rdm.objective("mmd"), battery, 24, 10)])
+        run("ema", tmp_path, model=model, losses=[Matching(rdm.objective("mmd"), battery, 24, 10)], patience=0)
 
 
 def test_losses_refuse_models_they_cannot_train(tmp_path):

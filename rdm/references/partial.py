@@ -110,7 +110,7 @@ class State:
             known |= {f"{place}{key}": check for place, part in sums.items() for key, check in part.items()}
             known[f"moments/{name}/shift"] = tensor("float64", f"d{k}", law=equal_to(like.shift))
             known[f"moments/{name}/unit"] = tensor("float64", f"d{k}", law=equal_to(like.unit))
-        rows = {"keys": tensor("int64", "k", low=0, law=ascending), "labels": tensor("int64", "k")}
+        rows = {"keys": tensor("int64", "k", low=0, law=ascending), "labels": tensor("int64", "k", low=-1)}
         rows |= {name: tensor("float32", f"k {len(like.shift)}") for name, like in self.moments.items()}
         held = {side: _below(tensors, f"sample/{side}/") for side in self.samples}
         others = {key: value for key, value in tensors.items() if not key.startswith("sample/")}
