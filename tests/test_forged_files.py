@@ -272,6 +272,8 @@ def test_a_checkpoint_is_refused_or_gone_on_from(tmp_path, share, memory):
     writers = [(what, lambda at, s=s: save_checkpoint(at.parent, step, s, keep=9)) for what, s in trees(state)]
     writers += [(f"JSON: {what}", lambda at, p=p: as_json(at, p)) for what, p in trees(plain)]
     refused = same = 0
+    # a memory's rows are of the type that the encoder gives; wider ones hold the same numbers and differ by rounding
+    writers = [(what, write) for what, write in writers if not ("pasts" in what and what.endswith("as torch.float64"))]
     for what, write in each(writers, share):
         at = shutil.copytree(kept, tmp_path / "run" / "checkpoints" / kept.name)
         write(at)

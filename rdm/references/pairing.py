@@ -82,7 +82,11 @@ def restored(member: Representation, file: Reference, path: Path | str) -> Repre
     shape: Sequence[int] = file.description["form"]["shape"]
     labels = torch.zeros(512).long() if file.labels is None else file.labels[:512]
     noise = torch.rand(len(labels), *shape, generator=torch.Generator().manual_seed(0))
-    fitted = member.fitted(noise, labels)  # any items, for the module's form; its weights come from the file
+    try:
+        fitted = member.fitted(noise, labels)  # any items, for the module's form; its weights come from the file
+    except InputError as error:
+        shown = f"items of shape {list(shape)}, which {member.name!r} does not take"
+        raise CorruptFileError(f"{path} says that it is of {shown} ({error}); measure it again") from error
     assert fitted.module is not None
     weights = dict(file.members[member.name].module)
     held = record({name: like(value) for name, value in fitted.module.state_dict().items()})
