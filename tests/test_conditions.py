@@ -22,6 +22,7 @@ from rdm.files.checkpoint import load_weights
 from rdm.files.mapped import open_table
 from rdm.generators import protocol
 from rdm.generators.protocol import Generator, drawn
+from rdm.judging.drawing import Drawing
 from rdm.randomness import stream
 from rdm.registry import conditions, datasets, generators
 from rdm.training.loop import train
@@ -135,6 +136,20 @@ def test_a_text_conditional_generator_learns_what_captions_mean_by_the_joint_law
     true, shuffled = error_of(folder, "true"), error_of(folder, "shuffled")
     assert true < 0.01 < 0.03 < shuffled, (true, shuffled)
     assert (folder / "true" / "samples" / "00000080.png").exists()
+
+
+def test_a_text_conditional_run_is_sampled_with_the_captions_that_it_was_trained_on(folder):
+    assert train_text(folder, "run", "rdm.train.steps = 2") == 0
+    assert main(["sample", str(folder / "run"), "-n", "70", "--out", str(folder / "items.npz")]) == 0
+    asked = conditions.build(
+        "embeddings", path=str(folder / "contexts.safetensors"), tensor="context", mask="mask", ids=True
+    )
+    model = Captioned()
+    load_weights(model, str(folder / "run"))
+    expected = torch.cat([Drawing(model, 70, conditions=asked).block(k).images for k in range(2)])
+    with np.load(folder / "items.npz") as held:
+        items = torch.from_numpy(held[held.files[0]]).movedim(3, 1) / 255
+        torch.testing.assert_close(items, expected, rtol=0, atol=0.51 / 255)
 
 
 LABELS = "losses.matching.conditions = @conditions.labels()"

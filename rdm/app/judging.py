@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from rdm.app.sampling import classes_of, device, generator_of
+from rdm.app.sampling import classes_of, device, trained
 from rdm.data.items import Items, first_item
 from rdm.data.source import Form, Source, hashed, open_source
 from rdm.distributed import rank, started
@@ -161,9 +161,9 @@ def evaluate_samples(
     options = {"names": names, "seed": seed, "arguments": arguments, "encoder": encoder}
     if is_run(samples):
         with seeded(seed):
-            generator = generator_of(samples, steps=steps, trusted=trust_config)
+            generator, asked = trained(samples, steps=steps, trusted=trust_config)
             classes = classes_of(condition, generator)
-            drawing = drawing_for(file, generator, n=n, seed=seed, condition=classes, batch=batch)
+            drawing = drawing_for(file, generator, n=n, seed=seed, condition=classes, batch=batch, conditions=asked)
             verdict = judge_drawing(drawing, samples, file, reference, **options)
     else:
         reading = {"workers": workers, "batch": batch, "skip_broken": skip_broken}

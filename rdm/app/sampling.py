@@ -1,11 +1,12 @@
 """What `rdm sample` does: draw a run's generator block by block, and write the items where they belong when whole."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from rdm.app import config
+from rdm.data.condition import Conditions
 from rdm.distributed import barrier, rank, started, together, world_size
 from rdm.errors import CorruptFileError, InputError, MismatchError
 from rdm.files.checkpoint import complete_checkpoints, load_weights
@@ -26,18 +27,32 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+class Trained(NamedTuple):
+    """What a run made, and what its losses ask of it."""
+
+    generator: Generator
+    conditions: Conditions | None  # None for the generator's own
+
+
 def generator_of(folder: Path, *, steps: int | None = None, trusted: bool = False) -> Generator:
-    """A run's generator with its newest weights, the average where there is one, on the device.
+    """A run's generator with its newest weights, the average where there is one, on the device."""
+    return trained(folder, steps=steps, trusted=trusted).generator
+
+
+def trained(folder: Path, *, steps: int | None = None, trusted: bool = False) -> Trained:
+    """A run's generator, and the conditions that its losses ask for.
 
     Raises:
         InputError: no run, or one of something else.
     """
     config.load_run(folder, trusted=trusted)
-    model = config.plan()["model"]
+    plan = config.plan()
+    model = plan["model"]
     if not isinstance(model, Generator):
         raise InputError(f"{folder} trained a {type(model).__name__}; expected a generator")
     load_weights(model, str(folder))
-    return in_steps(model.to(device()).eval(), steps)
+    conditions = next((loss.conditions for loss in plan["losses"] if loss.conditions is not None), None)
+    return Trained(in_steps(model.to(device()).eval(), steps), conditions)
 
 
 def classes_of(text: str | None, generator: Generator) -> list[int] | None:
@@ -78,8 +93,8 @@ def sample_run(
         with together():
             if out.exists():
                 raise InputError(f"{out} exists already; give another --out, or remove it to draw it again")
-            generator = generator_of(folder, steps=steps, trusted=trust_config)
-            drawing = Drawing(generator, n, seed, classes_of(condition, generator), batch)
+            generator, asked = trained(folder, steps=steps, trusted=trust_config)
+            drawing = Drawing(generator, n, seed, classes_of(condition, generator), batch, conditions=asked)
             form = form_of(out, drawing.shape)
             plan = _plan(folder, drawing, steps)
             kept = out.with_name(f".{out.name}.partial")

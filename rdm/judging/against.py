@@ -160,11 +160,12 @@ def drawing_for(
     seed: int,
     condition: list[int] | None = None,
     batch: int = 32,
+    conditions: Conditions | None = None,
 ) -> Drawing:
     """Items of a generator to judge against a reference: by default as many as its fresh split has, in its channels."""
     held = file.description
     n = n or min(DRAWN, held.get("n_fresh") or held.get("n") or DRAWN)
-    return Drawing(generator, n, seed, condition, batch, channels_of(file))
+    return Drawing(generator, n, seed, condition, batch, channels_of(file), conditions)
 
 
 def channels_of(file: Reference) -> int | None:
