@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rdm.errors import InputError
-from rdm.files.schema import Check, sequence, tensor
+from rdm.files.schema import Check, exactly, sequence, tensor
 from rdm.matching.statistic import Cat, Statistic, Summary
 from rdm.registry import memories
 
@@ -61,6 +61,10 @@ class NoMemory(Memory):
     def write(self, past: Summary | None, batch: Summary) -> tuple[None, float]:
         """Nothing is kept."""
         return None, 0.0
+
+    def held(self, row: Tensor, statistic: Statistic) -> Check:
+        """None."""
+        return exactly(None)
 
 
 @memories.register("ema", examples=({"decay": 0.9},))

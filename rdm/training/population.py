@@ -110,7 +110,7 @@ class Population:
         refuse_signed(self.balance, chosen.values())
         self.terms: list[Term] = []
         self.weighing = Weighing(self.balance, self.terms)
-        self._looked = False  # at the range of what is generated
+        self._looked, self._writes = False, 0  # at the range of what is generated; of the memory
         for member, weight, real in zip(self.battery.members, self.battery.member_weights, reals, strict=True):
             each, fresh = chosen[member.name], None if real.fresh is None else real.fresh.cpu()
             statistic, target = bound(each, replace(real, shared=shared), cache)
@@ -181,7 +181,8 @@ class Population:
         pasts = {t.representation.name: None if t.past is None else [t.past.value, t.past.weight] for t in self.terms}
         made_by = {name: type(each).__name__ for name, each in (("memory", self.memory), ("balance", self.balance))}
         made_by |= {"objective": kinds(self.terms)} | ({"reference": self.reference} if self.reference else {})
-        return {"pasts": pasts, "balance": self.weighing.state, "pulls": self.weighing.pulls, "made_by": made_by}
+        balance = dict(zip(BALANCE, (self.weighing.state, self.weighing.pulls), strict=True))
+        return {"pasts": pasts, **balance, "made_by": made_by, "writes": self._writes}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave.
@@ -196,6 +197,7 @@ class Population:
             past = state["pasts"][term.representation.name]
             term.past = None if past is None else (Cat if self.memory.keeps_rows else term.statistic.kind)(*past)
         self.weighing.state, self.weighing.pulls = (state.get(key) for key in BALANCE)
+        self._writes = state.get("writes", 0)
 
     def _measure(self, generate: Generate, chunks: Sequence[Chunk]) -> Measured:
         """Pass 1: summaries of this rank's rows, without gradient."""
@@ -321,7 +323,7 @@ class Population:
 
     def _write(self, batches: list[Summary], rows: list[Cat]) -> dict[str, float]:
         """Pass 4: the memory takes this step's batch, of all ranks; returns the shares of mass that it dropped."""
-        dropped = {}
+        dropped, self._writes = {}, self._writes + 1
         written = [merge_across_ranks(r) for r in rows] if self.memory.keeps_rows else batches
         for term, batch in zip(self.terms, written, strict=True):
             term.past, dropped[term.representation.name] = self.memory.write(term.past, batch)
