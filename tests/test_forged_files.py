@@ -242,7 +242,7 @@ def test_a_cache_is_used_or_measured_again(tmp_path, share):
     assert torch.equal(found.features, expected)
 
 
-@pytest.mark.parametrize("share", [0.01, pytest.param(0.1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [0.01])
 @pytest.mark.parametrize("memory", [EMA(0.5), Queue(12)], ids=["ema", "queue"])
 def test_a_checkpoint_is_refused_or_gone_on_from(tmp_path, share, memory):
     """Every entry of the state and of its JSON form: a refusal, or the weights of the run that was not touched."""
