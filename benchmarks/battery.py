@@ -6,8 +6,8 @@ from torch import nn
 import rdm
 from benchmarks.measure import milliseconds, peak
 from rdm.matching.representation import Battery, Representation
+from rdm.population.population import Population
 from rdm.registry import representations
-from rdm.training.population import Population
 
 
 def run(device: str, *, n: int = 16, repeats: int = 5) -> None:

@@ -5,7 +5,7 @@ from torch import nn
 
 import rdm
 from benchmarks.measure import milliseconds, peak
-from rdm.training.population import Population
+from rdm.population.population import Population
 
 
 def run(device: str, *, chunk: int = 64) -> None:

@@ -21,6 +21,7 @@ from rdm.matching.memory import EMA, NoMemory, Queue
 from rdm.matching.metric import Metric
 from rdm.matching.objective import Objective, compare
 from rdm.matching.representation import Battery, Representation
+from rdm.population.population import Population
 from rdm.references.file import Reference
 from rdm.registry import (
     balances,
@@ -33,7 +34,6 @@ from rdm.registry import (
     registries,
     representations,
 )
-from rdm.training.population import Population
 
 try:
     __version__ = version("rdm-torch")

@@ -3,10 +3,12 @@
 An objective, encoder, generator, metric, source or data set of yours or ours takes every name of rdm from here.
 """
 
-from rdm.data.condition import Condition, Conditions, Law, Numbers, rows_of
+from rdm.data.condition import Condition, Conditions, Law, Numbers, described, moved, rows_of
 from rdm.data.dataset import Data, Dataset, Part, Stored
+from rdm.data.feed import Rows, portion
 from rdm.data.inputs import Inputs, images, tokens, waveforms
 from rdm.data.source import Source, decode, is_grey
+from rdm.distributed import rank, total, world_size
 from rdm.errors import (
     CorruptFileError,
     InputError,
@@ -21,20 +23,22 @@ from rdm.files.encoded import EncodedItems
 from rdm.files.mapped import Table, open_table
 from rdm.files.store import digest
 from rdm.files.weights import hub_file, load_strictly, mismatches, read_weights
-from rdm.generators.protocol import FlowGenerator, FlowMap, Generator, Solver, over
+from rdm.generators.protocol import FlowGenerator, FlowMap, Generator, Solver, drawn, over, tried
 from rdm.judging.evaluation import Judge
 from rdm.judging.ratio import Ratio
 from rdm.matching.balance import Balance, SelfNormalized, Terms, Uniform
 from rdm.matching.distances import median_distance, squared_distances
 from rdm.matching.memory import EMA, Memory, NoMemory, Queue
 from rdm.matching.metric import Distance, Estimate, Measure, Metric, Z, between, generated, of_groups, of_share
-from rdm.matching.objective import Objective, Traits
+from rdm.matching.objective import Objective, Traits, by_member
 from rdm.matching.real import Gaussian, Real, draw, thin
 from rdm.matching.representation import Battery, Precision, Representation, assemble
 from rdm.matching.statistic import Cat, Moments, Samples, Statistic, Sum, Summary, checked
-from rdm.numbers import EDGE, Count, Fraction, Nonnegative, Positive, Range, Seed, Several, Size, Workers
+from rdm.numbers import EDGE, Count, Fraction, Nonnegative, Positive, Range, Seed, Several, Share, Size, Workers
+from rdm.population.population import Population
 from rdm.randomness import seeded, stream
 from rdm.references.encoded import encoded
+from rdm.references.file import Reference
 from rdm.references.landmarks import landmarks
 from rdm.registry import (
     balances,
@@ -44,6 +48,7 @@ from rdm.registry import (
     datasets,
     evaluations,
     generators,
+    losses,
     memories,
     metrics,
     nearest,
@@ -52,113 +57,133 @@ from rdm.registry import (
     representations,
     sources,
 )
+from rdm.training.augmentation import Augmentation
+from rdm.training.loss import Fed, Loss, Setting
 from rdm.trust import confined, refuse_if_confined, require
 
 __all__ = [
+    "assemble",
+    "Augmentation",
     "Balance",
+    "balances",
+    "batteries",
     "Battery",
+    "between",
+    "by_member",
     "Cat",
+    "checked",
     "Condition",
     "Conditions",
+    "conditions",
+    "confined",
+    "conventions",
     "CorruptFileError",
     "Count",
     "Data",
     "Dataset",
+    "datasets",
+    "decode",
+    "described",
+    "digest",
     "Distance",
+    "draw",
+    "drawn",
     "EDGE",
     "EMA",
+    "encoded",
     "EncodedItems",
     "Estimate",
+    "evaluations",
+    "Fed",
+    "first_line",
     "FlowGenerator",
     "FlowMap",
     "Fraction",
     "Gaussian",
+    "generated",
     "Generator",
+    "generators",
+    "hub_file",
+    "images",
     "InputError",
     "Inputs",
+    "is_grey",
     "Judge",
+    "landmarks",
     "Law",
+    "load_strictly",
+    "load_weights",
+    "Loss",
+    "losses",
     "Measure",
+    "median_distance",
+    "memories",
     "Memory",
     "Metric",
+    "metrics",
     "MismatchError",
+    "mismatches",
     "Moments",
+    "moved",
+    "nearest",
+    "networks",
     "NoMemory",
     "NonFiniteError",
     "Nonnegative",
     "Numbers",
     "Objective",
+    "objectives",
+    "of_groups",
+    "of_share",
+    "open_table",
+    "over",
     "Part",
+    "Population",
+    "portion",
     "Positive",
     "Precision",
+    "printable",
     "Queue",
     "Range",
+    "rank",
     "Ratio",
+    "read_weights",
     "Real",
+    "Reference",
+    "refuse_if_confined",
     "Representation",
+    "representations",
+    "require",
+    "Rows",
+    "rows_of",
     "Samples",
     "Seed",
+    "seeded",
     "SelfNormalized",
+    "Setting",
     "Several",
+    "Share",
     "Size",
     "Solver",
     "Source",
+    "sources",
+    "squared_distances",
     "Statistic",
     "Stored",
+    "stream",
     "Sum",
     "Summary",
     "Table",
     "Terms",
-    "Traits",
-    "Uniform",
-    "UnknownNameError",
-    "Workers",
-    "Z",
-    "assemble",
-    "balances",
-    "batteries",
-    "between",
-    "checked",
-    "conditions",
-    "confined",
-    "conventions",
-    "datasets",
-    "decode",
-    "digest",
-    "draw",
-    "encoded",
-    "evaluations",
-    "first_line",
-    "generated",
-    "generators",
-    "hub_file",
-    "images",
-    "is_grey",
-    "landmarks",
-    "load_strictly",
-    "load_weights",
-    "median_distance",
-    "memories",
-    "metrics",
-    "mismatches",
-    "nearest",
-    "networks",
-    "objectives",
-    "of_groups",
-    "of_share",
-    "over",
-    "open_table",
-    "printable",
-    "read_weights",
-    "refuse_if_confined",
-    "representations",
-    "require",
-    "rows_of",
-    "seeded",
-    "sources",
-    "squared_distances",
-    "stream",
     "thin",
     "tokens",
+    "total",
+    "Traits",
+    "tried",
+    "Uniform",
+    "UnknownNameError",
     "waveforms",
+    "Workers",
+    "world_size",
+    "Z",
 ]

@@ -177,6 +177,7 @@ representations = Registry("representation", "representations")
 batteries = Registry("battery", "representations")
 networks = Registry("network", "representations")
 generators = Registry("generator", "rdm.generators")
+losses = Registry("loss", "rdm.losses")
 datasets = Registry("dataset", "rdm.datasets")
 evaluations = Registry("evaluation", "rdm.datasets")
 memories = Registry("memory", "rdm.matching.memory")
@@ -192,6 +193,7 @@ registries = {
     "batteries": batteries,
     "networks": networks,
     "generators": generators,
+    "losses": losses,
     "datasets": datasets,
     "evaluations": evaluations,
     "memories": memories,

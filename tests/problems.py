@@ -11,7 +11,7 @@ from rdm.matching.balance import Balance, Terms, Uniform
 from rdm.matching.memory import Memory
 from rdm.matching.objective import Objective
 from rdm.matching.representation import Battery, Representation
-from rdm.training.population import Population
+from rdm.population.population import Population
 
 D = 4
 

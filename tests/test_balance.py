@@ -14,12 +14,13 @@ from rdm.app import config
 from rdm.data.dataset import Dataset
 from rdm.distributed import sum_gradients
 from rdm.errors import InputError, MismatchError, RestrictedError
+from rdm.losses.matching import Matching
 from rdm.matching.balance import Gated, GradientNorm, SelfNormalized, Terms, Uniform
 from rdm.matching.memory import EMA, NoMemory, Queue
 from rdm.matching.representation import Battery, Representation
+from rdm.population.population import Population
 from rdm.registry import balances
-from rdm.training.losses import Matching, Setting
-from rdm.training.population import Population
+from rdm.training.loss import Setting
 from tests.problems import Problem, relative_error
 
 

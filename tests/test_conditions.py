@@ -23,10 +23,11 @@ from rdm.files.mapped import open_table
 from rdm.generators import protocol
 from rdm.generators.protocol import Generator, drawn
 from rdm.judging.drawing import Drawing
+from rdm.losses.flow_matching import FlowMatching
+from rdm.losses.matching import Matching
 from rdm.randomness import stream
 from rdm.registry import conditions, datasets, generators
 from rdm.training.loop import train
-from rdm.training.losses import FlowMatching, Matching
 from rdm.training.samples import draw_grid
 
 CAPTIONS = ["a dark square", "one bright ring on black", "a ring", "stripes from left to right", "noise",

@@ -16,11 +16,11 @@ from rdm.data.inputs import Inputs
 from rdm.errors import InputError
 from rdm.files.checkpoint import read_checkpoint, save_checkpoint
 from rdm.generators.protocol import Generator
+from rdm.losses.matching import Matching
 from rdm.matching.representation import Representation
 from rdm.randomness import seeded
 from rdm.registry import networks, representations
 from rdm.training.loop import train
-from rdm.training.losses import Matching
 
 # Two sizes for every dimension that an encoder leaves open; items of any shape are small images.
 SIZES = {"c": (3, 3), "h": (8, 21), "w": (8, 14), "samples": (300, 801), "length": (5, 9)}

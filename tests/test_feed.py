@@ -26,9 +26,11 @@ from rdm.data.items import Items, first_item
 from rdm.distributed import sum_gradients
 from rdm.errors import InputError
 from rdm.files.checkpoint import complete_checkpoints, read_checkpoint
+from rdm.losses.classification import Classification
+from rdm.losses.flow_matching import FlowMatching
 from rdm.randomness import seeded
 from rdm.training.augmentation import Jitter
-from rdm.training.losses import Classification, FlowMatching, Setting
+from rdm.training.loss import Setting
 from tests.test_items import Deadly
 
 N = 23

@@ -25,6 +25,7 @@ from rdm.errors import InputError
 from rdm.files.checkpoint import read_checkpoint, save_checkpoint
 from rdm.files.store import digest, pack, read_tensors, write_json, write_tensors
 from rdm.judging.samples import Rows, judge
+from rdm.losses.matching import Matching
 from rdm.matching.memory import EMA, Queue
 from rdm.matching.representation import Battery
 from rdm.references import measure
@@ -33,7 +34,6 @@ from rdm.references.file import Reference
 from rdm.references.pairing import battery_of
 from rdm.references.partial import sound_states
 from rdm.registry import generators, representations
-from rdm.training.losses import Matching
 from tests.forge import altered, forgeries, places, put, trees
 
 shares = pytest.mark.parametrize("share", [0.1, pytest.param(0.5, marks=pytest.mark.slow)])

@@ -16,13 +16,13 @@ from rdm.app.judging import make_reference
 from rdm.data.dataset import Dataset
 from rdm.errors import InputError, MismatchError
 from rdm.files.checkpoint import read_checkpoint
+from rdm.losses.matching import Matching
 from rdm.matching.real import Real
+from rdm.population.population import Population
 from rdm.randomness import seeded
 from rdm.references.file import Reference
 from rdm.references.pairing import as_reference
 from rdm.training.loop import train
-from rdm.training.losses import Matching
-from rdm.training.population import Population
 from tests.test_main import refused
 from tests.test_real import Elsewhere
 from tests.test_train import leaves

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import rdm
-from rdm.training.losses import FlowMatching
+from rdm.losses.flow_matching import FlowMatching
 from tests.conftest import objective_cases
 from tests.problems import Problem, relative_error
 from tests.test_train import run

@@ -10,7 +10,9 @@ from torch import nn
 
 from rdm.data.dataset import Dataset
 from rdm.generators.protocol import FlowGenerator
-from rdm.training.losses import Classification, FlowMatching, Setting
+from rdm.losses.classification import Classification
+from rdm.losses.flow_matching import FlowMatching
+from rdm.training.loss import Setting
 
 
 class OneOff(FlowGenerator):

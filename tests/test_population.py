@@ -16,7 +16,7 @@ from rdm.errors import InputError, MismatchError, NonFiniteError
 from rdm.matching.balance import SelfNormalized, Uniform
 from rdm.matching.memory import EMA, NoMemory, Queue
 from rdm.matching.representation import Battery, Representation
-from rdm.training.population import Population
+from rdm.population.population import Population
 from tests.conftest import objective_cases
 from tests.problems import Problem, rank_errors, relative_error
 

@@ -25,7 +25,7 @@ def test_unknown_names_come_with_the_nearest():
     with pytest.raises(InputError, match="no hyperparameter 'bandwith'; did you mean 'bandwidth'"):
         rdm.objective("mmd", bandwith=1.0)
     with pytest.raises(InputError, match="names\\(\\) takes one of objectives"):
-        rdm.names("losses")
+        rdm.names("lawyers")
 
 
 SLOW = Registry("thing", "slow_members")

@@ -14,8 +14,8 @@ from rdm.errors import InputError
 from rdm.files.store import read_tensors, write_tensors
 from rdm.matching.objective import compare
 from rdm.matching.representation import Battery, Representation
+from rdm.population.population import Population
 from rdm.references.encoded import encoded
-from rdm.training.population import Population
 
 
 def test_pca_is_numpys():

@@ -10,7 +10,7 @@ from rdm.matching.objective import Objective, Traits
 from rdm.matching.real import Real
 from rdm.matching.representation import Representation
 from rdm.matching.statistic import Samples
-from rdm.training.population import Population
+from rdm.population.population import Population
 
 Y = torch.arange(1000.0, dtype=torch.float64)[:, None]
 ZERO = torch.zeros(7, 1, dtype=torch.float64)

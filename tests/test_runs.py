@@ -17,7 +17,7 @@ from rdm.__main__ import main
 from rdm.distributed import started, together, words
 from rdm.files.checkpoint import complete_checkpoints, read_checkpoint
 from rdm.files.store import lock
-from rdm.training.losses import Matching
+from rdm.losses.matching import Matching
 from rdm.training.run import Diverged
 from tests.test_main import GENERATOR, refused, refused_running
 from tests.test_train import CONFIG, run

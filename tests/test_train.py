@@ -16,11 +16,13 @@ from torch import nn
 import rdm
 from rdm.errors import InputError
 from rdm.files.checkpoint import complete_checkpoints, read_checkpoint
+from rdm.losses.classification import Classification
+from rdm.losses.flow_matching import FlowMatching
+from rdm.losses.matching import Matching
 from rdm.numbers import ParameterError
 from rdm.randomness import seeded
 from rdm.registry import networks
 from rdm.training.loop import train
-from rdm.training.losses import Classification, FlowMatching, Matching
 from rdm.training.run import Diverged
 from rdm.training.schedule import constant, cosine
 

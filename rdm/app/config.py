@@ -29,15 +29,11 @@ from rdm.numbers import Seed, check, check_given
 from rdm.registry import registries
 from rdm.training.augmentation import Jitter
 from rdm.training.loop import train
-from rdm.training.losses import Classification, FlowMatching, Matching
 from rdm.training.run import check_rates
 from rdm.training.schedule import constant, cosine
 from rdm.trust import confined
 
 CORE: dict[str, Callable[..., Any]] = {
-    "losses.matching": Matching,
-    "losses.flow_matching": FlowMatching,
-    "losses.classification": Classification,
     "augmentations.jitter": Jitter,
     "schedules.constant": constant,
     "schedules.cosine": cosine,

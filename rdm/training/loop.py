@@ -14,7 +14,7 @@ from rdm.errors import NonFiniteError
 from rdm.files.checkpoint import newest_readable, save_checkpoint
 from rdm.numbers import Count, Device, Positive, Seed, Share, Size, Steps, validated
 from rdm.progress import Interrupted, progress, stop_requests
-from rdm.training.losses import Loss, Setting, closing
+from rdm.training.loss import Loss, Setting, closing
 from rdm.training.run import Log, Skips, check_finite, check_rates, joined, restore_state, training_state
 from rdm.training.samples import draw_grid
 from rdm.training.schedule import Schedule, constant

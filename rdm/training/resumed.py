@@ -1,19 +1,16 @@
 """What the state in a checkpoint must hold to be that of a run, checked before any of it is taken."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from rdm.errors import MismatchError
 from rdm.files.schema import (
     Check,
     anything,
     equal_to,
     exactly,
-    expect,
     like,
     listed,
     mapped,
@@ -22,10 +19,8 @@ from rdm.files.schema import (
     record,
     sequence,
     tensor,
-    text,
 )
 
-BALANCE = "balance", "pulls"  # what a population keeps for its balance, a number a member
 SQUARES = "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"  # torch's names of sums of squares
 
 
@@ -111,28 +106,3 @@ def _kept(key: str, value: Any, step: int) -> Check:
     if isinstance(value, Tensor):
         return like(value, low=0 if key in SQUARES else None)
     return number() if isinstance(value, float) else exactly(value)
-
-
-def check_population(state: Any, mine: Mapping[str, Any], pasts: Mapping[str, Check]) -> None:
-    """Refuse the state of a population other than `mine`, or with other memories than `pasts` describe.
-
-    Raises:
-        CorruptFileError: damaged or forged.
-        MismatchError: of other encoders, another objective or another memory.
-    """
-    name, remedy = "the state of a population", "give that of one like it"
-    balance = maybe(tensor("float32 float64", str(len(mine["pasts"]))))
-    later = {
-        **dict.fromkeys(BALANCE, balance),
-        "made_by": mapped(text()),
-        "writes": number(int, low=0),
-    }  # which older ones do not say
-    expect(state, record({"pasts": mapped(anything)}, later), name, remedy)
-    sides = (state["pasts"], state.get("made_by", mine["made_by"])), (mine["pasts"], mine["made_by"])
-    given, own = ({"encoders": sorted(encoders), **made_by} for encoders, made_by in sides)
-    given.setdefault("balance", own["balance"])
-    if given != own:
-        raise MismatchError(f"{name} of {given} cannot be restored into one of {own}")
-    empty = state.get("writes", 0) == 0  # only then has a memory that keeps a past none
-    held = record({name: maybe(check) if empty else check for name, check in pasts.items()})
-    expect(state["pasts"], held, "the memories of a population", remedy)

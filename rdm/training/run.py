@@ -20,7 +20,7 @@ from rdm.files.records import read_log
 from rdm.files.schema import expect
 from rdm.files.store import write_text
 from rdm.progress import Reporter
-from rdm.training.losses import Loss
+from rdm.training.loss import Loss
 from rdm.training.resumed import state_of
 
 

@@ -11,7 +11,7 @@ from rdm.distributed import rank
 from rdm.files.pictures import save_grid
 from rdm.generators.protocol import Generator, sampled
 from rdm.randomness import stream
-from rdm.training.losses import Loss
+from rdm.training.loss import Loss
 
 ROWS, COLUMNS, FEW = 8, 8, 10  # with up to FEW different conditions, each has its column
 

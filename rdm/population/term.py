@@ -14,8 +14,8 @@ from rdm.matching.balance import Balance, Terms
 from rdm.matching.objective import Objective
 from rdm.matching.representation import Representation
 from rdm.matching.statistic import Cat, Statistic, Summary, checked
+from rdm.population.replay import Chunk
 from rdm.randomness import stream
-from rdm.training.replay import Chunk
 
 FLOOR_DRAWS = 8
 TINY = 1e-300

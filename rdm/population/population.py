@@ -31,11 +31,7 @@ from rdm.matching.objective import Objective, by_member
 from rdm.matching.representation import Battery, Representation
 from rdm.matching.statistic import Cat, Summary
 from rdm.numbers import Count, check
-from rdm.references.file import Reference
-from rdm.references.pairing import as_reference, real_sides
-from rdm.references.targets import bound
-from rdm.registry import balances, memories
-from rdm.training.replay import (
+from rdm.population.replay import (
     Chunk,
     Generate,
     check_differentiable,
@@ -47,8 +43,12 @@ from rdm.training.replay import (
     sketch,
     warn_of_range,
 )
-from rdm.training.resumed import BALANCE, check_population
-from rdm.training.term import TINY, Measured, Pull, Step, Term, Weighing, finite, gradient, kinds, norm, refuse_signed
+from rdm.population.state import BALANCE, check_population
+from rdm.population.term import TINY, Measured, Pull, Step, Term, Weighing, finite, gradient, kinds, norm, refuse_signed
+from rdm.references.file import Reference
+from rdm.references.pairing import as_reference, real_sides
+from rdm.references.targets import bound
+from rdm.registry import balances, memories
 
 
 class Population:

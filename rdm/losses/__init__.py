@@ -1,0 +1,1 @@
+"""Losses that the trainer adds up: one file each."""

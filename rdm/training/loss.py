@@ -1,0 +1,121 @@
+"""What the trainer adds up: losses of populations, and losses that are sums over samples.
+
+A loss is prepared once and then adds its gradient at every step. On several ranks each handles its share of the rows;
+gradients are summed afterwards, so every per-sample loss divides by the number of rows of all ranks. What such a loss
+draws for a row follows from seed, step and the row's number, so that the gradient is the same on any number of ranks.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rdm.data.condition import Conditions
+from rdm.data.dataset import Data
+from rdm.data.feed import Feed, Rows
+from rdm.distributed import total
+from rdm.errors import InputError
+from rdm.files.schema import expect, record
+from rdm.randomness import stream
+
+
+class Setting(NamedTuple):
+    """What a loss is prepared with."""
+
+    data: Data | None
+    seed: int
+    device: torch.device
+    cache: Path | None
+
+    def items(self, user: object) -> Data:
+        """The data, which a loss cannot do without."""
+        if self.data is None:
+            raise InputError(f"{type(user).__name__} reads real items and there are none; bind rdm.train.data")
+        return self.data
+
+
+class Loss(ABC):
+    """One term of the training loss; `conditions` are what it asks a generator for, as sample grids do too."""
+
+    conditions: Conditions | None = None
+
+    @abstractmethod
+    def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
+        """Bind to data and device, once; a resumed run skips what its checkpoint holds."""
+
+    @abstractmethod
+    def backward(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Add the gradient of this step's loss to the parameters; return what to log."""
+
+    def close(self) -> None:  # noqa: B027  (most hold nothing)
+        """Let go of what `prepare` and `backward` opened."""
+
+    def state(self) -> dict[str, Any]:
+        """What changes from step to step."""
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take back what `state` gave."""
+        expect(state, record({}), "the state of a loss in the checkpoint", "delete it to go on from the one before")
+
+
+@contextmanager
+def closing(losses: Sequence[Loss]) -> Iterator[None]:
+    """Losses that are closed when the block ends."""
+    try:
+        yield
+    finally:
+        for loss in losses:
+            loss.close()
+
+
+class Fed(Loss):
+    """A loss of real items: `batch` of them a step over all ranks, every item once an epoch (`rdm.data.feed`)."""
+
+    batch: int
+
+    def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
+        """Open the data."""
+        self.setting = setting
+        self._feed = Feed(setting.items(self), self.batch, setting.seed)
+
+    def close(self) -> None:
+        """End the processes that read ahead."""
+        if hasattr(self, "_feed"):
+            self._feed.close()
+
+    def backward(self, model: nn.Module, step: int) -> dict[str, float]:
+        """One batch of real items; a rank whose share is left out adds nothing."""
+        rows = self._feed.at(step)
+        device = self.setting.device
+        streams = [stream(self.setting.seed, type(self).__name__, step, k, device=device) for k in rows.numbers]
+        sums = self.add(model, rows, streams) if streams else {}
+        return {name: total(sums.get(name, 0.0)) / self.batch for name in self.logged}
+
+    logged: Sequence[str] = ("loss",)
+
+    @abstractmethod
+    def add(self, model: nn.Module, rows: Rows, streams: Sequence[torch.Generator]) -> dict[str, float]:
+        """Add the gradient of the rows' sum over `batch`; return sums over the rows, by what is logged.
+
+        `streams` has a source of randomness for each row, which no other row draws from.
+        """
+
+    def labels(self, rows: Rows, classes: int) -> Tensor:
+        """Labels of the rows, which must be below `classes`.
+
+        Raises:
+            InputError: another label, or none.
+        """
+        for label in (int(rows.labels.min()), int(rows.labels.max())):
+            if not 0 <= label < classes:
+                held = f"class {label}" if label >= 0 else "items without a class"
+                raise InputError(
+                    f"{self.setting.items(self).name} holds {held}; the model has {classes} classes, from 0; "
+                    "give the model as many, or other data"
+                )
+        return rows.labels
