@@ -76,9 +76,11 @@ CORE = [p for name, p in ALL.items() if not is_member(name) and name not in (*FA
 
 
 def arrows() -> set[tuple[str, str]]:
-    """Rooms that import from rooms; the face that members import is none."""
+    """Rooms that import from rooms; the ground is one, and the face that members import is none."""
+    ground = {name for name, floor in FLOOR.items() if floor == min(FLOOR.values())}
+    place = {name: "ground" if room(name) in ground else room(name) for name in ALL}
     pairs = {
-        (room(name), room(other)) for name, p in ALL.items() if name not in FACES for other in imports(p) & ALL.keys()
+        (place[name], place[other]) for name, p in ALL.items() if name not in FACES for other in imports(p) & ALL.keys()
     }
     return {(a, b) for a, b in pairs if a != b and b not in FACES}
 

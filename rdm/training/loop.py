@@ -15,9 +15,10 @@ from rdm.files.checkpoint import newest_readable, save_checkpoint
 from rdm.numbers import Count, Device, Positive, Seed, Share, Size, Steps, validated
 from rdm.progress import Interrupted, progress, stop_requests
 from rdm.training.loss import Loss, Setting, closing
-from rdm.training.run import Log, Skips, check_finite, check_rates, joined, restore_state, training_state
+from rdm.training.run import Log, Skips, check_finite, check_rates, joined
 from rdm.training.samples import draw_grid
 from rdm.training.schedule import Schedule, constant
+from rdm.training.state import Trained
 
 
 @validated
@@ -68,16 +69,17 @@ def train(
         loss.prepare(model, setting, resumed=found is not None)
 
     # Go on from the newest checkpoint.
-    start, seconds, skips = 0, 0.0, Skips(patience, out / "checkpoints")
+    start, skips = 0, Skips(patience, out / "checkpoints")
+    run = Trained(model, stepper, averaged, losses, skips)
     if found is not None:
         start, state = found
-        seconds = restore_state(start, state, model, averaged, stepper, losses, skips)
+        run.restore(start, state)
     if prepared is not None:
         prepared()
     log = Log(out / "log.jsonl", start)
 
     def checkpoint(step: int) -> Path:
-        state = training_state(model, averaged, stepper, losses, skips, seconds + time.monotonic() - began)
+        state = run.state(time.monotonic() - began)
         try:
             check_finite({}, {f"after the update, {name}": value for name, value in model.state_dict().items()})
         except NonFiniteError as error:
@@ -115,11 +117,11 @@ def train(
             # Report: log, samples, checkpoint.
             done = step + 1
             if done % log_every == 0 or done == steps:
-                elapsed, rate = seconds + time.monotonic() - began, stepper.param_groups[0]["lr"]
+                elapsed, rate = run.seconds + time.monotonic() - began, stepper.param_groups[0]["lr"]
                 log.write({"step": done, **record, "lr": rate, "skipped": skips.total, "seconds": elapsed})
             report.update(done, record)
             if samples_every and (done % samples_every == 0 or done == steps):
-                draw_grid(out, model if averaged is None else averaged.module, losses, done, seed)
+                draw_grid(out, run.best, losses, done, seed)
             if done % checkpoint_every == 0 or done == steps:
                 checkpoint(done)
             elif stopping():
@@ -127,4 +129,4 @@ def train(
                 raise Interrupted(
                     f"interrupted at step {done} of {steps}; checkpoint in {saved}; --resume goes on from it"
                 )
-    return (model if averaged is None else averaged.module).eval()
+    return run.best.eval()

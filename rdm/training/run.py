@@ -7,21 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
-from rdm.distributed import gather, rank, world_size
-from rdm.errors import CorruptFileError, InputError, MismatchError, NonFiniteError
+from rdm.distributed import rank
+from rdm.errors import InputError, NonFiniteError
 from rdm.files.checkpoint import complete_checkpoints
 from rdm.files.records import read_log
-from rdm.files.schema import expect
 from rdm.files.store import write_text
 from rdm.progress import Reporter
-from rdm.training.loss import Loss
-from rdm.training.resumed import state_of
 
 
 class Diverged(RuntimeError):
@@ -70,75 +65,6 @@ def check_finite(values: Mapping[str, float], tensors: Mapping[str, torch.Tensor
     bad += [name for name, t in tensors.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
     if bad:
         raise NonFiniteError(f"{bad[0]} is not finite")
-
-
-def training_state(
-    model: nn.Module,
-    averaged: AveragedModel | None,
-    stepper: torch.optim.Optimizer,
-    losses: Sequence[Loss],
-    skips: Skips,
-    seconds: float,
-) -> dict[str, Any]:
-    """Everything that the next step depends on; position in the data follows from seed and step."""
-    device = next(model.parameters()).device
-    cuda = gather(torch.cuda.get_rng_state(device)) if device.type == "cuda" else None
-    return {
-        "model": model.state_dict(),
-        "average": None if averaged is None else averaged.module.state_dict(),
-        "averaged": None if averaged is None else averaged.n_averaged,
-        "optimizer": stepper.state_dict(),
-        "losses": [loss.state() for loss in losses],
-        "random": {"cpu": gather(torch.get_rng_state()), "cuda": cuda},
-        "skips": [skips.total, skips.row],
-        "seconds": seconds,
-    }
-
-
-def restore_state(
-    step: int,
-    state: dict[str, Any],
-    model: nn.Module,
-    averaged: AveragedModel | None,
-    stepper: torch.optim.Optimizer,
-    losses: Sequence[Loss],
-    skips: Skips,
-) -> float:
-    """Inverse of `training_state`; returns the seconds spent before.
-
-    Raises:
-        CorruptFileError: an entry is not one of this run at this step.
-    """
-    device, name = next(model.parameters()).device, f"checkpoint {step:08d}"
-    check = state_of(step, model, averaged, stepper, len(losses))
-    expect(state, check, name, "delete it to go on from the one before")
-    model.load_state_dict(state["model"])
-    if averaged is not None:
-        averaged.module.load_state_dict(state["average"])
-        averaged.n_averaged.copy_(state["averaged"])
-    stepper.load_state_dict(state["optimizer"])
-    for loss, inner in zip(losses, state["losses"], strict=True):
-        try:
-            loss.restore(_moved(inner, device))
-        except (CorruptFileError, MismatchError) as error:
-            raise type(error)(f"{name}: {error}") from error
-    if world_size() != len(state["random"]["cpu"]):
-        raise InputError(
-            f"{name} is of {len(state['random']['cpu'])} processes, there are {world_size()}; resume it with as many"
-        )
-    torch.set_rng_state(state["random"]["cpu"][rank()])
-    if device.type == "cuda" and state["random"]["cuda"] is not None:
-        torch.cuda.set_rng_state(state["random"]["cuda"][rank()], device)
-    skips.total, skips.row = state["skips"]
-    return state["seconds"]
-
-
-def _moved(tree: Any, device: torch.device) -> Any:
-    if isinstance(tree, torch.Tensor):
-        return tree.to(device)
-    if isinstance(tree, dict):
-        return {key: _moved(value, device) for key, value in tree.items()}
-    return [_moved(value, device) for value in tree] if isinstance(tree, list) else tree
 
 
 def joined(records: Sequence[dict[str, float]]) -> dict[str, float]:

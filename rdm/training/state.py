@@ -1,0 +1,93 @@
+"""What training changes, and all that a step depends on: written to checkpoints and taken back from them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from rdm.distributed import gather, rank, world_size
+from rdm.errors import CorruptFileError, InputError, MismatchError
+from rdm.files.schema import expect
+from rdm.training.loss import Loss
+from rdm.training.resumed import state_of
+from rdm.training.run import Skips
+
+
+@dataclass
+class Trained:
+    """A run in memory; the position in the data follows from seed and step.
+
+    Args:
+        model, optimizer, averaged, losses: what is trained, by what, its weights' average, and on what.
+        skips: steps that were not taken.
+        seconds: spent before this process.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    averaged: AveragedModel | None
+    losses: Sequence[Loss]
+    skips: Skips
+    seconds: float = 0.0
+
+    @property
+    def best(self) -> nn.Module:
+        """The weights that are shown and kept: the average where there is one."""
+        return self.model if self.averaged is None else self.averaged.module
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def state(self, seconds: float) -> dict[str, Any]:
+        """Everything that the next step depends on, after so many seconds of this process."""
+        cuda = gather(torch.cuda.get_rng_state(self._device)) if self._device.type == "cuda" else None
+        return {
+            "model": self.model.state_dict(),
+            "average": None if self.averaged is None else self.averaged.module.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.n_averaged,
+            "optimizer": self.optimizer.state_dict(),
+            "losses": [loss.state() for loss in self.losses],
+            "random": {"cpu": gather(torch.get_rng_state()), "cuda": cuda},
+            "skips": [self.skips.total, self.skips.row],
+            "seconds": self.seconds + seconds,
+        }
+
+    def restore(self, step: int, state: dict[str, Any]) -> None:
+        """Take back what `state` gave.
+
+        Raises:
+            CorruptFileError: an entry is not one of this run at this step.
+        """
+        device, name = self._device, f"checkpoint {step:08d}"
+        check = state_of(step, self.model, self.averaged, self.optimizer, len(self.losses))
+        expect(state, check, name, "delete it to go on from the one before")
+        self.model.load_state_dict(state["model"])
+        if self.averaged is not None:
+            self.averaged.module.load_state_dict(state["average"])
+            self.averaged.n_averaged.copy_(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for loss, inner in zip(self.losses, state["losses"], strict=True):
+            try:
+                loss.restore(_moved(inner, device))
+            except (CorruptFileError, MismatchError) as error:
+                raise type(error)(f"{name}: {error}") from error
+        written = len(state["random"]["cpu"])
+        if world_size() != written:
+            raise InputError(f"{name} is of {written} processes, there are {world_size()}; resume it with as many")
+        torch.set_rng_state(state["random"]["cpu"][rank()])
+        if device.type == "cuda" and state["random"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["random"]["cuda"][rank()], device)
+        self.skips.total, self.skips.row = state["skips"]
+        self.seconds = state["seconds"]
+
+
+def _moved(tree: Any, device: torch.device) -> Any:
+    if isinstance(tree, torch.Tensor):
+        return tree.to(device)
+    if isinstance(tree, dict):
+        return {key: _moved(value, device) for key, value in tree.items()}
+    return [_moved(value, device) for value in tree] if isinstance(tree, list) else tree
