@@ -5,40 +5,69 @@ Any distance x any battery of representations x any population strategy. Entry p
     rdm.distance("frechet", x, y)          # a loss in one line
     rdm.objective, rdm.representation, rdm.battery, rdm.generator, rdm.dataset, rdm.memory   # build by registry name
     rdm.Population                         # exact gradients of populations larger than a batch
+
+A name is imported when it is first read: `import rdm` alone does not import torch.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # what __getattr__ hands out
+    from rdm.generators.protocol import Generator
+    from rdm.judging.streaming import Streaming
+    from rdm.matching.balance import Gated, GradientNorm, SelfNormalized, Uniform
+    from rdm.matching.memory import EMA, NoMemory, Queue
+    from rdm.matching.metric import Metric
+    from rdm.matching.objective import Objective, distance
+    from rdm.matching.representation import Battery, Representation
+    from rdm.population.population import Population
+    from rdm.references.file import Reference
+    from rdm.registry import (
+        balances,
+        batteries,
+        datasets,
+        generators,
+        memories,
+        metrics,
+        names,
+        objectives,
+        representations,
+    )
 
-from rdm.errors import InputError
-from rdm.generators.protocol import Generator
-from rdm.judging.streaming import Streaming
-from rdm.matching.balance import Gated, GradientNorm, SelfNormalized, Uniform
-from rdm.matching.memory import EMA, NoMemory, Queue
-from rdm.matching.metric import Metric
-from rdm.matching.objective import Objective, compare
-from rdm.matching.representation import Battery, Representation
-from rdm.population.population import Population
-from rdm.references.file import Reference
-from rdm.registry import (
-    balances,
-    batteries,
-    datasets,
-    generators,
-    memories,
-    metrics,
-    objectives,
-    registries,
-    representations,
-)
+    balance = balances.build
+    battery = batteries.build
+    dataset = datasets.build
+    generator = generators.build
+    memory = memories.build
+    metric = metrics.build
+    objective = objectives.build
+    representation = representations.build
+    __version__: str
 
-try:
-    __version__ = version("rdm-torch")
-except PackageNotFoundError:  # a checkout that is not installed
-    __version__ = "0+unknown"
+_HOMES = {
+    "rdm.generators.protocol": "Generator",
+    "rdm.judging.streaming": "Streaming",
+    "rdm.matching.balance": "Gated GradientNorm SelfNormalized Uniform",
+    "rdm.matching.memory": "EMA NoMemory Queue",
+    "rdm.matching.metric": "Metric",
+    "rdm.matching.objective": "Objective distance",
+    "rdm.matching.representation": "Battery Representation",
+    "rdm.population.population": "Population",
+    "rdm.references.file": "Reference",
+    "rdm.registry": "names",
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+_BUILT_BY = {
+    "balance": "balances",
+    "battery": "batteries",
+    "dataset": "datasets",
+    "generator": "generators",
+    "memory": "memories",
+    "metric": "metrics",
+    "objective": "objectives",
+    "representation": "representations",
+}
 
 __all__ = [
     "EMA",
@@ -69,47 +98,29 @@ __all__ = [
 ]
 
 
-def distance(
-    name: str,
-    x: Tensor,
-    y: Tensor,
-    *,
-    weights: Tensor | None = None,
-    reference_weights: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    **hyperparameters: Any,
-) -> Tensor:
-    """Distance of generated rows x (n, d), which carry the gradient, from reference rows y (m, d).
-
-    `name` and `hyperparameters` are those of the objective (`rdm.names("objectives")`), whose docstring says formula,
-    units and cost. Weights are non-negative and normalised inside.
-
-    Raises:
-        InputError: unknown name or hyperparameter, an empty or non-finite side, different dimensions, bad weights.
-
-    >>> import torch, rdm
-    >>> x = torch.tensor([[1.0], [3.0]], requires_grad=True)
-    >>> rdm.distance("frechet", x, torch.tensor([[0.0], [2.0]])).backward()
-    >>> x.grad.flatten().tolist()
-    [1.0, 1.0]
-    """
-    chosen = objectives.build(name, **hyperparameters)
-    return compare(chosen, x, y, weights=weights, reference_weights=reference_weights, generator=generator)
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    elif name in _BUILT_BY:
+        value = getattr(import_module("rdm.registry"), _BUILT_BY[name]).build
+    elif name == "__version__":
+        value = _version()
+    elif not name.startswith("_") and find_spec(f"rdm.{name}"):
+        return import_module(f"rdm.{name}")
+    else:
+        raise AttributeError(f"module 'rdm' has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
-def names(kind: str) -> list[str]:
-    """Registered names of a kind: "objectives", "representations", "batteries", "generators", "metrics", ..."""
-    if kind not in registries:
-        raise InputError(f"names() takes one of {', '.join(registries)}; got {kind!r}")
-    return list(registries[kind])
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
 
 
-# These functions share their names with modules (rdm.objective, ...), all imported above: the functions win.
-objective = objectives.build
-representation = representations.build
-battery = batteries.build
-generator = generators.build
-dataset = datasets.build
-memory = memories.build
-balance = balances.build
-metric = metrics.build
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("rdm-torch")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "0+unknown"

@@ -203,3 +203,10 @@ registries = {
     "sources": sources,
     "conditions": conditions,
 }
+
+
+def names(kind: str) -> list[str]:
+    """Registered names of a kind: "objectives", "representations", "batteries", "generators", "metrics", ..."""
+    if kind not in registries:
+        raise InputError(f"names() takes one of {', '.join(registries)}; got {kind!r}")
+    return list(registries[kind])

@@ -6,6 +6,7 @@ import tests.typecheck  # noqa: F401  (the hook names it)
 
 with install_import_hook(["rdm", "objectives", "representations"], "tests.typecheck.check"):
     import rdm
+    import rdm.api  # the core; members are imported when a registry is first read
 
 import os
 import tempfile

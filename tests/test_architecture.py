@@ -213,11 +213,16 @@ def test_the_training_loop_stays_readable():
 
 
 def test_importing_rdm_loads_no_optional_package_and_starts_no_accelerator():
+    """Help needs no torch even; a name is imported when it is read."""
     code = (
-        "import sys, torch, rdm, objectives, representations; rdm.names('objectives'); rdm.names('representations')\n"
+        "import sys, rdm, rdm.__main__, contextlib, io\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):\n"
+        "    rdm.__main__.main(['train', '--help'])\n"
+        "early = {'torch', 'numpy', 'rich'} & set(sys.modules)\n"
+        "import torch, objectives, representations; rdm.names('objectives'); rdm.names('representations')\n"
         "heavy = {'timm', 'open_clip', 'torchvision', 'transformers', 'diffusers', 'huggingface_hub'}\n"
         "heavy |= {'ot', 'geomloss', 'sklearn', 'matplotlib', 'scipy', 'gin'}\n"
-        "print(sorted(heavy & set(sys.modules)), torch.cuda.is_initialized())"
+        "print(sorted(early | heavy & set(sys.modules)), torch.cuda.is_initialized())"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/")
     assert shown.stdout.strip() == "[] False", shown.stdout + shown.stderr
@@ -227,3 +232,10 @@ def test_packages_are_typed():
     for package in ("rdm", "objectives", "representations", "experiments"):
         assert (ROOT / package / "py.typed").exists()
     assert rdm.__version__ != "0+unknown"
+
+
+def test_every_public_name_is_there_and_no_other():
+    assert all(getattr(rdm, name) is not None for name in rdm.__all__) and set(rdm.__all__) <= set(dir(rdm))
+    assert rdm.registry.registries is registries  # a module is found by its name too
+    with pytest.raises(AttributeError, match="no attribute 'frechet'"):
+        rdm.frechet  # noqa: B018

@@ -73,6 +73,34 @@ def by_member(given: Objective | str | Mapping[str, Objective | str], names: Ite
     return {name: objectives.take(each, Objective) for name, each in by_name("objective", given, names).items()}
 
 
+def distance(
+    name: str,
+    x: Tensor,
+    y: Tensor,
+    *,
+    weights: Tensor | None = None,
+    reference_weights: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    **hyperparameters: Any,
+) -> Tensor:
+    """Distance of generated rows x (n, d), which carry the gradient, from reference rows y (m, d).
+
+    `name` and `hyperparameters` are those of the objective (`rdm.names("objectives")`), whose docstring says formula,
+    units and cost. Weights are non-negative and normalised inside.
+
+    Raises:
+        InputError: unknown name or hyperparameter, an empty or non-finite side, different dimensions, bad weights.
+
+    >>> import torch, rdm
+    >>> x = torch.tensor([[1.0], [3.0]], requires_grad=True)
+    >>> rdm.distance("frechet", x, torch.tensor([[0.0], [2.0]])).backward()
+    >>> x.grad.flatten().tolist()
+    [1.0, 1.0]
+    """
+    chosen = objectives.build(name, **hyperparameters)
+    return compare(chosen, x, y, weights=weights, reference_weights=reference_weights, generator=generator)
+
+
 def compare(
     objective: Objective,
     x: Tensor,
