@@ -23,7 +23,7 @@ rdm.judging rdm.training
 rdm.population
 rdm.references rdm.generators
 rdm.matching
-rdm.data
+rdm.data rdm.surviving
 rdm.files
 rdm.progress rdm.terminal rdm.escape rdm.trust rdm.distributed rdm.randomness rdm.registry rdm.numbers rdm.errors
 """

@@ -14,7 +14,7 @@ import rdm
 from rdm.data.dataset import Dataset
 from rdm.data.inputs import Inputs
 from rdm.errors import InputError
-from rdm.files.checkpoint import read_checkpoint, save_checkpoint
+from rdm.files.checkpoint import read_checkpoint, snapshot, write_checkpoint
 from rdm.generators.protocol import Generator
 from rdm.losses.matching import Matching
 from rdm.matching.representation import Representation
@@ -44,7 +44,7 @@ def build(name: str, folder) -> list[Representation]:
         with seeded(0):
             module = networks.build(network, **entry.examples[0])
         run = folder / network
-        save_checkpoint(run / "checkpoints", 1, {"model": module.state_dict(), "average": None}, keep=1)
+        write_checkpoint(run / "checkpoints", 1, snapshot({"model": module.state_dict(), "average": None}))
         made.append(rdm.representation(name, weights=str(run), network=module))
     return made
 

@@ -22,7 +22,7 @@ from rdm.__main__ import main
 from rdm.app.judging import make_reference
 from rdm.data.dataset import Dataset
 from rdm.errors import InputError
-from rdm.files.checkpoint import read_checkpoint, save_checkpoint
+from rdm.files.checkpoint import read_checkpoint, snapshot, write_checkpoint
 from rdm.files.store import digest, pack, read_tensors, write_json, write_tensors
 from rdm.judging.samples import Rows, judge
 from rdm.losses.matching import Matching
@@ -266,10 +266,11 @@ def test_a_checkpoint_is_refused_or_gone_on_from(tmp_path, share, memory):
     tensors, plain = pack(state)
 
     def as_json(at, plain):
-        write_tensors(at / "state.safetensors", tensors, {"step": step, "rest": digest({}, plain)})
-        write_json(at / "state.json", {"step": step, "state": plain})
+        rest = {"step": step, "row": {}, "state": plain}
+        write_tensors(at / "state.safetensors", tensors, {"step": step, "rest": digest({}, rest)})
+        write_json(at / "state.json", rest)
 
-    writers = [(what, lambda at, s=s: save_checkpoint(at.parent, step, s, keep=9)) for what, s in trees(state)]
+    writers = [(what, lambda at, s=s: write_checkpoint(at.parent, step, snapshot(s))) for what, s in trees(state)]
     writers += [(f"JSON: {what}", lambda at, p=p: as_json(at, p)) for what, p in trees(plain)]
     refused = same = 0
     # a memory's rows are of the type that the encoder gives; wider ones hold the same numbers and differ by rounding

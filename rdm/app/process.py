@@ -28,12 +28,14 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """SIGTERM ends a command as Ctrl-C does, where the command itself has no better answer."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """SIGTERM ends a command as Ctrl-C does and SIGUSR1 ends none, where the command itself has no better answer."""
+    answers = {signal.SIGTERM: signal.default_int_handler, signal.SIGUSR1: signal.SIG_IGN}
+    before = {number: signal.signal(number, answer) for number, answer in answers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, answer in before.items():
+            signal.signal(number, answer)
 
 
 def of_storage(error: OSError) -> OSError:

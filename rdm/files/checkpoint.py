@@ -1,20 +1,20 @@
 """Checkpoints: everything a run needs to go on bit for bit, in folders that are whole or absent."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from rdm.errors import CorruptFileError, InputError
-from rdm.files.schema import anything, exactly, expect, finite, like, mapped, record
+from rdm.files.schema import anything, exactly, expect, finite, like, mapped, number, record
 from rdm.files.store import (
     digest,
     pack,
     read_json,
     read_tensors,
-    remove_folder,
     unpack,
     write_folder,
     write_json,
@@ -25,19 +25,42 @@ from rdm.files.weights import read_weights, refuse_mismatches
 TENSORS, REST = "state.safetensors", "state.json"
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
-    """Write `state` (a tree of tensors and plain values) under the step's number; older ones beyond `keep` go."""
-    path = folder / f"{step:08d}"
-    tensors, plain = pack(state)
+class Snapshot(NamedTuple):
+    """A state that no longer changes: its tensors, copied to the host, and the tree around them as plain JSON."""
+
+    tensors: Mapping[str, Tensor]
+    plain: Any
+
+
+def snapshot(state: dict[str, Any]) -> Snapshot:
+    """Copy a tree of tensors and plain values to the host."""
+    return Snapshot(*pack(state))
+
+
+def write_checkpoint(folder: Path, step: int, held: Snapshot, row: Mapping[str, float] = MappingProxyType({})) -> Path:
+    """Write a state under the step's number, whole or not at all, with what was logged at that step."""
+    path, rest = folder / f"{step:08d}", {"step": step, "row": dict(row), "state": held.plain}
 
     def fill(temporary: Path) -> None:
-        write_tensors(temporary / TENSORS, tensors, {"step": step, "rest": digest({}, plain)})
-        write_json(temporary / REST, {"step": step, "state": plain})
+        write_tensors(temporary / TENSORS, held.tensors, {"step": step, "rest": digest({}, rest)})
+        write_json(temporary / REST, rest)
 
     write_folder(path, fill)
-    for old in complete_checkpoints(folder)[:-keep]:
-        remove_folder(old)
     return path
+
+
+def row_of(path: Path) -> dict[str, float]:
+    """What was logged at the step of a checkpoint.
+
+    Raises:
+        CorruptFileError: it cannot be read.
+    """
+    try:
+        row = read_json(path / REST)["row"]
+    except (InputError, KeyError, TypeError) as error:
+        raise CorruptFileError(f"{path} is damaged ({error})") from error
+    expect(row, mapped(number()), f"{path}, row")
+    return row
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -77,7 +100,7 @@ def read_checkpoint(path: Path) -> tuple[int, dict[str, Any]]:
     try:
         tensors, described = read_tensors(path / TENSORS)
         rest = read_json(path / REST)
-        if described["rest"] != digest({}, rest["state"]) or described["step"] != rest["step"]:
+        if described["rest"] != digest({}, rest) or described["step"] != rest["step"]:
             raise CorruptFileError(f"{path}: its two files do not belong together")
         expect(rest["step"], exactly(int(path.name)), f"{path}, step")
         return rest["step"], unpack(tensors, rest["state"])

@@ -196,12 +196,12 @@ def remove_folder(path: Path) -> None:
 
 
 def pack(tree: Any) -> tuple[dict[str, Tensor], Any]:
-    """Separate a tree of dicts, lists, numbers, text and tensors into named tensors and plain JSON."""
+    """Separate a tree of dicts, lists, numbers, text and tensors into copies on the host, by name, and plain JSON."""
     tensors: dict[str, Tensor] = {}
 
     def walk(node: Any) -> Any:
         if isinstance(node, Tensor):
-            tensors[f"{len(tensors):06d}"] = node.detach().clone()
+            tensors[f"{len(tensors):06d}"] = node.detach().to("cpu", copy=True)
             return {"tensor": f"{len(tensors) - 1:06d}"}
         if isinstance(node, Mapping):
             return {"items": [[walk(key), walk(value)] for key, value in node.items()]}

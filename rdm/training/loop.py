@@ -11,9 +11,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from rdm.data.dataset import Data
 from rdm.distributed import rank, sum_gradients
 from rdm.errors import NonFiniteError
-from rdm.files.checkpoint import newest_readable, save_checkpoint
+from rdm.files.checkpoint import newest_readable
 from rdm.numbers import Count, Device, Positive, Seed, Share, Size, Steps, validated
-from rdm.progress import Interrupted, progress, stop_requests
+from rdm.progress import Interrupted, progress
+from rdm.surviving.keeping import Keeping
+from rdm.surviving.saving import Saver
+from rdm.surviving.signals import requests
 from rdm.training.loss import Loss, Setting, closing
 from rdm.training.run import Log, Skips, check_finite, check_rates, joined
 from rdm.training.samples import draw_grid
@@ -38,7 +41,11 @@ def train(
     device: Device = "cpu",
     log_every: Steps = 10,  # steps
     checkpoint_every: Steps = 500,  # steps
-    keep: Count = 2,  # checkpoints
+    keep: Count = 2,  # newest checkpoints
+    keep_every: Steps | None = None,  # steps, of which one checkpoint each is kept for ever
+    keep_hours: Positive | None = None,  # hours of the run, likewise
+    keep_lowest: str | None = None,  # a number of the log: the checkpoint where it is lowest is kept
+    keep_highest: str | None = None,  # likewise
     samples_every: Size | None = 100,  # steps; 0 or None for no pictures
     cache: Path | None = None,
     resume: bool = False,
@@ -46,12 +53,13 @@ def train(
 ) -> nn.Module:
     """Minimise the sum of `losses` and return the model (its weight average where there is one), on `device`.
 
-    Writes log.jsonl, samples/ and checkpoints/ into `out`. With `resume`, goes on from the newest checkpoint there,
-    bit for bit as if never interrupted.
+    Writes log.jsonl, samples/ and checkpoints/ into `out`, the latter while training goes on. With `resume`, goes on
+    from the newest checkpoint there, bit for bit as if never interrupted.
 
     Raises:
         InputError: an argument that cannot be used; nothing is written then.
-        Interrupted: on Ctrl-C or SIGTERM, after a checkpoint.
+        Interrupted: on Ctrl-C or SIGTERM, after a checkpoint; SIGUSR1 saves one and goes on.
+        OSError: the last checkpoint, or three in a row, found the disk full; those before are whole.
         Diverged: features, a distance or the gradient were not finite in more than `patience` steps in a row, none of
             which was taken, or the weights after an update are not.
     """
@@ -69,30 +77,22 @@ def train(
         loss.prepare(model, setting, resumed=found is not None)
 
     # Go on from the newest checkpoint.
-    start, skips = 0, Skips(patience, out / "checkpoints")
+    start, state = found or (0, None)
+    saver = Saver(out / "checkpoints", Keeping(keep, keep_every, keep_hours, keep_lowest, keep_highest), start)
+    skips = Skips(patience, saver.last)
     run = Trained(model, stepper, averaged, losses, skips)
-    if found is not None:
-        start, state = found
+    if state is not None:
         run.restore(start, state)
     if prepared is not None:
         prepared()
     log = Log(out / "log.jsonl", start)
 
-    def checkpoint(step: int) -> Path:
-        state = run.state(time.monotonic() - began)
-        try:
-            check_finite({}, {f"after the update, {name}": value for name, value in model.state_dict().items()})
-        except NonFiniteError as error:
-            skips.fail(step, error)
-        if rank() == 0:
-            save_checkpoint(out / "checkpoints", step, state, keep=keep)
-        return out / "checkpoints" / f"{step:08d}"
-
     began = time.monotonic()
     shown = progress(steps, done=start, quiet=rank() > 0)
-    with closing(losses), stop_requests() as stopping, shown as report:
+    with closing(losses), requests() as requested, shown as report, saver:
+        saver.shown = log.shown = report.say
         if start == 0 and samples_every:
-            draw_grid(out, model, losses, 0, seed)
+            draw_grid(out, model, losses, 0, seed, report.say)
         for step in range(start, steps):
             # Gradient: every loss adds its own, each a function of seed, step and rank.
             stepper.zero_grad(set_to_none=True)
@@ -115,18 +115,22 @@ def train(
                     averaged.update_parameters(model)
 
             # Report: log, samples, checkpoint.
-            done = step + 1
+            done, seconds = step + 1, run.seconds + time.monotonic() - began
+            rate = stepper.param_groups[0]["lr"]
+            row: dict[str, float] = {"step": done, **record, "lr": rate, "skipped": skips.total, "seconds": seconds}
             if done % log_every == 0 or done == steps:
-                elapsed, rate = run.seconds + time.monotonic() - began, stepper.param_groups[0]["lr"]
-                log.write({"step": done, **record, "lr": rate, "skipped": skips.total, "seconds": elapsed})
+                log.write(row)
             report.update(done, record)
             if samples_every and (done % samples_every == 0 or done == steps):
-                draw_grid(out, run.best, losses, done, seed)
-            if done % checkpoint_every == 0 or done == steps:
-                checkpoint(done)
-            elif stopping():
-                saved = checkpoint(done)
-                raise Interrupted(
-                    f"interrupted at step {done} of {steps}; checkpoint in {saved}; --resume goes on from it"
-                )
+                draw_grid(out, run.best, losses, done, seed, report.say)
+            asked = requested()
+            if done % checkpoint_every == 0 or done == steps or any(asked):
+                saved = saver.save(done, run.state(done, seconds), row, after=log.flush)
+                if asked.stop and done < steps:
+                    saver.finish()
+                    raise Interrupted(
+                        f"interrupted at step {done} of {steps}; checkpoint in {saved}; --resume goes on from it"
+                    )
+                if asked.save:
+                    report.say(f"SIGUSR1 at step {done} of {steps}: the newest checkpoint is {saver.last()}; going on")
     return run.best.eval()

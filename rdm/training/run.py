@@ -2,8 +2,9 @@
 
 import json
 import math
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -13,10 +14,11 @@ import torch
 
 from rdm.distributed import rank
 from rdm.errors import InputError, NonFiniteError
-from rdm.files.checkpoint import complete_checkpoints
 from rdm.files.records import read_log
 from rdm.files.store import write_text
 from rdm.progress import Reporter
+from rdm.surviving.saving import spared
+from rdm.terminal import say
 
 
 class Diverged(RuntimeError):
@@ -29,12 +31,12 @@ class Skips:
 
     Args:
         patience: how many in a row may be left out.
-        checkpoints: where the last good one is looked for.
+        last: gives the last good checkpoint.
         total, row: left out so far, and since the last step that was taken.
     """
 
     patience: int
-    checkpoints: Path
+    last: Callable[[], Path | None]
     total: int = 0
     row: int = 0
 
@@ -52,9 +54,9 @@ class Skips:
 
     def fail(self, step: int, error: NonFiniteError) -> NoReturn:
         """End the run."""
-        kept = complete_checkpoints(self.checkpoints)
+        kept = self.last()
         before = f", after {self.row - 1} steps before it that were not taken" if self.row > 1 else ""
-        last = f"; the last good checkpoint is {kept[-1]}" if kept else ""
+        last = f"; the last good checkpoint is {kept}" if kept else ""
         remedy = "lower the learning rate or clip the gradient"
         raise Diverged(f"step {step}: {error}{before}{last}; {remedy}") from error
 
@@ -89,20 +91,41 @@ def check_rates(stepper: torch.optim.Optimizer) -> None:
 
 
 class Log:
-    """log.jsonl: one object a logged step; a resumed run drops what came after its checkpoint."""
+    """log.jsonl: one object a logged step; a resumed run drops what came after its checkpoint.
+
+    Rows that find the disk full wait in memory for the next ones.
+    """
 
     def __init__(self, path: Path, start: int):
-        self._path = path
+        self._path, self._waiting = path, ""
+        self.shown: Callable[[str], object] = say
         if rank() > 0:
             return
         kept = [row for row in (read_log(path) if path.exists() else []) if row["step"] <= start]
         write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
 
-    def write(self, record: dict[str, float]) -> None:
+    def write(self, record: Mapping[str, float]) -> None:
         """Append one object."""
-        if rank() == 0:
-            with self._path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+        self._waiting += json.dumps(record) + "\n"
+        with spared(f"the row of step {record['step']:.0f} in {self._path}", self.shown):
+            self.flush()
+
+    def flush(self) -> None:
+        """Append what waits, all of it or nothing.
+
+        Raises:
+            OSError: it cannot be written, or the file is gone.
+        """
+        if rank() == 0 and self._waiting:
+            with self._path.open("r+b", buffering=0) as file:
+                end, left = file.seek(0, os.SEEK_END), self._waiting.encode()
+                try:
+                    while left:
+                        left = left[file.write(left) :]
+                except OSError as error:
+                    file.truncate(end)
+                    raise OSError(error.errno, error.strerror, str(self._path)) from error
+        self._waiting = ""
 
 
 def last_logged(path: Path) -> dict[str, float]:

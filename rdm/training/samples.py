@@ -1,6 +1,6 @@
 """The grid of pictures that a run draws now and then."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -11,15 +11,19 @@ from rdm.distributed import rank
 from rdm.files.pictures import save_grid
 from rdm.generators.protocol import Generator, sampled
 from rdm.randomness import stream
+from rdm.surviving.saving import spared
 from rdm.training.loss import Loss
 
 ROWS, COLUMNS, FEW = 8, 8, 10  # with up to FEW different conditions, each has its column
 
 
-def draw_grid(out: Path, model: nn.Module, losses: Sequence[Loss], step: int, seed: int) -> None:
+def draw_grid(
+    out: Path, model: nn.Module, losses: Sequence[Loss], step: int, seed: int, shown: Callable[[str], object]
+) -> None:
     """Pictures from the conditions that the losses ask for, from noise and conditions that are the same at every step.
 
-    A column a condition where there are few, else as they are drawn; one row of the grid in a forward pass.
+    A column a condition where there are few, else as they are drawn; one row of the grid in a forward pass. `shown`
+    says that the disk is full.
     """
     if rank() > 0 or not isinstance(model, Generator):
         return
@@ -33,4 +37,5 @@ def draw_grid(out: Path, model: nn.Module, losses: Sequence[Loss], step: int, se
         condition = moved(conditions.read(which), noise.device)
     images = torch.cat([part.cpu() for part in sampled(model, noise, condition, columns)])
     if images.ndim == 4:  # other items have no picture
-        save_grid(out / "samples" / f"{step:08d}.png", images, columns=columns)
+        with spared(f"samples of step {step}", shown):
+            save_grid(out / "samples" / f"{step:08d}.png", images, columns=columns)

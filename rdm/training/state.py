@@ -9,11 +9,11 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from rdm.distributed import gather, rank, world_size
-from rdm.errors import CorruptFileError, InputError, MismatchError
+from rdm.errors import CorruptFileError, InputError, MismatchError, NonFiniteError
 from rdm.files.schema import expect
 from rdm.training.loss import Loss
 from rdm.training.resumed import state_of
-from rdm.training.run import Skips
+from rdm.training.run import Skips, check_finite
 
 
 @dataclass
@@ -42,8 +42,16 @@ class Trained:
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def state(self, seconds: float) -> dict[str, Any]:
-        """Everything that the next step depends on, after so many seconds of this process."""
+    def state(self, step: int, seconds: float) -> dict[str, Any]:
+        """Everything that the next step depends on, after so many steps and seconds of the run.
+
+        Raises:
+            Diverged: the last update destroyed the weights.
+        """
+        try:
+            check_finite({}, {f"after the update, {name}": value for name, value in self.model.state_dict().items()})
+        except NonFiniteError as error:
+            self.skips.fail(step, error)
         cuda = gather(torch.cuda.get_rng_state(self._device)) if self._device.type == "cuda" else None
         return {
             "model": self.model.state_dict(),
@@ -53,7 +61,7 @@ class Trained:
             "losses": [loss.state() for loss in self.losses],
             "random": {"cpu": gather(torch.get_rng_state()), "cuda": cuda},
             "skips": [self.skips.total, self.skips.row],
-            "seconds": self.seconds + seconds,
+            "seconds": seconds,
         }
 
     def restore(self, step: int, state: dict[str, Any]) -> None:
