@@ -90,6 +90,29 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
             dist.all_reduce(parameter.grad)
 
 
+class Summing:
+    """A contiguous tensor on its way to its sum over ranks, in place; every rank begins its sums in one order."""
+
+    def __init__(self, tensor: Tensor):
+        self._tensor = tensor
+        self._work = dist.all_reduce(tensor, async_op=True) if active() else None
+
+    def wait(self) -> Tensor:
+        """The same tensor, summed."""
+        if self._work is not None:
+            self._work.wait()
+        return self._tensor
+
+
+def largest(*numbers: int) -> tuple[int, ...]:
+    """The largest of every rank's, number by number."""
+    if not active():
+        return numbers
+    found = torch.tensor(numbers, device=_device())
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return tuple(found.tolist())
+
+
 def total(value: float) -> float:
     """Sum of a number over ranks."""
     if not active():

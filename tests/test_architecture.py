@@ -20,7 +20,7 @@ rdm.__main__
 rdm.app
 rdm.reports
 rdm.judging rdm.training
-rdm.population
+rdm.population rdm.scaling
 rdm.references rdm.generators
 rdm.matching
 rdm.data rdm.surviving
@@ -166,9 +166,9 @@ def test_the_terminal_is_written_to_in_one_place():
             assert not printed, dotted(path)
 
 
-def test_collectives_are_in_one_module():
+def test_collectives_are_in_one_module_and_sharding_in_one_room():
     for path in modules("rdm", "objectives", "representations"):
-        if dotted(path) != "rdm.distributed":
+        if dotted(path) != "rdm.distributed" and room(dotted(path)) != "rdm.scaling":
             assert not any(n.startswith("torch.distributed") for n in imports(path)), dotted(path)
 
 

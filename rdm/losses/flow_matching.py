@@ -40,7 +40,8 @@ class FlowMatching(Fed):
         tt = t.view(-1, *[1] * (x0.ndim - 1))
         error = model.velocity((1 - tt) * x0 + tt * z, t, self._condition(model, rows)) - (z - x0)
         loss = error.square().flatten(1).mean(1).sum()
-        (loss / self.batch).backward()
+        with self.setting.passes(last=True):
+            (loss / self.batch).backward()
         return {"loss": float(loss.detach())}
 
     def _condition(self, model: FlowGenerator, rows: Rows) -> Any:

@@ -9,16 +9,18 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rdm.data.dataset import Data
-from rdm.distributed import rank, sum_gradients
+from rdm.distributed import rank
 from rdm.errors import NonFiniteError
 from rdm.files.checkpoint import newest_readable
 from rdm.numbers import Count, Device, Positive, Seed, Share, Size, Steps, validated
 from rdm.progress import Interrupted, progress
+from rdm.scaling.sums import GradientSums
 from rdm.surviving.keeping import Keeping
 from rdm.surviving.saving import Saver
 from rdm.surviving.signals import requests
+from rdm.training.gradient import take_gradient
 from rdm.training.loss import Loss, Setting, closing
-from rdm.training.run import Log, Skips, check_finite, check_rates, joined
+from rdm.training.run import Log, Skips, check_rates
 from rdm.training.samples import draw_grid
 from rdm.training.schedule import Schedule, constant
 from rdm.training.state import Trained
@@ -66,13 +68,14 @@ def train(
     # Set up: model, optimizer, schedule, weight average, losses.
     out, place = Path(out), torch.device(device)
     model = model.to(place).train()
-    stepper = optimizer([p for p in model.parameters() if p.requires_grad])
+    stepped = [p for p in model.parameters() if p.requires_grad]
+    stepper, sums = optimizer(stepped), GradientSums(model)
     check_rates(stepper)
     factor = schedule or constant()
     base = [float(group["lr"]) for group in stepper.param_groups]
     averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
     found = newest_readable(out / "checkpoints") if resume else None
-    setting = Setting(None if data is None else data.to(place), seed, place, cache)
+    setting = Setting(None if data is None else data.to(place), seed, place, cache, sums.passes)
     for loss in losses:
         loss.prepare(model, setting, resumed=found is not None)
 
@@ -94,17 +97,13 @@ def train(
         if start == 0 and samples_every:
             draw_grid(out, model, losses, 0, seed, report.say)
         for step in range(start, steps):
-            # Gradient: every loss adds its own, each a function of seed, step and rank.
+            # Gradient: every loss adds its own, each a function of seed, step and rank; summed over ranks and clipped.
             stepper.zero_grad(set_to_none=True)
             record = dict[str, float]()
             for group, rate in zip(stepper.param_groups, base, strict=True):
                 group["lr"] = rate * factor(step / steps)
             try:
-                record = joined([loss.backward(model, step) for loss in losses])
-                sum_gradients(model.parameters())
-                norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip or float("inf")))
-                check_finite({"the gradient": norm, **record})
-                record["gradient_norm"] = norm
+                record = take_gradient(model, losses, step, stepped=stepped, sums=sums, clip=clip)
             except NonFiniteError as error:
                 skips.left_out(step, error, report, last=step + 1 == steps)
             else:

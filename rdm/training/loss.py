@@ -21,15 +21,21 @@ from rdm.distributed import total
 from rdm.errors import InputError
 from rdm.files.schema import expect, record
 from rdm.randomness import stream
+from rdm.scaling.sums import Passes, alone
 
 
 class Setting(NamedTuple):
-    """What a loss is prepared with."""
+    """What a loss is prepared with.
+
+    A loss enters `passes(last=...)` for each of its backward passes through the model, so that gradients are summed
+    over ranks while its last one still computes; those of a loss that does not are summed afterwards.
+    """
 
     data: Data | None
     seed: int
     device: torch.device
     cache: Path | None
+    passes: Passes = alone
 
     def items(self, user: object) -> Data:
         """The data, which a loss cannot do without."""

@@ -1,0 +1,43 @@
+"""The norm of the whole gradient, whoever holds its parts, and clipping by it."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from rdm.distributed import summed
+from rdm.scaling.sharding import is_split, local
+
+
+@torch.no_grad()
+def clipped(parameters: Iterable[Tensor], largest: float | None) -> float:
+    r"""Scale gradients, summed over ranks before, to a norm of at most `largest`; returns the norm that they had.
+
+    .. math:: g \leftarrow g \min(1, c / (\|g\| + 10^{-6})), \quad
+              \|g\|^2 = \sum_{whole} \|g_p\|^2 + \sum_{ranks} \sum_{sharded} \|g_p^{(r)}\|^2
+
+    Every rank finds the same number, in float64; one that is not finite leaves the gradients as they are.
+
+    Args:
+        parameters: some whole on every rank, others sharded.
+        largest: the bound c; None for none.
+    """
+    held = [p for p in parameters if p.grad is not None]
+    whole = [p.grad for p in held if p.grad is not None and not is_split(p)]
+    split = [local(p.grad) for p in held if p.grad is not None and is_split(p)]
+    squares = _squares(whole)
+    if any(is_split(p) for p in held):
+        squares = squares + summed(_squares(split)).to(squares.device)
+    norm = float(squares.sqrt())
+    if largest is not None and norm < float("inf"):
+        scale = min(1.0, largest / (norm + 1e-6))
+        if scale < 1:
+            for gradient in (*whole, *split):
+                gradient.mul_(scale)
+    return norm
+
+
+def _squares(gradients: list[Tensor]) -> Tensor:
+    """Sum of squares in float64."""
+    norms = [torch.linalg.vector_norm(each, dtype=torch.float64) for each in gradients]
+    return torch.stack(norms).square().sum() if norms else torch.zeros((), dtype=torch.float64)

@@ -1,0 +1,41 @@
+"""The gradient of one step: of all losses, summed over ranks, its norm taken and clipped."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from rdm.distributed import agree
+from rdm.errors import NonFiniteError
+from rdm.scaling.norm import clipped
+from rdm.scaling.sums import GradientSums
+from rdm.training.loss import Loss
+from rdm.training.run import check_finite, joined
+
+
+def take_gradient(
+    model: nn.Module,
+    losses: Sequence[Loss],
+    step: int,
+    *,
+    stepped: Sequence[Tensor],
+    sums: GradientSums,
+    clip: float | None,
+) -> dict[str, float]:
+    """Add the gradient of all losses to what is stepped; returns what they log, and its norm before clipping.
+
+    Raises:
+        NonFiniteError: on every rank, where something is not finite on one.
+    """
+    records: list[dict[str, float]] = []
+    with sums.step():
+        for loss in losses:
+            sums.final, problem = loss is losses[-1], None
+            try:
+                records.append(loss.backward(model, step))
+                check_finite(records[-1])
+            except NonFiniteError as error:
+                problem = error
+            agree(problem)
+    norm = clipped(stepped, clip)
+    check_finite({"the gradient": norm})
+    return {**joined(records), "gradient_norm": norm}
