@@ -417,3 +417,15 @@ def test_a_flow_map_is_exact_in_any_number_of_steps(steps):
     torch.testing.assert_close(model.velocity(z, torch.rand(4), None), z)
     r, t = torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([0.5, 0.9, 0.3, 1.0])
     torch.testing.assert_close(model.jump(z, r, t), z * torch.exp(r - t).double().view(-1, 1, 1, 1), rtol=1e-6, atol=0)
+
+
+def test_a_unet_takes_squares_of_pixels_as_positions():
+    small = {"shape": (3, 8, 8), "channels": 8, "multiples": (1, 2), "blocks": 1}
+    model = rdm.generator("unet", patch=2, **small)
+    nn.init.normal_(model.outlet[-2].weight)
+    x = torch.randn(2, 3, 8, 8)
+    seen: list[Tensor] = []
+    model.down[0].register_forward_hook(lambda _, given, out: seen.append(out))
+    assert model.velocity(x, torch.rand(2), LABELS).shape == x.shape and seen[0].shape == (2, 8, 4, 4)
+    with pytest.raises(InputError, match="divisible by 8, which is patch"):
+        rdm.generator("unet", patch=4, **{**small, "shape": (3, 12, 12)})
