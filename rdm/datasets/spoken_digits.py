@@ -1,6 +1,5 @@
 """Free Spoken Digit Dataset: 3,000 recordings of the ten digits by six speakers."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 
 from rdm.api import Count, Dataset, InputError, datasets, nearest
+from rdm.datasets._place import place
 
 FILE = Path("fsdd", "fsdd_8khz_int16.npz")
 
@@ -34,7 +34,7 @@ def spoken_digits(
     """
     if takes is not None and not 0 <= takes[0] < takes[1] <= 50:
         raise InputError(f"takes are a first and a last number, left out, from 0 to 50; got {tuple(takes)}")
-    with np.load(_archive(), allow_pickle=False) as stored:
+    with np.load(place("spoken_digits", FILE), allow_pickle=False) as stored:
         audio, offsets, index = stored["audio"], stored["offsets"], stored["index"]
         labels, speaker, names = stored["labels"], stored["speaker"], stored["speaker_names"].tolist()
     for name in speakers or ():
@@ -53,15 +53,3 @@ def spoken_digits(
     part = split if takes is None else f"takes {first} to {last - 1}"
     items, classes = torch.from_numpy(waveforms), torch.from_numpy(labels[rows]).long()
     return Dataset(f"spoken_digits/{part}{said}", items, classes, classes=10)
-
-
-def _archive() -> Path:
-    folder = os.environ.get("RDM_DATA")
-    path = Path(folder or "RDM_DATA") / FILE
-    if not folder or not path.is_file():
-        missing = "RDM_DATA is not set" if not folder else f"there is no {path}"
-        raise InputError(
-            f'data set "spoken_digits" reads {FILE} in the folder that the environment variable RDM_DATA names; '
-            f"{missing}; set it to a folder of data sets that holds the file"
-        )
-    return path
