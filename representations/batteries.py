@@ -1,11 +1,11 @@
 """Named batteries: representations to train on, and others held out for evaluation only."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rdm.api import Battery, InputError, Precision, assemble, batteries, representations
+from rdm.api import Battery, Count, InputError, Precision, assemble, batteries, representations
 
 
 @batteries.register("untrained")
@@ -144,6 +144,8 @@ def _mobile_folder() -> Path | None:
 def mobile(
     folder: str | None = None,
     logits: bool = False,
+    size: Count | None = None,
+    training: str | Sequence[str] | None = None,
     micro_batch: int | Mapping[str, int] | None = None,
     precision: Precision | Mapping[str, Precision] = "float32",
     clamp: bool = False,
@@ -153,20 +155,26 @@ def mobile(
 
     MobileNet v1 (1.0, 0.5, 0.25) and v2 are to train on; v1 0.75 and SqueezeNet, another family with other
     preprocessing, are held out. `folder` holds the files, RDM_DATA/imagenet_encoders by default. `logits` adds v2's
-    class logits, held out, for the Inception score. The other options are those of `assemble`.
+    class logits, held out, for the Inception score. `size` is the side of the pictures that all of them see, in the
+    place of their own (128 to 227): at 48, CIFAR-10 costs a tenth and a linear probe finds 53 to 57 % of the classes,
+    at 64 57 to 62 %. `training` names those of the four to train on, all others are held out. The other options are
+    those of `assemble`.
+
+    Raises:
+        InputError: no files there, or no encoder to train on of a name in `training`.
     """
     place = Path(folder) if folder is not None else _mobile_folder()
     if place is None:
         raise InputError('battery "mobile" reads RDM_DATA/imagenet_encoders; set RDM_DATA, or give folder=')
 
-    def first(width: float, size: int) -> Any:
+    def first(width: float, own: int) -> Any:
         name = f"mobilenetv1_{round(100 * width):03}"
-        options = {"weights": str(place / f"{name}.safetensors"), "width": width, "size": size, "name": name}
+        options = {"weights": str(place / f"{name}.safetensors"), "width": width, "size": size or own, "name": name}
         return representations.build("mobilenet", **options)
 
     def second(name: str, **options: Any) -> Any:
         file = {"weights": str(place / "mobilenetv2_100.safetensors"), "name": name}
-        scale = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+        scale = {"mean": (0.5,) * 3, "std": (0.5,) * 3, **({} if size is None else {"size": size})}
         return representations.build("timm", model="mobilenetv2_100", **file, **scale, **options)
 
     squeeze = representations.build(
@@ -174,7 +182,7 @@ def mobile(
         model="squeezenet1_0",
         layer="features",
         pool="spatial",
-        size=227,
+        size=size or 227,
         weights=str(place / "squeezenet1_0_deepcompression.safetensors"),
         mean=(104 / 255, 117 / 255, 123 / 255),
         std=(1 / 255,) * 3,
@@ -190,4 +198,7 @@ def mobile(
     )
     classes = [second("mobilenetv2_logits", pool="logits", arguments=padding)]
     held_out = (first(0.75, 192), squeeze, *(classes if logits else ()))
-    return assemble(members, held_out, None, micro_batch, precision, clamp, compile)
+    battery = assemble(members, held_out, None, micro_batch, precision, clamp, compile)
+    return (
+        battery if training is None else battery.training_on(*([training] if isinstance(training, str) else training))
+    )

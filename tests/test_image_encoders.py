@@ -369,3 +369,12 @@ def test_the_logits_of_the_mobile_battery_know_the_classes_of_imagenette():
     with torch.no_grad():
         found = logits(images).argmax(1)
     assert (found == classes[labels]).double().mean() > 0.8
+
+
+def test_the_mobile_battery_at_another_size_and_with_fewer_to_train_on():
+    folder("imagenet_encoders")
+    battery = rdm.battery("mobile", size=32, training="mobilenetv1_025")
+    assert [m.name for m in battery.members] == ["mobilenetv1_025"] and len(battery.held_out) == 5
+    assert {m.settings["size"] for m in (*battery.members, *battery.held_out)} == {32}
+    with pytest.raises(InputError, match="'squeezenet' is held out"):
+        rdm.battery("mobile", training=["squeezenet"])
