@@ -13,6 +13,7 @@ from rdm.__main__ import main
 from rdm.app.judging import judge_source, make_reference
 from rdm.data.source import Given, open_source
 from rdm.errors import InputError
+from rdm.judging.evaluation import Evaluation
 from rdm.judging.samples import Rows, Verdict, alarms, judge
 from rdm.matching.metric import Metric
 from rdm.matching.real import Gaussian
@@ -289,3 +290,11 @@ def test_encoders_joined_with_the_class_are_fitted_and_judged_with_labels(tmp_pa
     matched, mixed = (verdict.metrics["sw_r/joint_pixels"] for verdict in found)
     assert matched.low <= 1 <= matched.high and mixed.low > matched.value
     assert found[0].metrics["sw_r/pixels"] == found[1].metrics["sw_r/pixels"], "which does not see the class"
+
+
+def test_what_an_evaluations_battery_holds_out_is_held_out(made):
+    """Whatever the reference was measured with: the generator was trained on the evaluation's battery."""
+    generator = rdm.generator("unet", shape=(1, 6, 6), classes=None, channels=4, multiples=(1,), blocks=0)
+    battery = rdm.battery("untrained").training_on("pixels")
+    judged = Evaluation(str(made / "r.safetensors"), battery=battery, metrics=["sw_r"], n=40)(generator)
+    assert "sw_r/mean of 3 held out" in judged and "sw_r/mean of 1 held out" not in judged

@@ -39,6 +39,7 @@ class Rows:
     depths: set[str]
     broken: Sequence[str] = ()
     labels: Tensor | None = None  # -1 where there is none
+    held_out: Sequence[str] | None = None  # members that no training saw; None for those that the reference says
 
 
 def encode(items: Items | Drawing, encoders: Encoders, *, workers: int = 0, skip_broken: bool = False) -> Rows:
@@ -65,7 +66,8 @@ def encode(items: Items | Drawing, encoders: Encoders, *, workers: int = 0, skip
             report.update(k + 1, {})
     if not parts:
         raise InputError(f"none of the {items.total} items can be read; {broken[0]}")
-    return Rows({name: torch.cat(rows) for name, rows in parts.items()}, depths, broken, torch.cat(labels))
+    features = {name: torch.cat(rows) for name, rows in parts.items()}
+    return Rows(features, depths, broken, torch.cat(labels), encoders.held_out)
 
 
 def _features(encoders: Encoders, batch: Batch) -> dict[str, Tensor]:
@@ -83,7 +85,8 @@ def judge(
     shared = [name for name in file.members if name in rows.features]
     if not shared:
         raise MismatchError(f"samples have features {list(rows.features)}; the reference has {list(file.members)}")
-    held_out = [name for name in file.description.get("held_out", ()) if name in shared]
+    apart = file.description.get("held_out", ()) if rows.held_out is None else rows.held_out
+    held_out = [name for name in apart if name in shared]
     found: dict[str, Metric] = {}
     notes, left_out = _about(rows, file), list[str]()
     asked = names if names else list(metrics)

@@ -49,6 +49,11 @@ class Encoders:
         """Representations to measure, held-out ones included."""
         return [] if self.battery is None else [*self.battery.members, *self.battery.held_out]
 
+    @property
+    def held_out(self) -> list[str] | None:
+        """Names of the members that no training sees; None for features already computed."""
+        return None if self.battery is None else [member.name for member in self.battery.held_out]
+
     def features(self, values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Checked features "n d" by member; members joined with a condition see the labels."""
         if self.battery is None:
