@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rdm
+from rdm.errors import CorruptFileError
+from rdm.files.schema import expect
 from rdm.matching.memory import EMA, Queue
 from rdm.matching.statistic import Cat, Moments, Samples
 
@@ -131,3 +133,53 @@ def test_a_queue_counts_rows_whatever_the_scale_of_their_weights(statistic, size
         past, dropped = memory.write(past, rows)
         before = min(size, before + n)
         assert dropped == 0 and len(past.value) == before
+
+
+@given(
+    size=st.integers(1, 40),
+    sizes=st.lists(st.integers(1, 12), min_size=3, max_size=30),
+    scales=st.lists(st.sampled_from([1e-4, 1.0, 1.0, 1e4]), min_size=30, max_size=30),
+    weighted=st.booleans(),
+    resumed=st.integers(0, 30),
+)
+def test_the_running_sum_of_a_queue_is_that_of_its_rows_measured_anew(size, sizes, scales, weighted, resumed):
+    """Partial drops, batches of any size, rows that dwarf those that follow them; and it goes on from its tensors."""
+    g, memory, statistic = torch.Generator().manual_seed(size), Queue(size), Moments(torch.zeros(3).double())
+    past, rows, masses = None, torch.zeros(0, 3).double(), torch.zeros(0).double()
+    for step, (n, scale) in enumerate(zip(sizes, scales, strict=False)):
+        new = torch.randn(n, 3, generator=g, dtype=torch.float64) * scale
+        weights = torch.rand(n, generator=g, dtype=torch.float64) * 9 + 1e-3 if weighted else torch.ones(n).double()
+        measured = statistic.measure(new, weights)
+        population, share = memory.read(past, measured, n, statistic)
+        population = population.scale(n / share / population.mass)
+        kept = len(rows) - min(len(rows), max(size - n, 0))
+        x, w = torch.cat([rows[kept:], new]), torch.cat([masses[kept:], weights * n / weights.sum()])
+        anew = statistic.measure(x, w)
+        largest = torch.cat([(w @ x.abs()).max()[None], anew.value[1:].abs().amax(1)])
+        assert ((population.value - anew.value).abs().amax(1) <= 1e-12 * largest).all()
+        torch.testing.assert_close(population.weight, anew.weight, rtol=1e-12, atol=0)
+        assert share == pytest.approx(float(n / w.sum()), rel=1e-12)
+        past, _ = memory.write(past, Cat(new, weights), statistic, measured)
+        rows, masses = x[-size:], w[-size:]
+        if step == resumed:
+            held, kept = memory.held(new[:1], statistic), memory.packed(past)
+            expect(kept, held, "a queue")
+            other = memory.unpacked([each.clone() for each in kept], statistic)
+        elif step > resumed:
+            other, _ = memory.write(other, Cat(new, weights), statistic, measured)
+            assert all(map(torch.equal, memory.packed(past), memory.packed(other)))
+
+
+@pytest.mark.parametrize("entry", range(2, 6))
+def test_a_queue_whose_sum_is_not_of_its_rows_is_refused(entry):
+    memory, statistic, past = Queue(20), Moments(torch.zeros(2).double()), None
+    for _ in range(4):
+        new, ones = torch.randn(7, 2).double(), torch.ones(7).double()
+        past, _ = memory.write(past, Cat(new, ones), statistic, statistic.measure(new, ones))
+    kept = memory.packed(past)
+    kept[entry] = kept[entry] - (1 if entry == 5 else 0.1)
+    with pytest.raises(CorruptFileError, match="must be|running sum of a queue is not that of its rows"):
+        expect(kept, memory.held(new[:1], statistic), "a queue")
+        memory.unpacked(kept, statistic)
+        assert entry == 4  # its peak says when to measure anew
+        raise CorruptFileError("must be")

@@ -1,21 +1,25 @@
 """Memories: how a population goes beyond the live batch, as weights on the past.
 
-A memory is a frozen dataclass of hyperparameters with two pure functions; the past itself is a `Summary` that
-`Population` keeps. `read` joins past and batch, and gives the share of the mass (and so of the gradient) that the
-live batch keeps; `write` gives the next past, detached.
+A memory is a frozen dataclass of hyperparameters with two pure functions; the past itself is a `Past` that `Population`
+or `rdm.Loss` keeps. `read` joins past and batch, and gives the share of the mass (and so of the gradient) that the live
+batch keeps; `write` gives the next past, detached.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from rdm.errors import InputError
-from rdm.files.schema import Check, exactly, sequence, tensor
-from rdm.matching.statistic import Cat, Statistic, Summary
+from rdm.files.schema import Check, Sizes, exactly, like, sequence, tensor
+from rdm.matching.queued import Queued
+from rdm.matching.statistic import Cat, Statistic, Sum, Summary
 from rdm.registry import memories
+
+Past = Summary | Queued
 
 
 class Memory(ABC):
@@ -24,29 +28,51 @@ class Memory(ABC):
     keeps_rows: ClassVar[bool] = False  # the past is feature rows (`Cat`), not the objective's own summary
 
     @abstractmethod
-    def read(self, past: Summary | None, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
+    def read(self, past: Any, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
         """Population summary of past and batch (of so many rows), and the live batch's share of its mass."""
 
     @abstractmethod
-    def write(self, past: Summary | None, batch: Summary) -> tuple[Summary | None, float]:
+    def write(
+        self, past: Any, batch: Summary, statistic: Statistic | None = None, measured: Summary | None = None
+    ) -> tuple[Past | None, float]:
         """The next past, and the share of its mass that it lacks, dropped to bound it.
 
-        `batch` is the objective's summary, or the rows themselves where `keeps_rows`.
+        `batch` is the objective's summary, or the rows themselves where `keeps_rows`; of these `measured` is the
+        summary, by which their `statistic` is kept up.
         """
 
     def effective(self, rows: int, share: float) -> int:
         """How many independent rows vary as little as the population that so many live ones keep a share of."""
         return round(rows / share)
 
+    def packed(self, past: Any) -> list[Tensor] | None:
+        """A past as tensors, for a checkpoint."""
+        return None if past is None else [past.value, past.weight]
+
+    def unpacked(self, kept: Sequence[Tensor] | None, statistic: Statistic) -> Past | None:
+        """Inverse of `packed`, of what `held` has checked."""
+        return None if kept is None else statistic.kind(*kept)
+
     def held(self, row: Tensor, statistic: Statistic) -> Check:
-        """The check of a past's value and weight: as a row "1 d" gives them, but for the number of rows."""
-        one = torch.ones(1, dtype=torch.float64, device=row.device)
-        past = Cat(row, one) if self.keeps_rows else statistic.measure(row, one)
-        shapes = [list(map(str, each.shape)) for each in (past.value, past.weight)]
-        shapes = [["n", *shape[1:]] if isinstance(past, Cat) else shape for shape in shapes]
-        value, weight = (" ".join(shape) for shape in shapes)
-        both = sequence([tensor("float32 float64", value), tensor("float64", weight, low=0)])
-        return lambda pair, where, sizes: both(pair, where, {})
+        """The check of a packed past: as a row "1 d" gives it, but for the number of rows."""
+        return _closed(sequence(_parts(statistic.measure(row, _one(row)))))
+
+
+def _one(row: Tensor) -> Tensor:
+    return torch.ones(1, dtype=torch.float64, device=row.device)
+
+
+def _parts(past: Summary) -> list[Check]:
+    """Checks of a summary's value and weight."""
+    shapes = [list(map(str, each.shape)) for each in (past.value, past.weight)]
+    shapes = [["n", *shape[1:]] if isinstance(past, Cat) else shape for shape in shapes]
+    value, weight = (" ".join(shape) for shape in shapes)
+    return [tensor("float32 float64", value), tensor("float64", weight, low=0)]
+
+
+def _closed(check: Check) -> Check:
+    """The check with letters of its own."""
+    return lambda value, where, sizes: check(value, where, {})
 
 
 @memories.register("none")
@@ -54,11 +80,13 @@ class Memory(ABC):
 class NoMemory(Memory):
     """The population is the live batch: exact accumulation over its chunks, and nothing else."""
 
-    def read(self, past: Summary | None, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
+    def read(self, past: Any, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
         """The batch itself; share 1."""
         return batch, 1.0
 
-    def write(self, past: Summary | None, batch: Summary) -> tuple[None, float]:
+    def write(
+        self, past: Any, batch: Summary, statistic: Statistic | None = None, measured: Summary | None = None
+    ) -> tuple[None, float]:
         """Nothing is kept."""
         return None, 0.0
 
@@ -98,7 +126,7 @@ class EMA(Memory):
         if not (0 <= self.decay < 1 and 0 <= self.floor < 1):
             raise InputError(f"expected 0 <= decay < 1 and 0 <= floor < 1; got {self.decay} and {self.floor}")
 
-    def read(self, past: Summary | None, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
+    def read(self, past: Any, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
         """Decayed past and batch; share 1 - decay once there is a past."""
         if past is None:
             return batch, 1.0
@@ -109,7 +137,9 @@ class EMA(Memory):
         """1 over the sum of squared weights of an average that has run for long."""
         return round(rows * (2 - share) / share)
 
-    def write(self, past: Summary | None, batch: Summary) -> tuple[Summary, float]:
+    def write(
+        self, past: Any, batch: Summary, statistic: Statistic | None = None, measured: Summary | None = None
+    ) -> tuple[Summary, float]:
         """The same average, detached, without its oldest rows: its mass is 1 less what is missing."""
         batch = batch.detach().scale(1 / batch.mass)
         if past is None:
@@ -126,13 +156,18 @@ class Queue(Memory):
     """First in, first out: the newest `size` rows, of which the live batch replaces the oldest.
 
     Source: Yang et al. (2026), "Representation Fréchet Loss", the queue estimator, for moments; here for every
-    statistic, since the rows are kept and measured again with each batch. A batch of n rows has mass n, however its
-    weights share it out.
+    statistic, since the rows are kept. A batch of n rows has mass n, however its weights share it out.
+
+    Of a `Sum` statistic the sum is kept too: what comes is added and what leaves is measured and subtracted. It is that
+    of all rows measured anew, within 1e-12 of its largest entry row by row: sums of new rows are begun anew each time
+    that the queue has turned over, and where what left was so large that its rounding would show, what is there is
+    measured again.
 
     Units:
         The live batch of n rows keeps a share n / size of the gradient (1 while it is the only content).
     Cost:
-        size d numbers, and one measurement of them a step.
+        size d numbers. `Sum`: two summaries, and one measurement of n rows a step, whatever the size. `Cat`: a copy
+        of the rows a step.
 
     Raises:
         InputError: size below 1.
@@ -146,16 +181,57 @@ class Queue(Memory):
         if self.size < 1:
             raise InputError(f"expected a queue of size >= 1; got {self.size}")
 
-    def read(self, past: Summary | None, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
+    def read(self, past: Any, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
         """The newest size - rows past rows, measured, and the batch."""
-        kept = max(self.size - rows, 0)
+        kept = min(len(past or ()), max(self.size - rows, 0))
         if past is None or kept == 0:
             return batch, 1.0
-        old = statistic.measure(past.value[-kept:], past.weight[-kept:])
+        if statistic.kind is Sum:
+            old = past.summed(kept, statistic)
+        else:
+            newest = past.newest(kept)
+            old = statistic.measure(newest.value, newest.weight)
         return statistic.kind.merge([old, batch.scale(rows / batch.mass)]), float(rows / (old.mass + rows))
 
-    def write(self, past: Summary | None, batch: Summary) -> tuple[Summary, float]:
-        """The newest `size` rows; older ones are forgotten by design and do not count as dropped."""
-        counted = batch.detach().scale(len(batch.value) / batch.mass)
-        merged = counted if past is None else Cat.merge([past, counted])
-        return Cat(merged.value[-self.size :], merged.weight[-self.size :]), 0.0
+    def write(
+        self, past: Any, batch: Summary, statistic: Statistic | None = None, measured: Summary | None = None
+    ) -> tuple[Queued, float]:
+        """The newest `size` rows; older ones are forgotten by design and do not count as dropped.
+
+        The sum is over those that a next batch of as many rows leaves in.
+        """
+        n, queue = len(batch.value), past or Queued()
+        counted = batch.detach().scale(n / batch.mass)
+        assert isinstance(counted, Cat)
+        left = max(self.size - n, 0)
+        if statistic is None or not isinstance(measured, Sum) or left == 0:
+            return queue.pushed(counted, self.size), 0.0
+        value = measured.detach().scale(n / measured.mass).value
+        queue = queue.followed(left, statistic).pushed(counted, self.size, value)
+        return queue.followed(left, statistic), 0.0
+
+    def packed(self, past: Any) -> list[Tensor] | None:
+        """Rows and weights, and where it is kept the sum."""
+        return None if past is None else past.packed()
+
+    def unpacked(self, kept: Sequence[Tensor] | None, statistic: Statistic) -> Queued | None:
+        """Inverse of `packed`.
+
+        Raises:
+            CorruptFileError: a sum that is not that of the rows.
+        """
+        return None if kept is None else Queued.unpacked(kept, statistic)
+
+    def held(self, row: Tensor, statistic: Statistic) -> Check:
+        """The check of rows, and of a sum where there is one."""
+        one = _one(row)
+        rows = _parts(Cat(row, one))
+        example = statistic.measure(row, one).value
+        sums = [like(example), like(example), like(example[..., 0], low=0), tensor("int64", "2", low=0)]
+        with_sum, without = _closed(sequence([*rows, *sums])), _closed(sequence(rows))
+        summed = statistic.kind is Sum
+
+        def check(value: Any, where: str, sizes: Sizes) -> None:
+            (with_sum if summed and isinstance(value, list) and len(value) > 2 else without)(value, where, sizes)
+
+        return check

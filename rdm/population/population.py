@@ -178,7 +178,7 @@ class Population:
 
     def state(self) -> dict[str, Any]:
         """What changes from step to step, for a checkpoint (see `rdm.files.store.pack`)."""
-        pasts = {t.representation.name: None if t.past is None else [t.past.value, t.past.weight] for t in self.terms}
+        pasts = {t.representation.name: self.memory.packed(t.past) for t in self.terms}
         made_by = {name: type(each).__name__ for name, each in (("memory", self.memory), ("balance", self.balance))}
         made_by |= {"objective": kinds(self.terms)} | ({"reference": self.reference} if self.reference else {})
         balance = dict(zip(BALANCE, (self.weighing.state, self.weighing.pulls), strict=True))
@@ -193,9 +193,9 @@ class Population:
         check("state", state, dict)
         pasts = {t.representation.name: self.memory.held(t.row, t.statistic) for t in self.terms}
         check_population(state, self.state(), pasts)
-        for term in self.terms:
-            past = state["pasts"][term.representation.name]
-            term.past = None if past is None else (Cat if self.memory.keeps_rows else term.statistic.kind)(*past)
+        taken = [self.memory.unpacked(state["pasts"][t.representation.name], t.statistic) for t in self.terms]
+        for term, past in zip(self.terms, taken, strict=True):
+            term.past = past
         self.weighing.state, self.weighing.pulls = (state.get(key) for key in BALANCE)
         self._writes = state.get("writes", 0)
 
@@ -323,8 +323,8 @@ class Population:
 
     def _write(self, batches: list[Summary], rows: list[Cat]) -> dict[str, float]:
         """Pass 4: the memory takes this step's batch, of all ranks; returns the shares of mass that it dropped."""
-        dropped, self._writes = {}, self._writes + 1
+        lost, self._writes = [0.0 for _ in self.terms], self._writes + 1
         written = [merge_across_ranks(r) for r in rows] if self.memory.keeps_rows else batches
-        for term, batch in zip(self.terms, written, strict=True):
-            term.past, dropped[term.representation.name] = self.memory.write(term.past, batch)
-        return dropped
+        for k, (term, batch, measured) in enumerate(zip(self.terms, written, batches, strict=True)):
+            term.past, lost[k] = self.memory.write(term.past, batch, term.statistic, measured)
+        return {term.representation.name: each for term, each in zip(self.terms, lost, strict=True)}

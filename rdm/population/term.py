@@ -11,6 +11,7 @@ from rdm.distributed import agree, gather
 from rdm.errors import InputError, NonFiniteError
 from rdm.matching.autocast import own_types
 from rdm.matching.balance import Balance, Terms
+from rdm.matching.memory import Past
 from rdm.matching.objective import Objective
 from rdm.matching.representation import Representation
 from rdm.matching.statistic import Cat, Statistic, Summary, checked
@@ -32,7 +33,7 @@ class Term:
     statistic: Statistic
     target: Any
     fresh: Tensor | None = None  # real rows that are in no reference, "f d"
-    past: Summary | None = None
+    past: Past | None = None
 
     def encode(self, items: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Checked features, and the chunk's weights."""
