@@ -4,7 +4,6 @@ Exit status 0, 2 for a usage or configuration error, 1 for a failure while runni
 """
 
 import argparse
-import ast
 import sys
 import warnings
 from collections.abc import Sequence
@@ -189,6 +188,7 @@ def _drawing_options(command: argparse.ArgumentParser, n: str) -> None:
     command.add_argument(
         "--condition", metavar="A,B,C", help="classes in turn, or 'all' of them (default: drawn at random)"
     )
+    command.add_argument("--average", metavar="NAME", help="weight average of a run, or 'none' (default: its first)")
     command.add_argument(
         "--trust-config", action="store_true", help="let a run's config.gin import and run code, as train does"
     )
@@ -210,7 +210,7 @@ def _reference(options: argparse.Namespace) -> None:
         options.data,
         options.out,
         battery=options.battery,
-        arguments=dict(map(setting, options.set)),
+        arguments=dict(map(process.setting, options.set)),
         fresh=options.fresh,
         split=options.split,
         size=options.size,
@@ -231,20 +231,9 @@ def _encode(options: argparse.Namespace) -> None:
 
     process.check(options, encode_data, "size", "seed", "batch", "workers")
     form = {name: getattr(options, name) for name in ("name", "size", "channels", "dtype")}
-    encode_data(options.data, options.out, arguments=dict(map(setting, options.set)), **form, **_reading(options))
-
-
-def setting(text: str) -> tuple[str, Any]:
-    """KEY=VALUE, the value a Python literal or else text."""
-    from rdm.errors import InputError
-
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise InputError(f"--set takes KEY=VALUE; got {text!r}")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
+    encode_data(
+        options.data, options.out, arguments=dict(map(process.setting, options.set)), **form, **_reading(options)
+    )
 
 
 def _reading(options: argparse.Namespace) -> dict[str, Any]:
@@ -275,7 +264,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         if given:
             flag = given[0].replace("_", "-")
             raise InputError(f"--{flag} needs --reference FILE; without one a run is judged as its own config.gin says")
-        evaluate_run(options.samples, options.json, trust_config=options.trust_config)
+        evaluate_run(options.samples, options.json, trust_config=options.trust_config, average=options.average)
         return
     from rdm.app.judging import evaluate_samples
     from rdm.judging.measures import asked
@@ -290,10 +279,11 @@ def _evaluate(options: argparse.Namespace) -> None:
         n=options.n,
         steps=options.steps,
         condition=options.condition,
+        average=options.average,
         battery=options.battery,
         member=options.member,
         trust_config=options.trust_config,
-        arguments=dict(map(setting, options.set)),
+        arguments=dict(map(process.setting, options.set)),
         **_reading(options),
     )
 
@@ -301,7 +291,11 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _sample(options: argparse.Namespace) -> None:
     from rdm.app.sampling import sample_run
 
-    given = {name: value for name in ("n", "steps", "seed", "batch") if (value := getattr(options, name)) is not None}
+    given = {
+        name: value
+        for name in ("n", "steps", "seed", "batch", "average")
+        if (value := getattr(options, name)) is not None
+    }
     process.check(options, sample_run, *given)
     sample_run(options.run_folder, options.out, condition=options.condition, trust_config=options.trust_config, **given)
 

@@ -182,6 +182,7 @@ datasets = Registry("dataset", "rdm.datasets")
 evaluations = Registry("evaluation", "rdm.datasets")
 memories = Registry("memory", "rdm.matching.memory")
 balances = Registry("balance", "rdm.matching.balance")
+averages = Registry("average", "rdm.scaling.averages")
 metrics = Registry("metric", "rdm.judging.metrics")
 conventions = Registry("convention", "rdm.judging.metrics")
 sources = Registry("source", "rdm.data.sources")
@@ -198,6 +199,7 @@ registries = {
     "evaluations": evaluations,
     "memories": memories,
     "balances": balances,
+    "averages": averages,
     "metrics": metrics,
     "conventions": conventions,
     "sources": sources,

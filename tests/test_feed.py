@@ -244,8 +244,8 @@ def test_twenty_kills_change_no_weight(tmp_path):
     ends = [complete_checkpoints(tmp_path / name / "run" / "checkpoints")[-1] for name in ("whole", "cut")]
     assert kills > 3 and ends[0].name == ends[1].name == "00000600"
     weights = [read_checkpoint(end)[1] for end in ends]
-    for part in ("model", "average"):
-        assert all(torch.equal(weights[0][part][k], weights[1][part][k]) for k in weights[0][part])
+    for first, second in zip(*([w["model"], *w["averages"].values()] for w in weights), strict=True):
+        assert all(torch.equal(first[k], second[k]) for k in first)
 
 
 LIMITED = """

@@ -123,15 +123,18 @@ def _alone_in(out: Path) -> Iterator[None]:
             os.close(held)
 
 
-def evaluate_run(folder: Path, json: Path | None, *, trust_config: bool = False) -> None:
-    """Evaluate a run's newest checkpoint with the evaluation of its own configuration; print, or write JSON."""
+def evaluate_run(folder: Path, json: Path | None, *, trust_config: bool = False, average: str | None = None) -> None:
+    """Evaluate a run's newest checkpoint with the evaluation of its own configuration; print, or write JSON.
+
+    `average` names a weight average, as in `rdm.app.sampling.trained`.
+    """
     config.load_run(folder, trusted=trust_config)
     with seeded(config.seed()):
         arguments = config.plan()
         evaluation, model = arguments.get("evaluation"), arguments["model"]
         if evaluation is None:
             raise InputError(f"{folder}/config.gin binds no rdm.train.evaluation; nothing to measure")
-        load_weights(model, str(folder))
+        load_weights(model, str(folder), entry=average)
         metrics = _evaluate(evaluation, model.to(device()).eval(), folder)
     if json is not None:
         write_json(json, {name: metric._asdict() for name, metric in metrics.items()})

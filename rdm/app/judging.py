@@ -137,6 +137,7 @@ def evaluate_samples(
     n: Count | None = None,
     steps: Count | None = None,
     condition: str | None = None,
+    average: str | None = None,
     skip_broken: bool = False,
     trust_config: bool = False,
     battery: str | None = None,
@@ -149,7 +150,7 @@ def evaluate_samples(
     the reference's battery go before those that it was made with. A reference of moments alone does not say its
     encoder: `battery` and `member` do.
     """
-    drawn = {"n": n, "steps": steps, "condition": condition}
+    drawn = {"n": n, "steps": steps, "condition": condition, "average": average}
     if (given := [name for name, value in drawn.items() if value is not None]) and not is_run(samples):
         raise InputError(f"--{given[0]} is of items to draw from a run; {samples} is no run, and all of it is judged")
     if chart is not None and chart.suffix != ".svg":
@@ -161,7 +162,7 @@ def evaluate_samples(
     options = {"names": names, "seed": seed, "arguments": arguments, "encoder": encoder}
     if is_run(samples):
         with seeded(seed):
-            generator, asked = trained(samples, steps=steps, trusted=trust_config)
+            generator, asked = trained(samples, steps=steps, trusted=trust_config, average=average)
             classes = classes_of(condition, generator)
             drawing = drawing_for(file, generator, n=n, seed=seed, condition=classes, batch=batch, conditions=asked)
             verdict = judge_drawing(drawing, samples, file, reference, **options)

@@ -1,6 +1,7 @@
 """The process that a command runs in: its memory, signals, standard output, flags and last words."""
 
 import argparse
+import ast
 import ctypes
 import errno
 import os
@@ -86,3 +87,16 @@ def check(options: argparse.Namespace, function: Callable[..., Any], *names: str
 
     for name in names:
         checked(f"--{name.replace('_', '-')}", getattr(options, name), hints_of(function)[name])
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """KEY=VALUE, the value a Python literal or else text."""
+    from rdm.errors import InputError
+
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise InputError(f"--set takes KEY=VALUE; got {text!r}")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value

@@ -35,22 +35,24 @@ class Trained(NamedTuple):
 
 
 def generator_of(folder: Path, *, steps: int | None = None, trusted: bool = False) -> Generator:
-    """A run's generator with its newest weights, the average where there is one, on the device."""
+    """A run's generator with its newest weights, the first average where there is one, on the device."""
     return trained(folder, steps=steps, trusted=trusted).generator
 
 
-def trained(folder: Path, *, steps: int | None = None, trusted: bool = False) -> Trained:
-    """A run's generator, and the conditions that its losses ask for.
+def trained(folder: Path, *, steps: int | None = None, trusted: bool = False, average: str | None = None) -> Trained:
+    """A run's generator with its newest weights, and the conditions that its losses ask for.
+
+    `average` names a weight average, "none" for the weights themselves; by default the run's first where it has one.
 
     Raises:
-        InputError: no run, or one of something else.
+        InputError: no run, or one of something else; no such average.
     """
     config.load_run(folder, trusted=trusted)
     plan = config.plan()
     model = plan["model"]
     if not isinstance(model, Generator):
         raise InputError(f"{folder} trained a {type(model).__name__}; expected a generator")
-    load_weights(model, str(folder))
+    load_weights(model, str(folder), entry=average)
     conditions = next((loss.conditions for loss in plan["losses"] if loss.conditions is not None), None)
     return Trained(in_steps(model.to(device()).eval(), steps), conditions)
 
@@ -77,6 +79,7 @@ def sample_run(
     seed: Seed = 0,
     condition: str | None = None,
     batch: Count = BATCH,
+    average: str | None = None,
     trust_config: bool = False,
 ) -> Path:
     """Draw n items of a run's generator to a folder, a tar or an .npz, on all ranks; returns where they are.
@@ -93,7 +96,7 @@ def sample_run(
         with together():
             if out.exists():
                 raise InputError(f"{out} exists already; give another --out, or remove it to draw it again")
-            generator, asked = trained(folder, steps=steps, trusted=trust_config)
+            generator, asked = trained(folder, steps=steps, trusted=trust_config, average=average)
             drawing = Drawing(generator, n, seed, classes_of(condition, generator), batch, conditions=asked)
             form = form_of(out, drawing.shape)
             plan = _plan(folder, drawing, steps)

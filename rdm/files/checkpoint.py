@@ -23,6 +23,7 @@ from rdm.files.store import (
 from rdm.files.weights import read_weights, refuse_mismatches
 
 TENSORS, REST = "state.safetensors", "state.json"
+NO_AVERAGE = "none"  # asks for the weights themselves
 
 
 class Snapshot(NamedTuple):
@@ -115,12 +116,13 @@ def load_weights(
     entry: str | None = None,
     rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
 ) -> None:
-    """Load a module's weights strictly from a run folder, a checkpoint folder (average preferred) or a file.
+    """Load a module's weights strictly from a run folder, a checkpoint folder or a file.
 
     Args:
         module: what the weights are of.
         path: the place.
-        entry: the mapping that is read where a file holds several ("model_ema1", ...).
+        entry: the mapping that is read where a file holds several ("model_ema1", ...); of a run or checkpoint, the
+            name of a weight average: by default its first, "none" for the weights themselves.
         rename: gives the tensors of a file the module's names; folders of ours have them already.
 
     Raises:
@@ -139,10 +141,22 @@ def load_weights(
             )
         _, state = read_checkpoint(found[-1])
         expect(state, mapped(anything), found[-1])
-        weights = state.get("average") or state.get("model") or {}
+        weights = _averaged(state, entry, found[-1])
     expect(weights, mapped(finite(any_type=True)), source, "train them again")
     refuse_mismatches(module, weights, source=source, owner=type(module).__name__)
     expected = module.state_dict()
     fits = record({k: like(v) if not v.is_floating_point() else finite() for k, v in expected.items()})
     expect(weights, fits, source, "train them again")
     module.load_state_dict(weights)
+
+
+def _averaged(state: dict[str, Any], name: str | None, path: Path) -> Any:
+    """The weight average of this name, the first for None; the weights themselves for "none" or where none is kept."""
+    earlier = {"average": state["average"]} if state.get("average") else {}  # as runs wrote it that had one
+    held = state.get("averages") or earlier
+    expect(held, mapped(anything), path)
+    if name is not None and name not in (*held, NO_AVERAGE):
+        raise InputError(f"{path} has no weight average {name!r}; it has {', '.join((*held, NO_AVERAGE))}")
+    if name == NO_AVERAGE or not held:
+        return state.get("model") or {}
+    return held[name or next(iter(held))]

@@ -70,6 +70,7 @@ class Matching(Loss):
             raise InputError("losses.matching needs a battery, or a reference whose file names one; bind either")
         self.reference = reference
         self.objective, self.battery, self.population = objective, battery, population
+        self.size = population
         self.options = {"chunk": chunk, "memory": memory, "balance": balance, "normalize_gradient": normalize_gradient}
         self.warm_up, self.conditions = warm_up, conditions
 

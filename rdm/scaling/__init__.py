@@ -1,1 +1,1 @@
-"""Generators over several devices: sharded modules, gradients summed over ranks, the norm of the whole gradient."""
+"""What lets a run be large: weights held, averaged, sharded over devices, their gradients summed; imports no loss."""

@@ -1,12 +1,11 @@
 """Training: one loop for classifiers, flow models and the post-training of generators."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from rdm.data.dataset import Data
 from rdm.distributed import rank
@@ -14,12 +13,14 @@ from rdm.errors import NonFiniteError
 from rdm.files.checkpoint import newest_readable
 from rdm.numbers import Count, Device, Positive, Seed, Share, Size, Steps, validated
 from rdm.progress import Interrupted, progress
+from rdm.scaling.averages import Average, Averages, as_averages
 from rdm.scaling.sums import GradientSums
+from rdm.scaling.weights import Weights
 from rdm.surviving.keeping import Keeping
 from rdm.surviving.saving import Saver
 from rdm.surviving.signals import requests
 from rdm.training.gradient import take_gradient
-from rdm.training.loss import Loss, Setting, closing
+from rdm.training.loss import Loss, Setting, closing, size_of
 from rdm.training.run import Log, Skips, check_rates
 from rdm.training.samples import draw_grid
 from rdm.training.schedule import Schedule, constant
@@ -36,7 +37,7 @@ def train(
     data: Data | None = None,  # for losses that read real items
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
     schedule: Schedule | None = None,
-    average: Share | None = None,  # decay of the weights' moving average; None for none
+    average: Share | Average | Sequence[Share | Average] | None = None,  # of the weights; the first is shown and kept
     clip: Positive | None = None,  # largest norm of the whole gradient
     patience: Size = 3,  # steps in a row that may be left out since something of them is not finite
     seed: Seed = 0,
@@ -53,7 +54,7 @@ def train(
     resume: bool = False,
     prepared: Callable[[], object] | None = None,  # called when all is set up and nothing is written yet
 ) -> nn.Module:
-    """Minimise the sum of `losses` and return the model (its weight average where there is one), on `device`.
+    """Minimise the sum of `losses` and return the model (with its first weight average if any), on `device`.
 
     Writes log.jsonl, samples/ and checkpoints/ into `out`, the latter while training goes on. With `resume`, goes on
     from the newest checkpoint there, bit for bit as if never interrupted.
@@ -65,15 +66,15 @@ def train(
         Diverged: features, a distance or the gradient were not finite in more than `patience` steps in a row, none of
             which was taken, or the weights after an update are not.
     """
-    # Set up: model, optimizer, schedule, weight average, losses.
+    # Set up: model, optimizer, schedule, weight averages, losses.
     out, place = Path(out), torch.device(device)
     model = model.to(place).train()
-    stepped = [p for p in model.parameters() if p.requires_grad]
-    stepper, sums = optimizer(stepped), GradientSums(model)
+    weights = Weights(model)
+    stepper, sums = optimizer(weights.stepped), GradientSums(model, weights.stepped)
     check_rates(stepper)
     factor = schedule or constant()
     base = [float(group["lr"]) for group in stepper.param_groups]
-    averaged = None if average is None else AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(average))
+    averages = Averages(as_averages(average), weights, size_of(losses))
     found = newest_readable(out / "checkpoints") if resume else None
     setting = Setting(None if data is None else data.to(place), seed, place, cache, sums.passes)
     for loss in losses:
@@ -83,7 +84,7 @@ def train(
     start, state = found or (0, None)
     saver = Saver(out / "checkpoints", Keeping(keep, keep_every, keep_hours, keep_lowest, keep_highest), start)
     skips = Skips(patience, saver.last)
-    run = Trained(model, stepper, averaged, losses, skips)
+    run = Trained(weights, stepper, averages, losses, skips)
     if state is not None:
         run.restore(start, state)
     if prepared is not None:
@@ -103,15 +104,15 @@ def train(
             for group, rate in zip(stepper.param_groups, base, strict=True):
                 group["lr"] = rate * factor(step / steps)
             try:
-                record = take_gradient(model, losses, step, stepped=stepped, sums=sums, clip=clip)
+                record = take_gradient(model, losses, step, stepped=weights.stepped, sums=sums, clip=clip)
             except NonFiniteError as error:
                 skips.left_out(step, error, report, last=step + 1 == steps)
             else:
-                # Update: parameters, weight average.
+                # Update: parameters, weight averages.
                 skips.row = 0
                 stepper.step()
-                if averaged is not None:
-                    averaged.update_parameters(model)
+                weights.publish()
+                averages.update()
 
             # Report: log, samples, checkpoint.
             done, seconds = step + 1, run.seconds + time.monotonic() - began
@@ -121,7 +122,8 @@ def train(
                 log.write(row)
             report.update(done, record)
             if samples_every and (done % samples_every == 0 or done == steps):
-                draw_grid(out, run.best, losses, done, seed, report.say)
+                with averages.shown():
+                    draw_grid(out, model, losses, done, seed, report.say)
             asked = requested()
             if done % checkpoint_every == 0 or done == steps or any(asked):
                 saved = saver.save(done, run.state(done, seconds), row, after=log.flush)
@@ -132,4 +134,4 @@ def train(
                     )
                 if asked.save:
                     report.say(f"SIGUSR1 at step {done} of {steps}: the newest checkpoint is {saver.last()}; going on")
-    return run.best.eval()
+    return run.finish()

@@ -45,9 +45,14 @@ class Setting(NamedTuple):
 
 
 class Loss(ABC):
-    """One term of the training loss; `conditions` are what it asks a generator for, as sample grids do too."""
+    """One term of the training loss.
+
+    `conditions` are what it asks a generator for, as sample grids do too; `size` is the number of items that it reads
+    or generates in a step, over all ranks (None: not said).
+    """
 
     conditions: Conditions | None = None
+    size: int | None = None
 
     @abstractmethod
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
@@ -69,6 +74,11 @@ class Loss(ABC):
         expect(state, record({}), "the state of a loss in the checkpoint", "delete it to go on from the one before")
 
 
+def size_of(losses: Sequence[Loss]) -> int | None:
+    """Items a step: those of the loss that has the most; None where none says."""
+    return max((loss.size for loss in losses if loss.size is not None), default=None)
+
+
 @contextmanager
 def closing(losses: Sequence[Loss]) -> Iterator[None]:
     """Losses that are closed when the block ends."""
@@ -83,6 +93,11 @@ class Fed(Loss):
     """A loss of real items: `batch` of them a step over all ranks, every item once an epoch (`rdm.data.feed`)."""
 
     batch: int
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """The batch."""
+        return self.batch
 
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
         """Open the data."""

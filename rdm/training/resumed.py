@@ -3,8 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor
 
 from rdm.files.schema import (
     Check,
@@ -20,14 +19,16 @@ from rdm.files.schema import (
     sequence,
     tensor,
 )
+from rdm.scaling.averages import Averages
+from rdm.scaling.weights import Weights
 
 SQUARES = "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"  # torch's names of sums of squares
 
 
 def state_of(
     step: int,
-    model: nn.Module,
-    averaged: AveragedModel | None,
+    weights: Weights,
+    averages: Averages,
     stepper: torch.optim.Optimizer,
     losses: int,
 ) -> Check:
@@ -35,14 +36,12 @@ def state_of(
 
     The optimizer takes a step of zero gradients, which shows what it keeps and moves weights that are read afterwards.
     """
-    initial = {name: value.detach().clone() for name, value in model.named_parameters()}
+    initial = {name: value.detach().clone() for name, value in weights.named().items()}
     optimizer = _optimizer(step, stepper)
-    average = exactly(None) if averaged is None else _weights(averaged.module)
     whole = record(
         {
-            "model": _weights(model),
-            "average": average,
-            "averaged": exactly(None) if averaged is None else tensor("int64", "", low=0, high=step),
+            "model": record({name: like(value) for name, value in weights.state().items()}),
+            **averages.check(step),
             "optimizer": optimizer,
             "losses": listed(mapped(anything), length=losses),
             "random": record({"cpu": listed(_random()), "cuda": maybe(listed(tensor("uint8", "r")))}),
@@ -51,7 +50,7 @@ def state_of(
         }
     )
     trained = [p for group in stepper.param_groups for p in group["params"]]
-    numbers = {name: k for k, p in enumerate(trained) for name, other in model.named_parameters() if other is p}
+    numbers = {name: k for k, p in enumerate(trained) for name, other in weights.named().items() if other is p}
 
     def check(value: Any, where: str, sizes: dict[str, int]) -> None:
         """A parameter of which the optimizer keeps nothing had no gradient: it is what it was."""
@@ -64,10 +63,6 @@ def state_of(
                 )
 
     return check
-
-
-def _weights(module: nn.Module) -> Check:
-    return record({name: like(value) for name, value in module.state_dict().items()})
 
 
 def _random() -> Check:

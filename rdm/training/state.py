@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from rdm.distributed import gather, rank, world_size
 from rdm.errors import CorruptFileError, InputError, MismatchError, NonFiniteError
 from rdm.files.schema import expect
+from rdm.scaling.averages import Averages
+from rdm.scaling.weights import Weights
 from rdm.training.loss import Loss
 from rdm.training.resumed import state_of
 from rdm.training.run import Skips, check_finite
@@ -21,26 +22,28 @@ class Trained:
     """A run in memory; the position in the data follows from seed and step.
 
     Args:
-        model, optimizer, averaged, losses: what is trained, by what, its weights' average, and on what.
+        weights, optimizer, averages, losses: what is trained, by what, moving averages of it, and on what.
         skips: steps that were not taken.
         seconds: spent before this process.
     """
 
-    model: nn.Module
+    weights: Weights
     optimizer: torch.optim.Optimizer
-    averaged: AveragedModel | None
+    averages: Averages
     losses: Sequence[Loss]
     skips: Skips
     seconds: float = 0.0
 
-    @property
-    def best(self) -> nn.Module:
-        """The weights that are shown and kept: the average where there is one."""
-        return self.model if self.averaged is None else self.averaged.module
+    def finish(self) -> nn.Module:
+        """The model for good with the weights that are kept, the first average where there is one; in float32."""
+        kept = self.averages.first
+        self.weights.close()
+        self.weights.model.load_state_dict(kept)
+        return self.weights.model.eval()
 
     @property
     def _device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return next(self.weights.model.parameters()).device
 
     def state(self, step: int, seconds: float) -> dict[str, Any]:
         """Everything that the next step depends on, after so many steps and seconds of the run.
@@ -49,14 +52,13 @@ class Trained:
             Diverged: the last update destroyed the weights.
         """
         try:
-            check_finite({}, {f"after the update, {name}": value for name, value in self.model.state_dict().items()})
+            check_finite({}, {f"after the update, {name}": value for name, value in self.weights.state().items()})
         except NonFiniteError as error:
             self.skips.fail(step, error)
         cuda = gather(torch.cuda.get_rng_state(self._device)) if self._device.type == "cuda" else None
         return {
-            "model": self.model.state_dict(),
-            "average": None if self.averaged is None else self.averaged.module.state_dict(),
-            "averaged": None if self.averaged is None else self.averaged.n_averaged,
+            "model": self.weights.state(),
+            **self.averages.state(),
             "optimizer": self.optimizer.state_dict(),
             "losses": [loss.state() for loss in self.losses],
             "random": {"cpu": gather(torch.get_rng_state()), "cuda": cuda},
@@ -71,12 +73,10 @@ class Trained:
             CorruptFileError: an entry is not one of this run at this step.
         """
         device, name = self._device, f"checkpoint {step:08d}"
-        check = state_of(step, self.model, self.averaged, self.optimizer, len(self.losses))
+        check = state_of(step, self.weights, self.averages, self.optimizer, len(self.losses))
         expect(state, check, name, "delete it to go on from the one before")
-        self.model.load_state_dict(state["model"])
-        if self.averaged is not None:
-            self.averaged.module.load_state_dict(state["average"])
-            self.averaged.n_averaged.copy_(state["averaged"])
+        self.weights.load(state["model"])
+        self.averages.restore(state)
         self.optimizer.load_state_dict(state["optimizer"])
         for loss, inner in zip(self.losses, state["losses"], strict=True):
             try:

@@ -1,0 +1,78 @@
+"""Weights: what the optimizer steps, which is the model's parameters or float32 masters of what it holds in fewer bits.
+
+Source of the masters: Micikevicius et al. (2018), "Mixed Precision Training", section 3.1: updates that are small
+beside a weight are lost in its few bits, and are kept where they are added up in float32.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Held = Literal["float32", "bfloat16"]
+
+
+class Weights:
+    """The weights of a model as the optimizer sees them.
+
+    With `held` "bfloat16", parameters that are trained are held in it, and each has a master in float32: gradients are
+    handed over to the master after every backward pass, and so are summed over chunks in float32; the optimizer steps
+    the masters, and `publish` rounds them into the model. Cost: 4 bytes a parameter for the masters, 2 for the model.
+
+    Args:
+        model: changed in place.
+        held: "float32" leaves the parameters as they are, of whatever type.
+    """
+
+    def __init__(self, model: nn.Module, held: Held = "float32"):
+        self.model = model
+        every = list(model.named_parameters(remove_duplicate=False))
+        self.averaged = [name for name, p in every if p.is_floating_point() and name in model.state_dict()]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        low = [p for p in trained if held != "float32" and p.is_floating_point()]
+        self._masters = {p: nn.Parameter(p.detach().to(torch.float32, copy=True)) for p in low}
+        self._names = {name: self._masters[p] for name, p in every if p in self._masters}
+        self.stepped = [self._masters.get(p, p) for p in trained]  # what the optimizer is made of
+        self._hooks = [p.register_post_accumulate_grad_hook(partial(_hand_over, m)) for p, m in self._masters.items()]
+        for p in low:
+            p.data = p.data.to(getattr(torch, held))
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """What the optimizer steps, by the model's names."""
+        return {name: self._masters.get(p, p) for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def state(self) -> dict[str, Tensor]:
+        """The model's state, with masters in the place of what is rounded."""
+        state = self.model.state_dict()
+        return {name: self._names[name].detach() if name in self._names else value for name, value in state.items()}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        self.model.load_state_dict(dict(state))
+        for name, master in self._names.items():
+            master.copy_(state[name])
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the masters into the model, after a step."""
+        for parameter, master in self._masters.items():
+            parameter.copy_(master)
+
+    def close(self) -> None:
+        """Leave the model with the masters as its parameters."""
+        for hook in self._hooks:
+            hook.remove()
+        for parameter, master in self._masters.items():
+            parameter.grad, parameter.data = None, master.data
+        self._hooks, self._masters, self._names = [], {}, {}
+
+
+def _hand_over(master: nn.Parameter, parameter: Tensor) -> None:
+    """Add a parameter's gradient to its master's."""
+    assert parameter.grad is not None
+    found = parameter.grad.to(master.dtype)
+    master.grad = found if master.grad is None else master.grad.add_(found)
+    parameter.grad = None
