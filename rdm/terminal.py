@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import TextIO
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -16,8 +16,8 @@ class Best(str):
     """A cell in bold."""
 
 
-def say(line: object, *, file: TextIO | None = None) -> None:
-    """Print one line, on standard error unless a file is given."""
+def say(line: object, *, file: Any = None) -> None:
+    """Print one line, on standard error unless another text stream is given."""
     print(printable(line), file=file or sys.stderr, flush=True)
 
 
