@@ -5,7 +5,7 @@ then summed (never averaged), which gives the gradient of the whole population w
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
@@ -83,11 +83,18 @@ def sum_gradients(parameters: Iterable[Tensor]) -> None:
     """Sum every parameter's gradient over ranks, in place; a missing gradient counts as zero."""
     if not active():
         return
-    for parameter in parameters:
-        if parameter.requires_grad:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter in trained:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    sum_over_ranks([parameter.grad for parameter in trained if parameter.grad is not None])
+
+
+def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Sum tensors over ranks, in place, the same ones on every rank."""
+    if active():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
 
 
 class Summing:

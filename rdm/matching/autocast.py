@@ -23,6 +23,22 @@ def own_types() -> Iterator[None]:
         yield
 
 
+class Casting:
+    """The autocast of where it was made, for a second pass that runs elsewhere, such as behind a loss."""
+
+    def __init__(self) -> None:
+        self._states = _states()
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Run a block in it."""
+        with ExitStack() as stack:
+            for (device, enabled, dtype), now in zip(self._states, _states(), strict=True):
+                if (device, enabled, dtype) != now:
+                    stack.enter_context(torch.autocast(device, dtype, enabled))
+            yield
+
+
 def in_own_types(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     """function(*inputs) without autocast, and its gradient too, wherever that is asked for; in autocast only once.
 
@@ -38,7 +54,11 @@ def in_own_types(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
 
 
 def _casting() -> list[str]:
-    return [device for device in DEVICES if torch.is_autocast_enabled(device)]
+    return [device for device, enabled, _ in _states() if enabled]
+
+
+def _states() -> list[tuple[str, bool, torch.dtype]]:
+    return [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in DEVICES]
 
 
 class _InOwnTypes(torch.autograd.Function):

@@ -7,6 +7,8 @@ One step has no branch on objective, memory or representation:
 3. compute each chunk again with gradient, randomness replayed, and back-propagate the leaf's cotangent through it;
 4. sum parameter gradients over ranks; write the memory.
 
+`Population.loss` takes 3 and 4 in its backward pass.
+
 A single chunk is computed once; either way, the graph of one encoder is held at a time.
 
 Source of the two passes: gradient caching, Gao et al. (2021), "Scaling Deep Contrastive Learning Batch Size under
@@ -22,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from rdm.data.condition import Condition
-from rdm.distributed import merge_across_ranks, together, total
-from rdm.errors import NonFiniteError
+from rdm.distributed import merge_across_ranks, sum_over_ranks, together, total
+from rdm.errors import InputError, NonFiniteError
 from rdm.matching.autocast import own_types
 from rdm.matching.balance import Balance, Uniform
 from rdm.matching.memory import Memory, NoMemory
@@ -31,20 +33,20 @@ from rdm.matching.objective import Objective, by_member
 from rdm.matching.representation import Battery, Representation
 from rdm.matching.statistic import Cat, Summary
 from rdm.numbers import Count, check
+from rdm.population.handing import Handed, Sums, check_equal_on_ranks, check_given, reached
+from rdm.population.passes import Hand, Look, Measured, Once, Taken, Twice, measure
 from rdm.population.replay import (
     Chunk,
     Generate,
     check_differentiable,
-    check_same,
+    check_rows_apart,
     chunked,
-    generated,
     random_state,
     restore_random_state,
-    sketch,
     warn_of_range,
 )
 from rdm.population.state import BALANCE, check_population
-from rdm.population.term import TINY, Measured, Pull, Step, Term, Weighing, finite, gradient, kinds, norm, refuse_signed
+from rdm.population.term import Pull, Step, Term, Weighing, finite, kinds, refuse_signed
 from rdm.references.file import Reference
 from rdm.references.pairing import as_reference, real_sides
 from rdm.references.targets import bound
@@ -111,11 +113,65 @@ class Population:
         self.terms: list[Term] = []
         self.weighing = Weighing(self.balance, self.terms)
         self._looked, self._writes = False, 0  # at the range of what is generated; of the memory
+        self.latest: Step | None = None  # what the newest step measured
         for member, weight, real in zip(self.battery.members, self.battery.member_weights, reals, strict=True):
             each, fresh = chosen[member.name], None if real.fresh is None else real.fresh.cpu()
             statistic, target = bound(each, replace(real, shared=shared), cache)
             self.terms.append(Term(member, each, weight, real.mean[None], statistic, target, fresh))
         self.weighing.check()
+
+    def loss(
+        self,
+        generate: Generate,
+        noise: Tensor,
+        condition: Condition | None = None,
+        *,
+        weights: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The loss of generate(noise, condition) as a number for any trainer; its backward() gives the exact gradient.
+
+        What `backward` says of the arguments holds here. The gradient is the whole population's times the incoming
+        one, whatever loss scale, other loss or micro-batches divide it. On several ranks all get the gradient of all
+        rows, summed inside: nothing is left to be done for a plain module, and an average over ranks, as
+        DistributedDataParallel, Accelerate and Lightning take, leaves it as it is. Several chunks are computed again by
+        the backward pass, in the autocast of this call. The backward pass runs once, and writes the memory; a loss
+        without one, as in validation under `torch.no_grad()`, changes nothing. `latest` has what the step measured.
+
+        Shapes:
+            noise: n *z, weights: n, result: ().
+
+        Cost:
+            that of `backward`, the graph of one more chunk, and another set of gradients.
+
+        Raises:
+            NonFiniteError, InputError: as `backward`; noise that requires a gradient; parameters that one chunk or rank
+                reaches and others do not, or that are sharded.
+        """
+        chunks = self._chunks(noise, condition, weights, generator)
+        if not torch.is_grad_enabled():
+            self.latest = self._forward(generate, chunks, generator, self._look).step
+            return self.latest.loss
+        check_given(noise, condition)
+        parameters: list[Tensor] = []
+
+        def look(items: Tensor) -> None:
+            self._look(items)
+            check_differentiable(items)
+            if len(chunks) > 1:
+                check_rows_apart(items)
+            parameters.extend(reached(items))
+
+        def back(given: Sequence[Tensor], incoming: Tensor) -> list[Tensor]:
+            sums = Sums(given, incoming)
+            self._take(taken, sums)
+            sum_over_ranks(sums.gradients)
+            return sums.gradients
+
+        taken = self._forward(generate, chunks, generator, look, graph=True)
+        check_equal_on_ranks(parameters)
+        self.latest = taken.step
+        return Handed.apply(back, taken.step.loss, *parameters)
 
     def backward(
         self,
@@ -135,39 +191,28 @@ class Population:
         items in the second pass (by more than rounding) end the step with an error. `weights` weighs
         the rows against each other, equally by default; `generator` draws what a randomized objective needs. On
         several ranks, each gives its own rows (any number) and the same `generator`; sum the parameters' gradients
-        after the call with `rdm.distributed.sum_gradients`.
+        after the call with `rdm.distributed.sum_gradients`. A trainer that calls backward() itself, or averages over
+        ranks, takes `loss`.
 
         Raises:
             NonFiniteError: NaN or infinity in features (which representation, how many rows) or in a distance.
             InputError: generate() gives not one item a row, no gradient, or not the same again.
         """
-        check("generator", generator, torch.Generator | None)
-        chunks = chunked(noise, condition, weights, self.chunk)
-        if len(chunks) == 1:
-            step, batches, rows = self._in_one_pass(generate, chunks[0], generator)
-        else:
-            measured = self._measure(generate, chunks)
-            live = int(total(len(noise)))
-            pulls = [self._pull(t, s, live, generator) for t, s in zip(self.terms, measured.summaries, strict=True)]
-            if self.weighing.wants_pulls:
-                self.weighing.keep(self._recompute(generate, measured, pulls, self._units(pulls), learn=False))
-            step, scales = self._weigh(pulls, live)
-            with together():
-                norms = self._recompute(generate, measured, pulls, scales)
-            self.weighing.keep(norms * self._units(pulls) / scales.clamp_min(TINY))
-            batches, rows = [pull.batch for pull in pulls], measured.rows
-        return step._replace(dropped=self._write(batches, rows))
+        chunks = self._chunks(noise, condition, weights, generator)
+        with torch.enable_grad():
+            taken = self._forward(generate, chunks, generator, self._look)
+            return self._take(taken, lambda items, pull: items.backward(pull.to(items.dtype)))
 
     def warm_up(self, generate: Generate, noise: Tensor, condition: Condition | None = None) -> None:
         """Write one batch of any size to the memory, chunk by chunk and without gradient, before the first step."""
-        measured = self._measure(generate, chunked(noise, condition, None, self.chunk))
+        measured = self._measure(generate, noise, condition)
         self._write([merge_across_ranks(finite(summary)) for summary in measured.summaries], measured.rows)
 
     def try_out(self, generate: Generate, noise: Tensor, condition: Condition | None = None) -> None:
         """Refuse items that the encoders do not take, or features of another width; nothing changes."""
         random = random_state(noise.device)
         try:
-            self._measure(generate, chunked(noise, condition, None, self.chunk))
+            self._measure(generate, noise, condition)
         finally:
             restore_random_state(noise.device, random)
 
@@ -199,73 +244,54 @@ class Population:
         self.weighing.state, self.weighing.pulls = (state.get(key) for key in BALANCE)
         self._writes = state.get("writes", 0)
 
-    def _measure(self, generate: Generate, chunks: Sequence[Chunk]) -> Measured:
-        """Pass 1: summaries of this rank's rows, without gradient."""
-        parts: list[list[Summary]] = [[] for _ in self.terms]
-        rows: list[list[Cat]] = [[] for _ in self.terms]
-        states, seen, problems = [], [], dict[int, Any]()
-        with torch.no_grad():
-            for chunk in chunks:
-                states.append(random_state(chunk.noise.device))
-                items = generated(generate, chunk)
-                self._look(items)
-                seen.append(sketch(items))
-                for k, term in enumerate(self.terms):
-                    found, part = term.measure(items, chunk)
-                    if not isinstance(part, Summary) or found is None:
-                        problems.setdefault(k, part)
-                        continue
-                    parts[k] = term.statistic.kind.compact([*parts[k], part])
-                    if self.memory.keeps_rows:
-                        rows[k].append(found)
-            merged = (problems.get(k) or term.statistic.kind.merge(parts[k]) for k, term in enumerate(self.terms))
-            summaries = list[Summary | NonFiniteError](merged)
-        replayable = [chunk._replace(random=random) for chunk, random in zip(chunks, states, strict=True)]
-        return Measured(replayable, summaries, [Cat.merge(r) for r in rows if r], torch.cat(seen))
+    def _chunks(
+        self, noise: Tensor, condition: Condition | None, weights: Tensor | None, generator: torch.Generator | None
+    ) -> list[Chunk]:
+        check("generator", generator, torch.Generator | None)
+        return chunked(noise, condition, weights, self.chunk)
 
-    def _in_one_pass(
-        self, generate: Generate, chunk: Chunk, generator: torch.Generator | None
-    ) -> tuple[Step, list[Summary], list[Cat]]:
-        """All passes for a single chunk, which is computed once; one encoder's graph at a time.
+    def _measure(self, generate: Generate, noise: Tensor, condition: Condition | None) -> Measured:
+        chunks = chunked(noise, condition, None, self.chunk)
+        return measure(self.terms, generate, chunks, self._look, rows=self.memory.keeps_rows)
 
-        Each member's gradient is pulled back to the items before the next member is encoded, and weighed when the
-        distances of all are known.
-        """
-        items, live = generated(generate, chunk), int(total(len(chunk.noise)))
-        check_differentiable(items)
-        self._look(items)
-        pulls, gradients, rows = [], [], []
-        for term in self.terms:
-            leaf = items.detach().requires_grad_()
-            found, summary = term.measure(leaf, chunk)
-            pulls.append(self._pull(term, summary, live, generator))
-            assert found is not None and isinstance(summary, Summary)
-            with own_types():
-                summary.value.backward(pulls[-1].cotangent)
-            gradients.append(gradient(leaf))
-            if self.memory.keeps_rows:
-                rows.append(found.detach())
-        norms = torch.stack([norm(each) for each in gradients]) * self._units(pulls)
-        if self.weighing.wants_pulls:
-            self.weighing.keep(norms)
-        step, scales = self._weigh(pulls, live)
-        self.weighing.keep(norms)
+    def _forward(
+        self,
+        generate: Generate,
+        chunks: list[Chunk],
+        generator: torch.Generator | None,
+        look: Look,
+        *,
+        graph: bool = False,
+    ) -> Taken:
+        """Passes 1 and 2, of which nothing is kept; `look` sees the first items, with their graph if asked for."""
+        learn, before = torch.is_grad_enabled(), self.weighing.kept
+        live = int(total(sum(len(chunk.noise) for chunk in chunks)))
         with together():
-            items.backward(sum(scale.to(items) * g for scale, g in zip(scales, gradients, strict=True)))
-        return step, [pull.batch for pull in pulls], rows
+            if len(chunks) == 1 and learn:
+                passes = Once(self.terms, generate, chunks[0], look, self.memory)
+            else:
+                passes = Twice(self.terms, generate, chunks, look, self.memory, graph=graph)
+        try:
+            pulls = passes.pulled(live, generator)
+            units = self._units(pulls)
+            if self.weighing.wants_pulls:
+                if not learn:
+                    raise InputError(f"{self.balance} weighs by gradients and has none yet; take a step first")
+                self.weighing.keep(passes.back(pulls, units, None) * units)
+            step, scales = self._weigh(pulls, live)
+            return Taken(step, passes, pulls, scales, units, self.weighing.kept)
+        finally:
+            self.weighing.kept = before
 
-    @own_types()
-    def _pull(
-        self, term: Term, summary: Summary | NonFiniteError, live: int, generator: torch.Generator | None
-    ) -> Pull:
-        """Pass 2: the distance of the population that ranks and memory make of a summary, and its cotangent."""
-        summary = finite(summary)
-        leaf = summary.value.detach().requires_grad_()
-        batch = merge_across_ranks(type(summary)(leaf, summary.weight))
-        population, share = self.memory.read(term.past, batch, live, term.statistic)
-        value = term.objective.distance(population, term.target, generator=generator)
-        value.backward()
-        return Pull(value.detach(), gradient(leaf), share, batch.detach())
+    def _take(self, taken: Taken, hand: Hand) -> Step:
+        """Passes 3 and 4: the gradient goes on to the generator, and balance and memory take the step."""
+        with together():
+            norms = taken.passes.back(taken.pulls, taken.scales, hand)
+        self.weighing.kept = taken.kept
+        self.weighing.keep(norms * taken.units)
+        dropped = self._write([pull.batch for pull in taken.pulls], taken.passes.rows)
+        self.latest = taken.step._replace(dropped=dropped)
+        return self.latest
 
     def _weigh(self, pulls: Sequence[Pull], live: int) -> tuple[Step, Tensor]:
         """The balanced loss, and what each member's cotangent is multiplied by."""
@@ -283,37 +309,6 @@ class Population:
     def _units(self, pulls: Sequence[Pull]) -> Tensor:
         """What a term of weight and coefficient 1 is multiplied by."""
         return pulls[0].distance.new_tensor([1 / pull.share if self.normalize_gradient else 1.0 for pull in pulls])
-
-    def _recompute(
-        self, generate: Generate, measured: Measured, pulls: Sequence[Pull], scales: Tensor, *, learn: bool = True
-    ) -> Tensor:
-        """Pass 3: each chunk again, with gradient and its randomness replayed; one encoder's graph at a time.
-
-        Returns the norms of the scaled pulls on this rank's items, which go on to the generator if it is to `learn`.
-        """
-        chunks, device, start = measured.chunks, measured.chunks[0].noise.device, 0
-        after = random_state(device)
-        rows = [len(chunk.noise) for chunk in chunks]
-        cotangents = [scale * pull.cotangent for scale, pull in zip(scales, pulls, strict=True)]
-        shares = [t.statistic.kind.split(c, rows) for t, c in zip(self.terms, cotangents, strict=True)]
-        norms: list[Tensor] = []
-        for i, chunk in enumerate(chunks):
-            restore_random_state(device, chunk.random)
-            with torch.set_grad_enabled(learn):
-                items = generated(generate, chunk)
-            if learn:
-                check_differentiable(items)
-            check_same(items, slice(start, start := start + rows[i]), measured.seen)
-            pull, sizes = torch.zeros_like(items), []
-            for term, share in zip(self.terms, shares, strict=True):
-                each = term.backward(items, chunk, share[i])
-                sizes.append(norm(each))
-                pull += each
-            norms.append(torch.stack(sizes))
-            if learn:
-                items.backward(pull)
-        restore_random_state(device, after)
-        return torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
     def _look(self, items: Tensor) -> None:
         """At the first items that are generated."""

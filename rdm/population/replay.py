@@ -5,9 +5,9 @@ gradient is wanted. Rows are compared by their products with fixed random direct
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,23 +97,28 @@ def check_differentiable(items: Tensor) -> None:
         raise InputError("generate() gave items without gradient; call it on parameters that require one")
 
 
+def graph(items: Tensor) -> Iterator[Any]:
+    """The nodes of the items' graph, each once, in an order that follows from the graph alone."""
+    nodes, seen = [items.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            yield node
+            nodes += [following for following, _ in node.next_functions]
+
+
 def check_rows_apart(items: Tensor) -> None:
     """Refuse items whose graph has a batch norm over statistics of several rows: an item depends on its chunk then.
 
     One row's statistics, as of an instance norm, are its own.
     """
-    nodes, seen = [items.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in graph(items):
         if "BatchNorm" in node.name() and getattr(node, "_saved_training", "Sync" in node.name()):
             if node._input_metadata[0].shape[0] > 1:
                 raise InputError(
                     f"generate() takes statistics of the rows of a chunk (batch norm in train()); {REMEDY}"
                 )
-        nodes += [following for following, _ in node.next_functions]
 
 
 def sketch(items: Tensor) -> Tensor:

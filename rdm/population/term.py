@@ -37,9 +37,23 @@ class Term:
 
     def encode(self, items: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Checked features, and the chunk's weights."""
-        features = self.representation(items, chunk.condition)
+        features = self.representation(self.wide(items), chunk.condition)
         features, equal = checked(features, side=f"generated features of {self.representation.name!r}")
         return features, equal if chunk.weights is None else chunk.weights
+
+    def wide(self, items: Tensor) -> Tensor:
+        """The items in float32 or more, but for an encoder whose weights are of the items' own type."""
+        module, wide = self.representation.module, torch.promote_types(items.dtype, torch.float32)
+        if wide == items.dtype or (module is not None and any(p.dtype == items.dtype for p in module.parameters())):
+            return items
+        return items.to(wide)
+
+    def leaf(self, items: Tensor) -> Tensor:
+        """The items for the encoder alone, to take its gradient in.
+
+        A gradient in float16 would lose what is small before a trainer's loss scale reaches it.
+        """
+        return self.wide(items.detach()).requires_grad_()
 
     @own_types()
     @torch.no_grad()
@@ -77,7 +91,7 @@ class Term:
     @own_types()
     def backward(self, items: Tensor, chunk: Chunk, cotangent: Tensor) -> Tensor:
         """The chunk's cotangent pulled back to its items, one micro-batch of the encoder at a time."""
-        leaf = items.detach().requires_grad_()
+        leaf = self.leaf(items)
         slices = self.representation.slices(len(leaf))
         parts = self.statistic.kind.split(cotangent, [rows.stop - rows.start for rows in slices])
         for rows, part in zip(slices, parts, strict=True):
@@ -102,15 +116,6 @@ class Pull(NamedTuple):
     cotangent: Tensor
     share: float
     batch: Summary
-
-
-class Measured(NamedTuple):
-    """What pass 1 leaves."""
-
-    chunks: list[Chunk]
-    summaries: list[Summary | NonFiniteError]  # one a term, of this rank's rows, or why there is none
-    rows: list[Cat]  # one a term where the memory keeps rows and all is finite, else empty
-    seen: Tensor  # sketch of the items, by which the second pass is compared
 
 
 class Weighing:
@@ -143,6 +148,15 @@ class Weighing:
             sized = torch.tensor([term.objective.traits.normalize for term in self.terms], device=values.device)
             found = torch.where(sized, found, 1)
         return found
+
+    @property
+    def kept(self) -> tuple[Tensor | None, Tensor | None]:
+        """What it remembers, which a step that is not taken leaves as it was."""
+        return self.state, self.pulls
+
+    @kept.setter
+    def kept(self, kept: tuple[Tensor | None, Tensor | None]) -> None:
+        self.state, self.pulls = kept
 
     @property
     def wants_pulls(self) -> bool:

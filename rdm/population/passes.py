@@ -1,0 +1,195 @@
+"""The passes of a population's step: measured, pulled at by the distances, computed again with gradient.
+
+None has a branch on objective, memory or representation. What the last pass does with the gradient in the items is its
+caller's: `Hand`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rdm.distributed import merge_across_ranks
+from rdm.errors import NonFiniteError
+from rdm.matching.autocast import Casting, own_types
+from rdm.matching.memory import Memory
+from rdm.matching.statistic import Cat, Summary
+from rdm.population.replay import (
+    Chunk,
+    Generate,
+    check_differentiable,
+    check_same,
+    generated,
+    random_state,
+    restore_random_state,
+    sketch,
+)
+from rdm.population.term import TINY, Pull, Step, Term, finite, gradient, norm
+
+Look = Callable[[Tensor], None]  # what sees the first items
+Hand = Callable[[Tensor, Tensor], None]  # what takes items with their graph, and the gradient in them
+
+
+class Measured(NamedTuple):
+    """What pass 1 leaves."""
+
+    chunks: list[Chunk]
+    summaries: list[Summary | NonFiniteError]  # one a term, of this rank's rows, or why there is none
+    rows: list[Cat]  # one a term where the memory keeps rows and all is finite, else empty
+    seen: Tensor  # sketch of the items, by which the second pass is compared
+
+
+def measure(
+    terms: Sequence[Term],
+    generate: Generate,
+    chunks: Sequence[Chunk],
+    look: Look,
+    *,
+    rows: bool = False,
+    graph: bool = False,
+) -> Measured:
+    """Pass 1: summaries of this rank's rows, without gradient, and the rows themselves if asked for.
+
+    `look` sees the items of the first chunk, with their graph if asked for.
+    """
+    parts: list[list[Summary]] = [[] for _ in terms]
+    found: list[list[Cat]] = [[] for _ in terms]
+    states, seen, problems = [], [], dict[int, Any]()
+    for number, chunk in enumerate(chunks):
+        states.append(random_state(chunk.noise.device))
+        with torch.set_grad_enabled(graph and number == 0):
+            items = generated(generate, chunk)
+        if number == 0:
+            look(items)
+        items = items.detach()
+        seen.append(sketch(items))
+        for k, term in enumerate(terms):
+            with torch.no_grad():
+                cat, part = term.measure(items, chunk)
+                if not isinstance(part, Summary) or cat is None:
+                    problems.setdefault(k, part)
+                    continue
+                parts[k] = term.statistic.kind.compact([*parts[k], part])
+            if rows:
+                found[k].append(cat)
+    merged = (problems.get(k) or term.statistic.kind.merge(parts[k]) for k, term in enumerate(terms))
+    summaries = list[Summary | NonFiniteError](merged)
+    replayable = [chunk._replace(random=random) for chunk, random in zip(chunks, states, strict=True)]
+    return Measured(replayable, summaries, [Cat.merge(r) for r in found if r], torch.cat(seen))
+
+
+@own_types()
+def pull(
+    term: Term, summary: Summary | NonFiniteError, memory: Memory, live: int, generator: torch.Generator | None
+) -> Pull:
+    """Pass 2: the distance of the population that ranks and memory make of a summary, and its cotangent.
+
+    There is none, zero, where the caller asks for no gradient.
+    """
+    summary = finite(summary)
+    leaf = summary.value.detach().requires_grad_(torch.is_grad_enabled())
+    batch = merge_across_ranks(type(summary)(leaf, summary.weight))
+    population, share = memory.read(term.past, batch, live, term.statistic)
+    value = term.objective.distance(population, term.target, generator=generator)
+    if leaf.requires_grad:
+        value.backward()
+    return Pull(value.detach(), gradient(leaf), share, batch.detach())
+
+
+class Once:
+    """A single chunk, computed once; its graph is kept until the gradient goes on to the generator.
+
+    Each member's gradient is pulled back to the items before the next member is encoded, and weighed when the
+    distances of all are known.
+    """
+
+    def __init__(self, terms: Sequence[Term], generate: Generate, chunk: Chunk, look: Look, memory: Memory):
+        self.terms, self.memory, self.chunk = terms, memory, chunk
+        self.items = generated(generate, chunk)
+        check_differentiable(self.items)
+        look(self.items)
+
+    def pulled(self, live: int, generator: torch.Generator | None) -> list[Pull]:
+        """Pass 2, with what each term's pull is on the items."""
+        pulls, self.gradients, self.rows = [], list[Tensor](), list[Cat]()
+        for term in self.terms:
+            leaf = term.leaf(self.items)
+            found, summary = term.measure(leaf, self.chunk)
+            pulls.append(pull(term, summary, self.memory, live, generator))
+            assert found is not None and isinstance(summary, Summary)
+            with own_types():
+                summary.value.backward(pulls[-1].cotangent)
+            self.gradients.append(gradient(leaf))
+            if self.memory.keeps_rows:
+                self.rows.append(Cat(found.value.detach(), found.weight))
+        return pulls
+
+    def back(self, pulls: Sequence[Pull], scales: Tensor, hand: Hand | None) -> Tensor:
+        """The scaled pulls, handed on if anywhere; the norms of the unscaled ones on this rank's items."""
+        if hand is not None:
+            items = self.items
+            del self.items
+            hand(items, _sum([scale.to(g) * g for scale, g in zip(scales, self.gradients, strict=True)]))
+        return torch.stack([norm(each) for each in self.gradients])
+
+
+class Twice:
+    """Several chunks, measured without gradient and computed again with it; one encoder's graph at a time."""
+
+    def __init__(
+        self,
+        terms: Sequence[Term],
+        generate: Generate,
+        chunks: Sequence[Chunk],
+        look: Look,
+        memory: Memory,
+        *,
+        graph: bool,
+    ):
+        self.terms, self.generate, self.memory = terms, generate, memory
+        self.measured = measure(terms, generate, chunks, look, rows=memory.keeps_rows, graph=graph)
+        self.rows, self.casting = self.measured.rows, Casting()
+
+    def pulled(self, live: int, generator: torch.Generator | None) -> list[Pull]:
+        """Pass 2."""
+        pairs = zip(self.terms, self.measured.summaries, strict=True)
+        return [pull(term, summary, self.memory, live, generator) for term, summary in pairs]
+
+    def back(self, pulls: Sequence[Pull], scales: Tensor, hand: Hand | None) -> Tensor:
+        """Pass 3: each chunk again, with gradient and its randomness replayed; returns as `Once` does."""
+        chunks, device, start = self.measured.chunks, self.measured.chunks[0].noise.device, 0
+        after = random_state(device)
+        rows = [len(chunk.noise) for chunk in chunks]
+        cotangents = [scale * each.cotangent for scale, each in zip(scales, pulls, strict=True)]
+        shares = [t.statistic.kind.split(c, rows) for t, c in zip(self.terms, cotangents, strict=True)]
+        norms: list[Tensor] = []
+        for i, chunk in enumerate(chunks):
+            restore_random_state(device, chunk.random)
+            with torch.set_grad_enabled(hand is not None), self.casting.again():
+                items = generated(self.generate, chunk)
+            if hand is not None:
+                check_differentiable(items)
+            check_same(items, slice(start, start := start + rows[i]), self.measured.seen)
+            with torch.enable_grad():
+                found = [term.backward(items, chunk, share[i]) for term, share in zip(self.terms, shares, strict=True)]
+            norms.append(torch.stack([norm(each) for each in found]))
+            if hand is not None:
+                hand(items, _sum(found))
+        restore_random_state(device, after)
+        return torch.linalg.vector_norm(torch.stack(norms), dim=0) / scales.clamp_min(TINY)
+
+
+class Taken(NamedTuple):
+    """A step whose gradient has not gone on to the generator yet."""
+
+    step: Step
+    passes: Once | Twice
+    pulls: list[Pull]
+    scales: Tensor  # what each member's cotangent is multiplied by
+    units: Tensor  # what it is multiplied by at weight and coefficient 1
+    kept: tuple[Tensor | None, Tensor | None]  # of the balance, if the step is taken
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    return sum(tensors[1:], tensors[0])

@@ -1,0 +1,219 @@
+"""A population's loss in every trainer of people's: the exact gradient, or an error in words."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import rdm
+from rdm.errors import InputError
+from rdm.matching.representation import Battery
+from rdm.population.population import Population
+from tests.problems import Problem, relative_error
+
+chunks = pytest.mark.parametrize("chunk", [None, 7], ids=["whole", "chunks"])
+
+
+@pytest.fixture
+def problem() -> Problem:
+    return Problem(rdm.objective("energy"), rdm.EMA(0.9), random=True)
+
+
+def gradients(net: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in net.parameters() if p.grad is not None]
+
+
+def loss_of(problem: Problem, chunk: int | None, generate=None, population: Population | None = None) -> Tensor:
+    """A loss that draws as the oracle does; of a fresh population, or of one."""
+    population = population or problem.population(chunk)
+    problem.net.zero_grad(set_to_none=True)
+    torch.manual_seed(3)
+    draw = torch.Generator().manual_seed(5)
+    return population.loss(generate or problem.net, problem.noise, weights=problem.weights, generator=draw)
+
+
+@chunks
+@pytest.mark.parametrize(
+    "name, memory, balance",
+    [("energy", "queue", "uniform"), ("frechet", "ema", "gradient_norm"), ("sliced_wasserstein", "none", "uniform")],
+)
+def test_it_is_what_backward_gives(chunk, name, memory, balance):
+    """In gradient, value, memory, balance and random state; dropout and crops are replayed behind the trainer's own."""
+    problem = Problem(rdm.objective(name), rdm.memory(memory), rdm.balance(balance), random=True)
+    first, second = problem.population(chunk), problem.population(chunk)
+    torch.manual_seed(3)
+    generator = torch.Generator().manual_seed(5)
+    step = first.backward(problem.net, problem.noise, weights=problem.weights, generator=generator)
+    expected = gradients(problem.net)
+    value = loss_of(problem, chunk, population=second)
+    torch.rand(3)
+    before = torch.get_rng_state()
+    value.backward()
+    assert relative_error(gradients(problem.net), expected) <= 1e-12
+    assert torch.equal(torch.get_rng_state(), before) and second.latest == step and torch.equal(value, step.loss)
+    assert repr(first.state()) == repr(second.state())
+
+
+def plain(problem: Problem, chunk: int | None) -> None:
+    loss_of(problem, chunk).backward()
+
+
+def compiled(problem: Problem, chunk: int | None) -> None:
+    loss_of(problem, chunk, torch.compile(problem.net, backend="eager")).backward()
+
+
+def by_grad(problem: Problem, chunk: int | None) -> None:
+    found = torch.autograd.grad(loss_of(problem, chunk), list(problem.net.parameters()))
+    for p, gradient in zip(problem.net.parameters(), found, strict=True):
+        p.grad = gradient
+
+
+def autocast(problem: Problem, chunk: int | None) -> None:
+    """Around the call and not the backward pass; it leaves float64 layers alone, and distances leave it."""
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss_of(problem, chunk)
+    value.backward()
+
+
+def scaler(problem: Problem, chunk: int | None) -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(loss_of(problem, chunk)).backward()
+    scaler.unscale_(torch.optim.SGD(problem.net.parameters(), 0.1))
+
+
+def accumulation(problem: Problem, chunk: int | None) -> None:
+    """The mean over two micro-batches, here twice the same."""
+    for value in [loss_of(problem, chunk) / 2 for _ in range(2)]:
+        value.backward()
+
+
+def own_loss_beside(problem: Problem, chunk: int | None) -> None:
+    own = sum((p**2).sum() for p in problem.net.parameters())
+    (loss_of(problem, chunk) + own).backward()
+    for p in problem.net.parameters():
+        p.grad -= 2 * p.detach()
+
+
+def clipping(problem: Problem, chunk: int | None) -> None:
+    plain(problem, chunk)
+    size = nn.utils.clip_grad_norm_(problem.net.parameters(), 1e-3)
+    for p in problem.net.parameters():
+        p.grad *= (size + 1e-6) / 1e-3
+
+
+@chunks
+@pytest.mark.parametrize(
+    "use",
+    [
+        plain,
+        by_grad,
+        autocast,
+        scaler,
+        accumulation,
+        own_loss_beside,
+        clipping,
+        pytest.param(compiled, marks=pytest.mark.slow),
+    ],
+    ids=lambda use: use.__name__,
+)
+def test_the_gradient_is_plain_autograds(problem, chunk, use):
+    expected = problem.oracle(chunk)
+    problem.net.zero_grad(set_to_none=True)
+    use(problem, chunk)
+    assert relative_error(gradients(problem.net), expected) <= 1e-11
+
+
+@chunks
+def test_frozen_layers_and_hooks(problem, chunk):
+    """A hook runs once, on the whole gradient, also where it is no linear one."""
+    expected = problem.oracle(chunk)
+    handles = [p.register_hook(torch.square) for p in problem.net.parameters()]
+    plain(problem, chunk)
+    assert relative_error(gradients(problem.net), [g.square() for g in expected]) <= 1e-11
+    for handle in handles:
+        handle.remove()
+    problem.net[0].requires_grad_(False)
+    plain(problem, chunk)
+    assert relative_error(gradients(problem.net), expected[2:]) <= 1e-11 and problem.net[0].weight.grad is None
+
+
+@chunks
+def test_the_second_pass_is_in_the_calls_autocast_and_outside_of_the_encoders(chunk):
+    net, seen = nn.Linear(8, 6), []
+    net.register_forward_hook(lambda module, given, items: seen.append((items.dtype, torch.is_grad_enabled())))
+    population = Population("energy", "pixels", torch.rand(40, 6), chunk=chunk)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = population.loss(net, torch.randn(20, 8))  # its items are bfloat16, the encoder's float32
+    value.backward()
+    assert {dtype for dtype, _ in seen} == {torch.bfloat16} and net.weight.grad is not None
+    assert [grad for _, grad in seen] == ([True] if chunk is None else [True, False, False, True, True, True])
+
+
+@chunks
+def test_a_loss_scale_keeps_what_is_small_and_shows_what_is_too_large(chunk):
+    """Items in float16, whose gradient of 1e-9 and less is nothing there; the scale comes before it is rounded."""
+    scale, noise = nn.Parameter(torch.ones(6)), torch.rand(40, 6)
+    battery = Battery([rdm.representation("pixels")], weights=[1e-8])
+    population = Population("energy", battery, torch.rand(40, 6) / 2, chunk=chunk)
+    optimizer = torch.optim.SGD([scale], 1.0)
+
+    def step(factor: float, half: bool = True) -> Tensor:
+        optimizer.zero_grad()
+        scaler = torch.amp.GradScaler("cpu", init_scale=factor)
+        generate = lambda z: scale.half() * z.half() if half else scale * z  # noqa: E731
+        scaler.scale(population.loss(generate, noise)).backward()
+        scaler.unscale_(optimizer)
+        found = scale.grad.clone()
+        scaler.step(optimizer)
+        scaler.update()
+        assert (scaler.get_scale() < factor) == (not bool(found.isfinite().all()))
+        return found
+
+    exact = step(1.0, half=False)
+    scale.data.fill_(1)
+    assert relative_error([step(1.0)], [exact]) > 0.5
+    scale.data.fill_(1)
+    assert relative_error([step(2.0**30)], [exact]) < 5e-3
+    scale.data.fill_(1)
+    assert not step(2.0**50).isfinite().any() and torch.equal(scale.data, torch.ones(6))  # the step is left out
+
+
+@chunks
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_a_loss_without_backward_changes_nothing(problem, chunk, without):
+    population = problem.population(chunk)
+    before = repr(population.state())
+    value = loss_of(problem, chunk, population=population)
+    with without():
+        measured = loss_of(problem, chunk, population=population)
+    assert repr(population.state()) == before and torch.allclose(measured, value.detach(), rtol=1e-12)
+    assert not measured.requires_grad and population.latest.distances
+    value.backward(retain_graph=True)
+    written = repr(population.state())
+    with pytest.raises(InputError, match="backward pass of a population's loss runs once"):
+        value.backward()
+    assert written != before and repr(population.state()) == written
+
+
+def test_what_cannot_be_exact_is_an_error_in_words(problem):
+    population, net, noise = problem.population(7), problem.net.eval(), problem.noise
+    with pytest.raises(InputError, match="noise must not require a gradient; compute it inside generate"):
+        population.loss(net, nn.Linear(8, 8).double()(noise))
+    with pytest.raises(InputError, match="generate.. gave items without gradient"):
+        population.loss(lambda z: net(z).detach(), noise)
+    with pytest.raises(InputError, match="cannot be followed through a checkpoint with use_reentrant=True"):
+        population.loss(lambda z: checkpoint(net, z.clone().requires_grad_(), use_reentrant=True), noise)
+    population.loss(lambda z: checkpoint(net, z, use_reentrant=False), noise).backward()
+    other = nn.Linear(8, 6).double()
+    other.load_state_dict({"weight": torch.zeros(6, 8), "bias": torch.zeros(6)})
+    value = population.loss(lambda z: net(z) + (other(z) if z[0, 0] != noise[0, 0] else 0), noise)
+    with pytest.raises(InputError, match="reaches other parameters in this chunk than in the first"):
+        value.backward()
+    value = population.loss(net, noise)
+    torch.optim.SGD(net.parameters(), 1.0).step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        population.backward(net, noise).loss.backward()
+    with torch.no_grad(), pytest.raises(InputError, match="weighs by gradients and has none yet"):
+        Problem(problem.objective, rdm.NoMemory(), rdm.balance("gradient_norm")).population(7).loss(net, noise)
