@@ -21,6 +21,7 @@ from rdm.errors import (
 from rdm.files.checkpoint import load_weights
 from rdm.files.encoded import EncodedItems
 from rdm.files.mapped import Table, open_table
+from rdm.files.schema import anything, expect, mapped, record
 from rdm.files.store import digest
 from rdm.files.weights import hub_file, load_strictly, mismatches, read_weights
 from rdm.generators.protocol import FlowGenerator, FlowMap, Generator, Solver, drawn, over, tried
@@ -58,12 +59,16 @@ from rdm.registry import (
     sources,
 )
 from rdm.training.augmentation import Augmentation
+from rdm.training.auxiliary import Auxiliary
 from rdm.training.loss import Fed, Loss, Setting
+from rdm.training.resumed import weights_of
 from rdm.trust import confined, refuse_if_confined, require
 
 __all__ = [
+    "anything",
     "assemble",
     "Augmentation",
+    "Auxiliary",
     "Balance",
     "balances",
     "batteries",
@@ -73,8 +78,8 @@ __all__ = [
     "Cat",
     "checked",
     "Condition",
-    "Conditions",
     "conditions",
+    "Conditions",
     "confined",
     "conventions",
     "CorruptFileError",
@@ -94,6 +99,7 @@ __all__ = [
     "EncodedItems",
     "Estimate",
     "evaluations",
+    "expect",
     "Fed",
     "first_line",
     "FlowGenerator",
@@ -115,6 +121,7 @@ __all__ = [
     "load_weights",
     "Loss",
     "losses",
+    "mapped",
     "Measure",
     "median_distance",
     "memories",
@@ -149,6 +156,7 @@ __all__ = [
     "Ratio",
     "read_weights",
     "Real",
+    "record",
     "Reference",
     "refuse_if_confined",
     "Representation",
@@ -183,6 +191,7 @@ __all__ = [
     "Uniform",
     "UnknownNameError",
     "waveforms",
+    "weights_of",
     "Workers",
     "world_size",
     "Z",

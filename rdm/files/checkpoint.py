@@ -115,6 +115,7 @@ def load_weights(
     *,
     entry: str | None = None,
     rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+    fresh: tuple[str, ...] = (),
 ) -> None:
     """Load a module's weights strictly from a run folder, a checkpoint folder or a file.
 
@@ -124,6 +125,7 @@ def load_weights(
         entry: the mapping that is read where a file holds several ("model_ema1", ...); of a run or checkpoint, the
             name of a weight average: by default its first, "none" for the weights themselves.
         rename: gives the tensors of a file the module's names; folders of ours have them already.
+        fresh: beginnings of names that keep the module's own values where the weights have none of them.
 
     Raises:
         InputError: nothing there, with the place that was looked at.
@@ -143,6 +145,9 @@ def load_weights(
         expect(state, mapped(anything), found[-1])
         weights = _averaged(state, entry, found[-1])
     expect(weights, mapped(finite(any_type=True)), source, "train them again")
+    for start in fresh:
+        if not any(name.startswith(start) for name in weights):
+            weights = weights | {k: v for k, v in module.state_dict().items() if k.startswith(start)}
     refuse_mismatches(module, weights, source=source, owner=type(module).__name__)
     expected = module.state_dict()
     fits = record({k: like(v) if not v.is_floating_point() else finite() for k, v in expected.items()})

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rdm.api import Count, FlowGenerator, Fraction, Positive, Solver, generators
 from rdm.generators.parts.guidance import guided
+from rdm.generators.parts.interval import IntervalEmbedding
 from rdm.generators.parts.presets import Rule, follow, load, presets
 from rdm.generators.parts.transformer import (
     BottleneckPatchEmbedding,
@@ -80,13 +81,14 @@ class _Network(nn.Module):
 
     def __init__(
         self, size: int, patch: int, width: int, depth: int, heads: int, bottleneck: int, classes: int, context: int,
-        start: int, *, checkpointing: bool,
+        start: int, *, map: bool, checkpointing: bool,
     ):  # fmt: skip
         super().__init__()
         grid = size // patch
         self.patch, self.context, self.start, self.checkpointing = patch, context, start, checkpointing
         self.null = classes
         self.t_embedder, self.y_embedder = TimeEmbedding(width), LabelEmbedding(classes, width)
+        self.h_embedder = IntervalEmbedding(width) if map else None
         self.x_embedder = BottleneckPatchEmbedding(3, patch, bottleneck, width, bias=False)
         self.pos_embed = nn.Parameter(sincos_positions(width, grid))
         self.in_context_posemb = nn.Parameter(torch.randn(1, context, width) * 0.02)
@@ -98,9 +100,11 @@ class _Network(nn.Module):
         self.rotation: Tensor
         self.register_buffer("rotation", rotations(width // heads, cells(grid), context), persistent=False)
 
-    def forward(self, x: Tensor, own_time: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x: Tensor, own_time: Tensor, labels: Tensor, h: Tensor) -> Tensor:
         label = self.y_embedder(labels)
         c = self.t_embedder(own_time) + label
+        if self.h_embedder is not None:
+            c = c + self.h_embedder(h)
         tokens = self.x_embedder(x) + self.pos_embed
         early, late = self.blocks[: self.start], self.blocks[self.start :]
         tokens = run(early, tokens, c, self.rotation[:, self.context :], checkpointing=self.checkpointing)
@@ -134,6 +138,8 @@ class JiT(FlowGenerator):
         clamp: clamp to [0, 1] in training as well; evaluation always does.
         weights: a run folder, or a public file (.safetensors, .pth); `entry` is the mapping in it that is read, such as
             "model_ema1".
+        map: a flow map: the network is told the length of a jump too, by an embedding that is zero at the start; the
+            weights may be those of a velocity. A jump is one evaluation, guided where t is in the interval.
         checkpointing: recompute each block in the backward pass. compile: torch.compile, block by block.
     """
 
@@ -158,14 +164,16 @@ class JiT(FlowGenerator):
         entry: str | None = None,
         checkpointing: bool = False,
         compile: bool = False,
+        map: bool = False,
     ):
         super().__init__(steps, solver)
+        self.is_map, self.null = map, classes
         self.shape, self.classes, self.clamp, self.noise_scale = (3, size, size), classes, clamp, noise_scale
         self.guidance, self.interval = guidance, interval
         self.net = _Network(
-            size, patch, width, depth, heads, bottleneck, classes, context, start, checkpointing=checkpointing
+            size, patch, width, depth, heads, bottleneck, classes, context, start, map=map, checkpointing=checkpointing
         )
-        load(self, weights, entry)
+        load(self, weights, entry, fresh=("net.h_embedder.",))
         if compile:
             compile_blocks(self.net.blocks)
 
@@ -174,8 +182,16 @@ class JiT(FlowGenerator):
         return follow(PUBLIC, state)
 
     def velocity(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:  # noqa: D102
+        return self._evaluate(x, torch.zeros_like(t), t, condition)
+
+    def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:  # noqa: D102
+        if not self.is_map:
+            return super().average_velocity(x, r, t, condition)
+        return self._evaluate(x, t - r, t, condition)
+
+    def _evaluate(self, x: Tensor, h: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         def towards(labels: Tensor) -> Tensor:
-            return (x - self.net(x, 1 - t, labels)) / t.clamp(min=LEAST_TIME).view(-1, 1, 1, 1)
+            return (x - self.net(x, 1 - t, labels, h)) / t.clamp(min=LEAST_TIME).view(-1, 1, 1, 1)
 
         return guided(towards, t, condition, self.net.null, self.guidance, self.interval)
 

@@ -82,7 +82,7 @@ class PixelMeanFlow(_MiTGenerator):
     ):
         super().__init__(steps)
         self.shape, self.classes, self.clamp, self.noise_scale = (3, size, size), classes, clamp, noise_scale
-        self.guidance, self.interval = guidance, interval
+        self.guidance, self.interval, self.null = guidance, interval, classes
         self.net = MiT(
             self.shape, patch, width, depth, heads, bottleneck, classes, head_depth,
             pixels=True, checkpointing=checkpointing,
@@ -142,7 +142,7 @@ class ImprovedMeanFlow(Latents, _MiTGenerator):
     ):
         super().__init__(steps)
         self.shape, self.classes, self.clamp = (4, size // 8, size // 8), classes, clamp
-        self.guidance, self.interval = guidance, interval
+        self.guidance, self.interval, self.null = guidance, interval, classes
         self.net = MiT(
             self.shape, patch, width, depth, heads, None, classes, head_depth,
             pixels=False, checkpointing=checkpointing,

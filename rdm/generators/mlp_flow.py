@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from rdm.api import Count, FlowGenerator, Size, generators, load_weights
+from rdm.generators.parts.interval import IntervalEmbedding
 
 
-@generators.register("mlp_flow", examples=({"width": 16, "depth": 1},))
+@generators.register("mlp_flow", examples=({"width": 16, "depth": 1}, {"width": 16, "depth": 1, "map": True}))
 class MLPFlow(FlowGenerator):
     """Velocity by residual blocks, each modulated by time and class (adaptive norm, zero at the start).
 
@@ -17,6 +18,12 @@ class MLPFlow(FlowGenerator):
 
     Shapes: noise n c h w, condition n -> images n c h w. Cost: about 8 depth width^2 multiplications an evaluation.
     Raises: InputError: steps below 1, unknown solver, weights of another shape.
+
+    Args:
+        map: a flow map: the network is told the length of a jump too, by an embedding that is zero at the start; the
+            weights may be those of a velocity.
+        clamp: clamp items to [0, 1] in training as well; evaluation always does.
+        weights: a run folder or a file.
     """
 
     def __init__(
@@ -28,9 +35,11 @@ class MLPFlow(FlowGenerator):
         steps: Count = 1,
         solver: Literal["euler", "heun"] = "euler",
         weights: str | None = None,
+        map: bool = False,
+        clamp: bool = True,
     ):
         super().__init__(steps, solver)
-        self.shape, self.classes = tuple(shape), classes
+        self.shape, self.classes, self.is_map, self.clamp = tuple(shape), classes, map, clamp
         self.frequencies: Tensor
         self.register_buffer("frequencies", 2 * math.pi * torch.linspace(0.25, 4, 16), persistent=False)
         self.embed_time = nn.Sequential(nn.Linear(32, width), nn.SiLU(), nn.Linear(width, width))
@@ -40,17 +49,28 @@ class MLPFlow(FlowGenerator):
         self.outlet = nn.Linear(width, math.prod(self.shape))
         nn.init.zeros_(self.outlet.weight)
         nn.init.zeros_(self.outlet.bias)
+        self.embed_interval = IntervalEmbedding(width) if map else None
         if weights is not None:
-            load_weights(self, weights)
+            load_weights(self, weights, fresh=("embed_interval.",))
 
     def velocity(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:  # noqa: D102
+        return self._evaluate(x, torch.zeros_like(t), t, condition)
+
+    def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:  # noqa: D102
+        if not self.is_map:
+            return super().average_velocity(x, r, t, condition)
+        return self._evaluate(x, t - r, t, condition)
+
+    def _evaluate(self, x: Tensor, h: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         phase = t[:, None] * self.frequencies.to(x)
         embedding = self.embed_time(torch.cat([phase.sin(), phase.cos()], 1))
         embedding = embedding + self.embed_class(condition if condition is not None else torch.zeros_like(t).long())
-        h = self.inlet(x.flatten(1))
+        if self.embed_interval is not None:
+            embedding = embedding + self.embed_interval(h)
+        hidden = self.inlet(x.flatten(1))
         for block in self.blocks:
-            h = block(h, nn.functional.silu(embedding))
-        return self.outlet(h).view_as(x)
+            hidden = block(hidden, nn.functional.silu(embedding))
+        return self.outlet(hidden).view_as(x)
 
 
 class _Block(nn.Module):

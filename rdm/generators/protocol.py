@@ -66,6 +66,8 @@ class FlowGenerator(Generator):
 
     noise_scale: float = 1.0
     clamp: bool = True
+    is_map: bool = False  # a jump of any length is one evaluation of a network that is told both times
+    null: int | None = None  # the label that stands for no class, where the network has one
 
     def __init__(self, steps: int, solver: Solver = "euler"):
         super().__init__()
@@ -114,6 +116,8 @@ class FlowGenerator(Generator):
 
 class FlowMap(FlowGenerator):
     """A network of average velocities: any jump is one evaluation, and one jump is a one-step generator."""
+
+    is_map = True
 
     def __init__(self, steps: int = 1):
         super().__init__(steps)

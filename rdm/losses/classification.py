@@ -20,7 +20,7 @@ class Classification(Fed):
     def __init__(self, batch: Count = 128, augmentation: Augmentation | None = None, smoothing: Share = 0.05):
         self.batch, self.augmentation, self.smoothing = batch, augmentation, smoothing
 
-    def add(self, model: nn.Module, rows: Rows, streams: Sequence[torch.Generator]) -> dict[str, float]:
+    def add(self, model: nn.Module, rows: Rows, streams: Sequence[torch.Generator], factor: float) -> dict[str, float]:
         """Labelled items, each augmented by itself."""
         items = rows.items
         if self.augmentation is not None:
@@ -29,5 +29,5 @@ class Classification(Fed):
         labels = self.labels(rows, logits.shape[1])
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="sum")
         with self.setting.passes(last=True):
-            (loss / self.batch).backward()
+            (factor * loss).backward()
         return {"loss": float(loss.detach()), "accuracy": float((logits.argmax(1) == labels).sum())}

@@ -95,11 +95,11 @@ class Matching(Loss):
         if self.warm_up and not resumed:
             self.matched.warm_up(model, *self._draw(model, self.warm_up, "warm up"))
 
-    def backward(self, model: nn.Module, step: int) -> dict[str, float]:
+    def backward(self, model: nn.Module, step: int, scale: float = 1.0) -> dict[str, float]:
         """One step of the population."""
         noise, condition = self._draw(model, self.population, step)
         directions = stream(self.setting.seed, "directions", step)  # equal on all ranks
-        taken = self.matched.backward(model, noise, condition, generator=directions)
+        taken = self.matched.backward(model, noise, condition, generator=directions, scale=scale)
         logged = {"loss": float(taken.loss)}
         for name, value in taken.distances.items():
             logged[f"distance/{name}"] = float(value)

@@ -181,8 +181,9 @@ class Population:
         *,
         weights: Tensor | None = None,
         generator: torch.Generator | None = None,
+        scale: float = 1.0,
     ) -> Step:
-        """Add the gradient of the loss over generate(noise, condition) to the parameters' `.grad`.
+        """Add the gradient of the loss over generate(noise, condition), times `scale`, to the parameters' `.grad`.
 
         `generate` is called as generate(noise) where no condition is given, and gives an item a row; a condition of
         several tensors (a tuple or mapping, with a row an item each) comes to it as it is, in chunks. With chunks it is
@@ -201,7 +202,7 @@ class Population:
         chunks = self._chunks(noise, condition, weights, generator)
         with torch.enable_grad():
             taken = self._forward(generate, chunks, generator, self._look)
-            return self._take(taken, lambda items, pull: items.backward(pull.to(items.dtype)))
+            return self._take(taken, lambda items, pull: items.backward((scale * pull).to(items.dtype)))
 
     def warm_up(self, generate: Generate, noise: Tensor, condition: Condition | None = None) -> None:
         """Write one batch of any size to the memory, chunk by chunk and without gradient, before the first step."""

@@ -59,8 +59,8 @@ class Loss(ABC):
         """Bind to data and device, once; a resumed run skips what its checkpoint holds."""
 
     @abstractmethod
-    def backward(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Add the gradient of this step's loss to the parameters; return what to log."""
+    def backward(self, model: nn.Module, step: int, scale: float = 1.0) -> dict[str, float]:
+        """Add the gradient of this step's loss, times `scale`, to the parameters; return what to log, unscaled."""
 
     def close(self) -> None:  # noqa: B027  (most hold nothing)
         """Let go of what `prepare` and `backward` opened."""
@@ -109,19 +109,19 @@ class Fed(Loss):
         if hasattr(self, "_feed"):
             self._feed.close()
 
-    def backward(self, model: nn.Module, step: int) -> dict[str, float]:
+    def backward(self, model: nn.Module, step: int, scale: float = 1.0) -> dict[str, float]:
         """One batch of real items; a rank whose share is left out adds nothing."""
         rows = self._feed.at(step)
         device = self.setting.device
         streams = [stream(self.setting.seed, type(self).__name__, step, k, device=device) for k in rows.numbers]
-        sums = self.add(model, rows, streams) if streams else {}
+        sums = self.add(model, rows, streams, scale / self.batch) if streams else {}
         return {name: total(sums.get(name, 0.0)) / self.batch for name in self.logged}
 
     logged: Sequence[str] = ("loss",)
 
     @abstractmethod
-    def add(self, model: nn.Module, rows: Rows, streams: Sequence[torch.Generator]) -> dict[str, float]:
-        """Add the gradient of the rows' sum over `batch`; return sums over the rows, by what is logged.
+    def add(self, model: nn.Module, rows: Rows, streams: Sequence[torch.Generator], factor: float) -> dict[str, float]:
+        """Add the gradient of the rows' sum times `factor`; return sums over the rows, by what is logged.
 
         `streams` has a source of randomness for each row, which no other row draws from.
         """

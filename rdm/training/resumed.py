@@ -37,7 +37,7 @@ def state_of(
     The optimizer takes a step of zero gradients, which shows what it keeps and moves weights that are read afterwards.
     """
     initial = {name: value.detach().clone() for name, value in weights.named().items()}
-    optimizer = _optimizer(step, stepper)
+    optimizer = kept_by(step, stepper)
     whole = record(
         {
             "model": record({name: like(value) for name, value in weights.state().items()}),
@@ -65,6 +65,11 @@ def state_of(
     return check
 
 
+def weights_of(module: nn.Module) -> Check:
+    """The check of a module's weights."""
+    return record({name: like(value) for name, value in module.state_dict().items()})
+
+
 def _random() -> Check:
     def law(value: Tensor) -> str:
         try:
@@ -76,7 +81,8 @@ def _random() -> Check:
     return tensor("uint8", str(len(torch.get_rng_state())), law=law)
 
 
-def _optimizer(step: int, stepper: torch.optim.Optimizer) -> Check:
+def kept_by(step: int, stepper: torch.optim.Optimizer) -> Check:
+    """The check of what an optimizer keeps after at most so many steps; takes one of zero gradients to see it."""
     for group in stepper.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)

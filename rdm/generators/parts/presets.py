@@ -35,10 +35,10 @@ def follow(rules: Iterable[Rule], state: Mapping[str, Tensor]) -> dict[str, Tens
     return kept
 
 
-def load(model: Any, weights: str | None, entry: str | None) -> None:
+def load(model: Any, weights: str | None, entry: str | None, fresh: tuple[str, ...] = ()) -> None:
     """Load weights strictly, under public names (`model.from_public`) or the generator's; None leaves it as it is."""
     if weights is not None:
-        load_weights(model, weights, entry=entry, rename=model.from_public)
+        load_weights(model, weights, entry=entry, rename=model.from_public, fresh=fresh)
 
 
 def presets(of: str, family: type[nn.Module], source: str, rows: Mapping[str, tuple[str, Mapping[str, Any]]]) -> None:
