@@ -367,3 +367,15 @@ def test_a_wrong_argument_is_one_line():
         MeanFlow(guidance=2.0).prepare(model, setting, resumed=False)
     with pytest.raises(InputError, match="states are \\(2,\\), the model's \\(1, 8, 8\\)"):
         FSFDMD(Gaussian()).prepare(copy.deepcopy(model), setting, resumed=False)
+
+
+def test_the_mixtures_velocity_samples_the_mixture():
+    """Many steps give the data's law at the floor; the velocity of one far component is that of its Gaussian."""
+    field = rdm.generator("gaussian_mixture", steps=60)
+    score = rdm.registry.evaluations.build("gaussian_mixture", samples=2048)
+    found = score.measure(field(torch.randn(2048, 2, generator=torch.Generator().manual_seed(0))).double())
+    assert found["sliced distance"].value < 1.5 * found["floor"].value and found["between"].value < 0.03
+    single = rdm.generator("gaussian_mixture", centres=((0.5, 0.25),), deviation=0.1)
+    x, t = torch.randn(5, 2, generator=torch.Generator().manual_seed(1)).double(), torch.rand(5).double()
+    exact = Gaussian(torch.tensor([0.0, -0.5]).double(), 0.2 * torch.eye(2).double()).velocity(x, t)
+    assert torch.allclose(single.velocity(x, t, None), exact, atol=1e-6)

@@ -58,11 +58,6 @@ def shifted(q: Tensor, shift: float) -> Tensor:
     return shift * q / (1 + (shift - 1) * q)
 
 
-def logit_normal(source: torch.Generator, mean: float, deviation: float, like: Tensor) -> Tensor:
-    """One number in (0, 1): the logistic function of a normal one."""
-    return torch.sigmoid(mean + deviation * torch.empty_like(like).normal_(generator=source))
-
-
 @contextmanager
 def forward_mode() -> Iterator[None]:
     """Attention by plain products, which alone know forward-mode differentiation."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from rdm.api import Conditions, Count, Fraction, InputError, Nonnegative, Positive, Rows, Setting, losses, over
-from rdm.losses._flows import Noised, along, logit_normal, noised, normal_rows, refuse_others
+from rdm.losses._flows import Noised, along, noised, normal_rows, refuse_others
 
 
 @losses.register("mean_flow")
@@ -90,15 +90,12 @@ class MeanFlow(Noised):
 
     def _times(self, x0: Tensor, streams: Sequence[torch.Generator]) -> tuple[Tensor, Tensor, Tensor]:
         """R <= t, and whether a row keeps its condition."""
-        found = []
-        for source in streams:
-            one, two = (logit_normal(source, self.mean, self.deviation, x0.new_empty(())) for _ in range(2))
-            chance = x0.new_empty(2).uniform_(generator=source)
-            t = torch.maximum(one, two)
-            r = torch.where(chance[0] < self.equal, t, torch.minimum(one, two))
-            found.append(torch.stack([r, t, (chance[1] >= self.drop).to(t)]))
-        r, t, kept = torch.stack(found, 1)
-        return r, t, kept.bool()
+        normal, chance = x0.new_empty(2, len(x0), 2)
+        for k, source in enumerate(streams):
+            normal[k].normal_(self.mean, self.deviation, generator=source)
+            chance[k].uniform_(generator=source)
+        r, t = normal.sigmoid().sort(1).values.unbind(1)
+        return torch.where(chance[:, 0] < self.equal, t, r), t, chance[:, 1] >= self.drop
 
     def _dropped(self, model: Any, condition: Any, kept: Tensor) -> Any:
         return torch.where(kept, condition, model.null) if self.drop else condition
