@@ -6,13 +6,13 @@ import platform
 
 import torch
 
-from benchmarks import battery, evaluation, objectives, population, shards
+from benchmarks import battery, evaluation, flows, objectives, population, shards
 
 parser = argparse.ArgumentParser(description="Times beside peers in one process, accuracy and peak memory.")
 parser.add_argument("--device", default="cpu")
 parser.add_argument(
     "--only",
-    help="one benchmark: mmd, energy, frechet, sliced, sinkhorn, references, population, battery, evaluation, shards",
+    help="one benchmark: mmd, energy, frechet, sliced, sinkhorn, references, population, battery, evaluation, flows, shards",
 )
 parser.add_argument("--rows", type=int, default=50_000, help="of the reference of shards; 1280000 in full (50000)")
 options = parser.parse_args()
@@ -26,5 +26,7 @@ if options.only in (None, "battery"):
     battery.run(options.device)
 if options.only in (None, "evaluation"):
     evaluation.run(options.device)
+if options.only in (None, "flows"):
+    flows.run(options.device)
 if options.only in (None, "shards"):
     shards.run(rows=options.rows)
