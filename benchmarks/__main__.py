@@ -12,7 +12,7 @@ parser = argparse.ArgumentParser(description="Times beside peers in one process,
 parser.add_argument("--device", default="cpu")
 parser.add_argument(
     "--only",
-    help="one benchmark: mmd, energy, frechet, sliced, sinkhorn, references, population, battery, evaluation, flows, shards",
+    help="one: mmd, energy, frechet, sliced, sinkhorn, references, population, battery, evaluation, flows, shards",
 )
 parser.add_argument("--rows", type=int, default=50_000, help="of the reference of shards; 1280000 in full (50000)")
 options = parser.parse_args()
