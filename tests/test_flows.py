@@ -19,8 +19,10 @@ from rdm.generators.protocol import FlowGenerator, FlowMap, over
 from rdm.losses._flows import along, arrival, noised, shifted
 from rdm.losses.dmd2 import DMD2
 from rdm.losses.fsf_dmd import FSFDMD, Places, endpoint, endpoint_jvp, renoised
+from rdm.losses.matching import Matching
 from rdm.losses.mean_flow import MeanFlow
 from rdm.losses.weighted import Weighted
+from rdm.matching.representation import Battery
 from rdm.randomness import stream
 from rdm.training.loop import train
 from rdm.training.loss import Setting
@@ -259,6 +261,32 @@ def test_times_shift_towards_noise_and_weights_follow_their_steps():
     loss = Weighted(FSFDMD(batch=8), weight=2.0, start=2, ramp=3, last=1.0, fall=3)
     assert [loss.at(k) for k in range(10)] == [0, 0, 0.5, 1.0, 1.5, 1.75, 1.5, 1.25, 1.0, 1.0]
     assert [Weighted(FSFDMD(batch=8), weight=0.5).at(k) for k in (0, 9)] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_a_weight_multiplies_the_gradient_of_every_kind_of_loss(chunk):
+    """Of a population in one pass and two, of real items and of generated ones; at weight 0 nothing is computed."""
+    torch.manual_seed(0)
+    model = rdm.generator("mlp_flow", shape=(2,), classes=None, width=8, depth=1, map=True)
+    nn.init.normal_(model.outlet.weight)
+    pixels = Battery((rdm.representation("pixels"),))
+    setting = Setting(Dataset("rows", torch.rand(9, 2), torch.zeros(9).long(), 1), 0, CPU, None)
+
+    def gradient(loss) -> list[Tensor]:
+        loss.prepare(model, setting, resumed=False)
+        model.zero_grad()
+        loss.backward(model, 1)
+        return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+    for build in (
+        lambda: Matching(rdm.objective("frechet"), pixels, population=8, chunk=chunk),
+        lambda: FSFDMD(batch=8),
+        lambda: MeanFlow(batch=8, derivative="difference"),
+    ):
+        plain, none = gradient(build()), gradient(Weighted(build(), start=2))
+        assert all(not g.any() for g in none) and any(g.any() for g in plain)
+        for one, three in zip(plain, gradient(Weighted(build(), weight=3.0)), strict=True):
+            assert torch.allclose(three, 3 * one, rtol=1e-5, atol=1e-7)
 
 
 def study(out: Path, steps: int, *, resume: bool = False) -> nn.Module:
