@@ -5,6 +5,7 @@ then summed (never averaged), which gives the gradient of the whole population w
 """
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -95,6 +96,18 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
     if active():
         for tensor in tensors:
             dist.all_reduce(tensor)
+
+
+def inside_averaging() -> bool:
+    """Whether this is inside the forward pass of a module whose gradients are averaged over ranks."""
+    return active() and getattr(torch.nn.parallel.DistributedDataParallel, "_active_ddp_module", None) is not None
+
+
+def is_shard(tensor: Tensor) -> bool:
+    """Whether a tensor is one rank's rows of a larger one, or was put together from such for one forward pass."""
+    module = sys.modules.get("torch.distributed.tensor")  # without which nothing is sharded
+    freed = tensor.numel() > 0 and tensor.layout == torch.strided and tensor.untyped_storage().size() == 0
+    return freed or (module is not None and isinstance(tensor, module.DTensor))
 
 
 class Summing:

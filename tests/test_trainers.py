@@ -217,3 +217,22 @@ def test_what_cannot_be_exact_is_an_error_in_words(problem):
         population.backward(net, noise).loss.backward()
     with torch.no_grad(), pytest.raises(InputError, match="weighs by gradients and has none yet"):
         Problem(problem.objective, rdm.NoMemory(), rdm.balance("gradient_norm")).population(7).loss(net, noise)
+
+
+def test_gradients_that_are_cleared_are_warned_of_once():
+    net, noise = nn.Linear(8, 6), torch.randn(20, 8)
+    population = Population("energy", "pixels", torch.rand(40, 6), chunk=7)
+    for step in range(6):  # as a trainer that clears them after the call and before its own step
+        if step == 2:
+            with pytest.warns(UserWarning, match=r"cleared and no parameter has changed in 2 steps.*Population.loss"):
+                population.backward(net, noise)
+        else:
+            population.backward(net, noise)
+        net.zero_grad()
+    population = Population("energy", "pixels", torch.rand(40, 6))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    for step in range(4):
+        population.backward(net, noise)  # accumulated over two steps each
+        if step % 2:
+            optimizer.step()
+            optimizer.zero_grad()

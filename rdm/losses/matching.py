@@ -99,7 +99,8 @@ class Matching(Loss):
         """One step of the population."""
         noise, condition = self._draw(model, self.population, step)
         directions = stream(self.setting.seed, "directions", step)  # equal on all ranks
-        taken = self.matched.backward(model, noise, condition, generator=directions, scale=scale)
+        options = {"generator": directions, "scale": scale, "passes": self.setting.passes}
+        taken = self.matched.backward(model, noise, condition, **options)
         logged = {"loss": float(taken.loss)}
         for name, value in taken.distances.items():
             logged[f"distance/{name}"] = float(value)

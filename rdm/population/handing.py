@@ -14,31 +14,34 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rdm.data.condition import Condition, leaves
-from rdm.distributed import gather
+from rdm.distributed import active, gather, is_shard
 from rdm.errors import InputError
 from rdm.population.replay import graph
 
+SHARDS = "sharded parameters (FSDP); `rdm train` takes them"
 HIDING = {  # nodes behind which parameters cannot be seen
     "CheckpointFunction": "a checkpoint with use_reentrant=True; give use_reentrant=False",
-    "RegisterPostBackwardFunction": "FSDP's shards; `rdm train` has them, and Population.backward with sum_gradients",
+    "RegisterPostBackwardFunction": SHARDS,
 }
 
 
-def reached(items: Tensor) -> list[Tensor]:
+def reached(items: Tensor, *, strict: bool = True) -> list[Tensor]:
     """The tensors that the items' gradient reaches, parameters most often, in the order of the graph.
 
     Raises:
-        InputError: there are some that the graph does not show.
+        InputError: there are some that the graph does not show, or shards that are whole for a moment, if `strict`.
     """
     if items.grad_fn is None:
         return [items]
     found = []
     for node in graph(items):
         for kind, what in HIDING.items():
-            if node.name().startswith(kind):
+            if strict and node.name().startswith(kind):
                 raise InputError(f"the gradient of generate() cannot be followed through {what}")
         if node.name().endswith("AccumulateGrad"):
             found.append(node.variable)
+    if strict and any(is_shard(each) for each in found):
+        raise InputError(f"the gradient of generate() cannot be followed through {SHARDS}")
     return found
 
 
@@ -56,19 +59,29 @@ def check_given(noise: Tensor, condition: Condition | None) -> None:
             )
 
 
-def check_equal_on_ranks(parameters: Sequence[Tensor]) -> None:
-    """Refuse ranks that do not train the same parameters, whose sums would wait for each other.
+def check_equal_on_ranks(parameters: Sequence[Tensor], *, values: bool) -> None:
+    """Refuse ranks that do not train the same parameters, whose sums would wait for each other; or `values` apart.
 
     Raises:
         InputError: so it is, on every rank.
     """
-    mine = torch.tensor([len(parameters), sum(each.numel() for each in parameters)])
-    found = [each.tolist() for each in gather(mine)]
+    if not active():
+        return
+    counts = torch.tensor([len(parameters), sum(each.numel() for each in parameters)])
+    found = [each.tolist() for each in gather(counts)]
     if any(each != found[0] for each in found):
         raise InputError(
             f"generate() must reach the same parameters on every rank; it reaches {[n for n, _ in found]} tensors of "
             f"{[size for _, size in found]} numbers"
         )
+    if values:
+        squares = sum(each.detach().double().square().sum() for each in parameters)
+        sizes = torch.stack(gather(torch.as_tensor(squares)))
+        if not torch.allclose(sizes, sizes[:1], 1e-10, 0, equal_nan=True):
+            raise InputError(
+                f"parameters differ between ranks, their squares sum to {sizes.tolist()}; begin with equal ones; "
+                "take Population.loss, or rdm.distributed.sum_gradients after Population.backward"
+            )
 
 
 class Sums:
@@ -78,7 +91,7 @@ class Sums:
         self.parameters, self.factor = parameters, factor
         self.gradients = list[Tensor]()
 
-    def __call__(self, items: Tensor, pull: Tensor) -> None:
+    def __call__(self, items: Tensor, pull: Tensor, *, last: bool) -> None:
         """Take the gradient of one chunk, given that in its items; the factor comes first, as loss scales are meant.
 
         Raises:

@@ -5,7 +5,7 @@ caller's: `Hand`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,7 +28,15 @@ from rdm.population.replay import (
 from rdm.population.term import TINY, Pull, Step, Term, finite, gradient, norm
 
 Look = Callable[[Tensor], None]  # what sees the first items
-Hand = Callable[[Tensor, Tensor], None]  # what takes items with their graph, and the gradient in them
+
+
+@runtime_checkable
+class Hand(Protocol):
+    """What takes the items of a chunk with their graph, and the gradient in them."""
+
+    def __call__(self, items: Tensor, pull: Tensor, *, last: bool) -> None:
+        """Let the gradient go on to the generator; whether this is the step's last chunk."""
+        ...
 
 
 class Measured(NamedTuple):
@@ -130,7 +138,7 @@ class Once:
         if hand is not None:
             items = self.items
             del self.items
-            hand(items, _sum([scale.to(g) * g for scale, g in zip(scales, self.gradients, strict=True)]))
+            hand(items, _sum([scale.to(g) * g for scale, g in zip(scales, self.gradients, strict=True)]), last=True)
         return torch.stack([norm(each) for each in self.gradients])
 
 
@@ -175,7 +183,7 @@ class Twice:
                 found = [term.backward(items, chunk, share[i]) for term, share in zip(self.terms, shares, strict=True)]
             norms.append(torch.stack([norm(each) for each in found]))
             if hand is not None:
-                hand(items, _sum(found))
+                hand(items, _sum(found), last=i + 1 == len(chunks))
         restore_random_state(device, after)
         return torch.linalg.vector_norm(torch.stack(norms), dim=0) / scales.clamp_min(TINY)
 

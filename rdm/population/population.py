@@ -33,6 +33,7 @@ from rdm.matching.objective import Objective, by_member
 from rdm.matching.representation import Battery, Representation
 from rdm.matching.statistic import Cat, Summary
 from rdm.numbers import Count, check
+from rdm.population.adding import Added, Passes, Watch
 from rdm.population.handing import Handed, Sums, check_equal_on_ranks, check_given, reached
 from rdm.population.passes import Hand, Look, Measured, Once, Taken, Twice, measure
 from rdm.population.replay import (
@@ -114,6 +115,7 @@ class Population:
         self.weighing = Weighing(self.balance, self.terms)
         self._looked, self._writes = False, 0  # at the range of what is generated; of the memory
         self.latest: Step | None = None  # what the newest step measured
+        self._watch = Watch()
         for member, weight, real in zip(self.battery.members, self.battery.member_weights, reals, strict=True):
             each, fresh = chosen[member.name], None if real.fresh is None else real.fresh.cpu()
             statistic, target = bound(each, replace(real, shared=shared), cache)
@@ -169,7 +171,7 @@ class Population:
             return sums.gradients
 
         taken = self._forward(generate, chunks, generator, look, graph=True)
-        check_equal_on_ranks(parameters)
+        check_equal_on_ranks(parameters, values=self.latest is None)
         self.latest = taken.step
         return Handed.apply(back, taken.step.loss, *parameters)
 
@@ -182,6 +184,7 @@ class Population:
         weights: Tensor | None = None,
         generator: torch.Generator | None = None,
         scale: float = 1.0,
+        passes: Passes | None = None,
     ) -> Step:
         """Add the gradient of the loss over generate(noise, condition), times `scale`, to the parameters' `.grad`.
 
@@ -193,16 +196,15 @@ class Population:
         the rows against each other, equally by default; `generator` draws what a randomized objective needs. On
         several ranks, each gives its own rows (any number) and the same `generator`; sum the parameters' gradients
         after the call with `rdm.distributed.sum_gradients`. A trainer that calls backward() itself, or averages over
-        ranks, takes `loss`.
+        ranks, takes `loss`. `passes` is entered for each chunk's backward pass (see `rdm.scaling.sums`).
 
         Raises:
             NonFiniteError: NaN or infinity in features (which representation, how many rows) or in a distance.
             InputError: generate() gives not one item a row, no gradient, or not the same again.
         """
-        chunks = self._chunks(noise, condition, weights, generator)
+        chunks, hand = self._chunks(noise, condition, weights, generator), Added(passes, self._watch, scale)
         with torch.enable_grad():
-            taken = self._forward(generate, chunks, generator, self._look)
-            return self._take(taken, lambda items, pull: items.backward((scale * pull).to(items.dtype)))
+            return self._take(self._forward(generate, chunks, generator, self._look), hand)
 
     def warm_up(self, generate: Generate, noise: Tensor, condition: Condition | None = None) -> None:
         """Write one batch of any size to the memory, chunk by chunk and without gradient, before the first step."""
