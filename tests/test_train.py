@@ -48,10 +48,12 @@ def arguments(kind: str, out: Path, **changes) -> dict:
         balance = rdm.SelfNormalized() if kind == "ema" else rdm.GradientNorm()
         matching = Matching(objective, battery, 24, 10, memory, balance, warm_up=40)
         losses = [matching, FlowMatching(batch=8)]
+    held = "bfloat16" if kind == "queue" else "float32"
     plain = {
         "model": model, "losses": losses, "data": rdm.dataset("digits"), "steps": 6, "out": out, "average": 0.9,
         "optimizer": partial(torch.optim.AdamW, lr=1e-3), "schedule": cosine(0.2), "clip": 1.0, "log_every": 1,
         "samples_every": 3, "checkpoint_every": 2, "keep": 9,
+        "precision": held, "parameters": held,
     }  # fmt: skip
     return {**plain, **changes}
 

@@ -1,7 +1,7 @@
-"""Arithmetic in the tensors' own types, whatever `torch.autocast` the caller is in.
+"""Arithmetic in the tensors' own types, whatever `torch.autocast` the caller is in, and with all of their bits.
 
-Distances are differences of large sums, and bfloat16 has three digits. Autocast also reaches a backward pass that runs
-inside it, so that a gradient is taken apart from it as well. Imports nothing of ours.
+Distances are differences of large sums, and bfloat16 has three digits, TF32 no more. Autocast also reaches a backward
+pass that runs inside it, so that a gradient is taken apart from it as well. Imports nothing of ours.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,6 +23,29 @@ def own_types() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def products(*, tf32: bool) -> Iterator[None]:
+    """Run a block, or a function as a decorator, with float32 products and convolutions in TF32 or in all their bits.
+
+    Whatever was set before is set again afterwards.
+    """
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Run a block, or a function as a decorator, in its own types and with all of their bits."""
+    with own_types(), products(tf32=False):
+        yield
+
+
 class Casting:
     """The autocast of where it was made, for a second pass that runs elsewhere, such as behind a loss."""
 
@@ -40,7 +63,9 @@ class Casting:
 
 
 def in_own_types(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """function(*inputs) without autocast, and its gradient too, wherever that is asked for; in autocast only once.
+    """function(*inputs) without autocast and TF32, and its gradient too, wherever that is asked for.
+
+    With either of them around, a gradient may be asked for once.
 
     >>> import torch
     >>> x = torch.full((1, 2), 1.001, requires_grad=True)
@@ -48,7 +73,7 @@ def in_own_types(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
     ...     round(in_own_types(lambda rows: (rows @ rows.T).sum(), x).item(), 6)
     2.004002
     """
-    if not _casting():
+    if not _casting() and torch.get_float32_matmul_precision() == "highest":
         return function(*inputs)
     return _InOwnTypes.apply(function, *inputs)
 
@@ -67,7 +92,7 @@ class _InOwnTypes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, function: Callable[..., Tensor], *inputs: Any) -> Tensor:
         asked = ctx.needs_input_grad[1:]
-        with own_types(), torch.set_grad_enabled(any(asked)):
+        with exact(), torch.set_grad_enabled(any(asked)):
             pairs = zip(inputs, asked, strict=True)
             leaves = [x.detach().requires_grad_(each) if isinstance(x, Tensor) else x for x, each in pairs]
             ctx.value = function(*leaves)
@@ -78,6 +103,6 @@ class _InOwnTypes(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         options = {"retain_graph": True, "allow_unused": True}  # it goes with the outer graph
-        with own_types():
+        with exact():
             found = iter(torch.autograd.grad(ctx.value, ctx.leaves, cotangents[0], **options))
         return tuple(next(found) if each else None for each in ctx.needs_input_grad)

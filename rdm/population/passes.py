@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rdm.distributed import merge_across_ranks
 from rdm.errors import NonFiniteError
-from rdm.matching.autocast import Casting, own_types
+from rdm.matching.autocast import Casting, exact, own_types
 from rdm.matching.memory import Memory
 from rdm.matching.statistic import Cat, Summary
 from rdm.population.replay import (
@@ -87,7 +87,7 @@ def measure(
     return Measured(replayable, summaries, [Cat.merge(r) for r in found if r], torch.cat(seen))
 
 
-@own_types()
+@exact()
 def pull(
     term: Term, summary: Summary | NonFiniteError, memory: Memory, live: int, generator: torch.Generator | None
 ) -> Pull:

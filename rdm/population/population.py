@@ -76,7 +76,7 @@ class Population:
         cache: folder for encoded reference features and for what objectives make of the reference.
         shared: every rank builds this population at the same time: each then reads its share of a reference's rows.
 
-    The generator runs in the caller's autocast, if any; encoders and distances in their own types.
+    The generator runs in the caller's autocast, if any; encoders in their own types, distances in all bits of theirs.
 
     Raises:
         InputError: chunk below 1; arguments of other types; a condition that is not one row an item; a balance that

@@ -62,7 +62,7 @@ def chunked(noise: Tensor, condition: Condition | None, weights: Tensor | None, 
 
 
 def generated(generate: Generate, chunk: Chunk) -> Tensor:
-    """One item a row of noise.
+    """One item a row of noise, in float32 or better where they are no whole numbers.
 
     Raises:
         InputError: something else than a tensor, or other items than rows.
@@ -75,7 +75,7 @@ def generated(generate: Generate, chunk: Chunk) -> Tensor:
     rows = len(chunk.noise)
     if items.ndim < 2 or len(items) != rows:
         raise InputError(f"generate() must give one item a row of noise, {rows}; got shape {tuple(items.shape)}")
-    return items
+    return items.to(torch.promote_types(items.dtype, torch.float32)) if items.is_floating_point() else items
 
 
 def warn_of_range(items: Tensor, inputs: Mapping[str, Inputs]) -> None:

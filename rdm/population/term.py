@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rdm.distributed import agree, gather
 from rdm.errors import InputError, NonFiniteError
-from rdm.matching.autocast import own_types
+from rdm.matching.autocast import in_own_types, own_types
 from rdm.matching.balance import Balance, Terms
 from rdm.matching.memory import Past
 from rdm.matching.objective import Objective
@@ -84,7 +84,7 @@ class Term:
         """The chunk's rows and their summary; or why there are none, of which every rank is told before any goes on."""
         try:
             features, weights = self.encode(items, chunk)
-            return Cat(features, weights), self.statistic.measure(features, weights)
+            return Cat(features, weights), self._measured(features, weights)
         except NonFiniteError as error:
             return None, error
 
@@ -95,8 +95,19 @@ class Term:
         slices = self.representation.slices(len(leaf))
         parts = self.statistic.kind.split(cotangent, [rows.stop - rows.start for rows in slices])
         for rows, part in zip(slices, parts, strict=True):
-            self.statistic.measure(*self.encode(leaf[rows], chunk.part(rows))).value.backward(part)
+            self._measured(*self.encode(leaf[rows], chunk.part(rows))).value.backward(part)
         return gradient(leaf)
+
+    def _measured(self, features: Tensor, weights: Tensor) -> Summary:
+        """The statistic, and its gradient, with all bits of its numbers; an encoder may run with fewer."""
+        held: list[Tensor] = []
+
+        def value(features: Tensor, weights: Tensor) -> Tensor:
+            found = self.statistic.measure(features, weights)
+            held.append(found.weight)
+            return found.value
+
+        return self.statistic.kind(in_own_types(value, features, weights), held[0])
 
 
 class Step(NamedTuple):

@@ -2,23 +2,23 @@
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
-
 from rdm.distributed import agree
 from rdm.errors import NonFiniteError
+from rdm.scaling.arithmetic import Arithmetic
 from rdm.scaling.norm import clipped
 from rdm.scaling.sums import GradientSums
+from rdm.scaling.weights import Weights
 from rdm.training.loss import Loss
 from rdm.training.run import check_finite, joined
 
 
 def take_gradient(
-    model: nn.Module,
+    weights: Weights,
     losses: Sequence[Loss],
     step: int,
     *,
-    stepped: Sequence[Tensor],
     sums: GradientSums,
+    arithmetic: Arithmetic,
     clip: float | None,
 ) -> dict[str, float]:
     """Add the gradient of all losses to what is stepped; returns what they log, and its norm before clipping.
@@ -31,11 +31,12 @@ def take_gradient(
         for loss in losses:
             sums.final, problem = loss is losses[-1], None
             try:
-                records.append(loss.backward(model, step))
+                with arithmetic():
+                    records.append(loss.backward(weights.model, step))
                 check_finite(records[-1])
             except NonFiniteError as error:
                 problem = error
             agree(problem)
-    norm = clipped(stepped, clip)
+    norm = clipped(weights.stepped, clip)
     check_finite({"the gradient": norm})
     return {**joined(records), "gradient_norm": norm}

@@ -13,9 +13,10 @@ from rdm.errors import NonFiniteError
 from rdm.files.checkpoint import newest_readable
 from rdm.numbers import Count, Device, Positive, Seed, Share, Size, Steps, validated
 from rdm.progress import Interrupted, progress
+from rdm.scaling.arithmetic import Arithmetic, Precision
 from rdm.scaling.averages import Average, Averages, as_averages
 from rdm.scaling.sums import GradientSums
-from rdm.scaling.weights import Weights
+from rdm.scaling.weights import Held, Weights
 from rdm.surviving.keeping import Keeping
 from rdm.surviving.saving import Saver
 from rdm.surviving.signals import requests
@@ -39,6 +40,9 @@ def train(
     schedule: Schedule | None = None,
     average: Share | Average | Sequence[Share | Average] | None = None,  # of the weights; the first is shown and kept
     clip: Positive | None = None,  # largest norm of the whole gradient
+    precision: Precision = "float32",  # of the generator's products, by autocast
+    parameters: Held = "float32",  # how they are held; those in fewer bits have masters in float32
+    tf32: bool = False,  # whether float32 products of generator and encoders may drop to ten bits
     patience: Size = 3,  # steps in a row that may be left out since something of them is not finite
     seed: Seed = 0,
     device: Device = "cpu",
@@ -69,7 +73,8 @@ def train(
     # Set up: model, optimizer, schedule, weight averages, losses.
     out, place = Path(out), torch.device(device)
     model = model.to(place).train()
-    weights = Weights(model)
+    arithmetic = Arithmetic(place, precision, parameters, tf32=tf32)
+    weights = Weights(model, parameters)
     stepper, sums = optimizer(weights.stepped), GradientSums(model, weights.stepped)
     check_rates(stepper)
     factor = schedule or constant()
@@ -77,8 +82,9 @@ def train(
     averages = Averages(as_averages(average), weights, size_of(losses))
     found = newest_readable(out / "checkpoints") if resume else None
     setting = Setting(None if data is None else data.to(place), seed, place, cache, sums.passes)
-    for loss in losses:
-        loss.prepare(model, setting, resumed=found is not None)
+    with arithmetic():
+        for loss in losses:
+            loss.prepare(model, setting, resumed=found is not None)
 
     # Go on from the newest checkpoint.
     start, state = found or (0, None)
@@ -93,10 +99,11 @@ def train(
 
     began = time.monotonic()
     shown = progress(steps, done=start, quiet=rank() > 0)
-    with closing(losses), requests() as requested, shown as report, saver:
+    with closing([*losses, weights]), requests() as requested, shown as report, saver:
         saver.shown = log.shown = report.say
         if start == 0 and samples_every:
-            draw_grid(out, model, losses, 0, seed, report.say)
+            with arithmetic():
+                draw_grid(out, model, losses, 0, seed, report.say)
         for step in range(start, steps):
             # Gradient: every loss adds its own, each a function of seed, step and rank; summed over ranks and clipped.
             stepper.zero_grad(set_to_none=True)
@@ -104,7 +111,7 @@ def train(
             for group, rate in zip(stepper.param_groups, base, strict=True):
                 group["lr"] = rate * factor(step / steps)
             try:
-                record = take_gradient(model, losses, step, stepped=weights.stepped, sums=sums, clip=clip)
+                record = take_gradient(weights, losses, step, sums=sums, arithmetic=arithmetic, clip=clip)
             except NonFiniteError as error:
                 skips.left_out(step, error, report, last=step + 1 == steps)
             else:
@@ -122,7 +129,7 @@ def train(
                 log.write(row)
             report.update(done, record)
             if samples_every and (done % samples_every == 0 or done == steps):
-                with averages.shown():
+                with arithmetic(), averages.shown():
                     draw_grid(out, model, losses, done, seed, report.say)
             asked = requested()
             if done % checkpoint_every == 0 or done == steps or any(asked):

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -79,14 +79,23 @@ def size_of(losses: Sequence[Loss]) -> int | None:
     return max((loss.size for loss in losses if loss.size is not None), default=None)
 
 
+@runtime_checkable
+class Closable(Protocol):
+    """What holds something that it lets go of."""
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
 @contextmanager
-def closing(losses: Sequence[Loss]) -> Iterator[None]:
-    """Losses that are closed when the block ends."""
+def closing(held: Sequence[Closable]) -> Iterator[None]:
+    """Losses and other things that are closed when the block ends."""
     try:
         yield
     finally:
-        for loss in losses:
-            loss.close()
+        for each in held:
+            each.close()
 
 
 class Fed(Loss):
