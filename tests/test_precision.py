@@ -43,11 +43,11 @@ class Chunked(Loss):
     def prepare(self, model, setting, *, resumed):
         pass
 
-    def backward(self, model, step):
+    def backward(self, model, step, scale=1.0):
         total = 0.0
         for chunk in items().chunk(4):
             loss = model(chunk).float().square().sum() / 40
-            loss.backward()
+            (scale * loss).backward()
             total += float(loss.detach())
         return {"loss": total}
 

@@ -134,6 +134,11 @@ class Dreamed(Loss):
     batch: int
     conditions: Conditions | None
 
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """The batch."""
+        return self.batch
+
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
         """Conditions of the model's own where none are given."""
         self.setting, flow = setting, refuse_others(self, model)

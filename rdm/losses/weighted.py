@@ -37,6 +37,11 @@ class Weighted(Loss):
         """Those of the loss."""
         return self.loss.conditions
 
+    @property
+    def size(self) -> int | None:  # type: ignore[override]
+        """That of the loss."""
+        return self.loss.size
+
     def at(self, step: int) -> float:
         """The weight at a step."""
         if step < self.start:

@@ -93,6 +93,7 @@ def train(
     run = Trained(weights, stepper, averages, losses, skips)
     if state is not None:
         run.restore(start, state)
+    weights.publish()
     if prepared is not None:
         prepared()
     log = Log(out / "log.jsonl", start)
