@@ -8,11 +8,13 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from rdm.errors import InputError, NonFiniteError
 
@@ -40,18 +42,59 @@ S = TypeVar("S", bound=Summary)
 
 
 @contextmanager
-def started() -> Iterator[None]:
-    """Join the process group that torchrun announces, for the length of the block; alone, do nothing."""
+def started() -> Iterator[bool]:
+    """Join the process group that torchrun announces, for the length of the block; alone, do nothing.
+
+    Gives whether it was joined here.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield
+        yield False
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield
+        yield True
     finally:
         dist.destroy_process_group()
+
+
+class Board:
+    """Texts that ranks leave for each other where torchrun lets them meet, without a collective and from any thread.
+
+    Args:
+        name: keeps them apart from those of others.
+        seconds: after which an answer no longer comes.
+    """
+
+    def __init__(self, name: str, seconds: float):
+        place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(*place, is_master=False, timeout=timedelta(seconds=seconds))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._store = PrefixStore(f"rdm/{name}/{attempt}", store)
+
+    def post(self, name: str, text: str) -> None:
+        """Leave a text in place of the one before.
+
+        Raises:
+            RuntimeError: the place where the ranks meet does not answer, as of `read`.
+        """
+        self._store.set(name, text)
+
+    def read(self, names: list[str]) -> list[str]:
+        """The newest texts, waited for where there is none yet."""
+        return [text.decode() for text in self._store.multi_get(names)]
+
+
+def issued() -> int:
+    """How many collectives this process has begun with the others, those of torch's own wrappers included."""
+    group: Any = dist.distributed_c10d._get_default_group()
+    return group._get_sequence_number_for_group()
+
+
+def broken(error: BaseException) -> bool:
+    """Whether an error is the connection to other ranks, rather than something of this one."""
+    return isinstance(error, dist.DistError) or "gloo/" in str(error)
 
 
 def active() -> bool:

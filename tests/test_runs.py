@@ -79,7 +79,10 @@ def test_no_readable_checkpoint_is_refused(tmp_path):
     run("flow", tmp_path)
     for path in complete_checkpoints(tmp_path / "checkpoints"):
         (path / "state.json").write_text("{")
-    with pytest.warns(UserWarning), pytest.raises(rdm.InputError, match="no older checkpoint can be read; delete"):
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(rdm.errors.InputError, match="no older checkpoint can be read; delete"),
+    ):
         run("flow", tmp_path, resume=True)
 
 

@@ -20,6 +20,7 @@ from rdm.errors import InputError
 from rdm.files.checkpoint import complete_checkpoints, read_checkpoint, row_of
 from rdm.losses.flow_matching import FlowMatching
 from rdm.surviving.keeping import Keeping
+from rdm.surviving.ranks import Seen, Word, lost
 from rdm.surviving.saving import Saver
 from tests.test_train import CONFIG, leaves, run
 
@@ -208,3 +209,51 @@ def test_the_numbers_that_say_what_stays_are_checked(tmp_path):
     for name, value in (("keep_every", 0), ("keep_hours", -1.0), ("keep_lowest", 3)):
         with pytest.raises(InputError, match=f"{name} must be"):
             run("flow", tmp_path, **{name: value})
+
+
+def test_the_rank_that_is_lost_is_told_by_words_alone():
+    """Rank 1 of three stays behind in the fourth collective, or says nothing more; all by the reader's clock."""
+
+    def seen(*spoken):
+        return [Seen(Word(beat=1, **word), spoke, moved) for spoke, moved, word in spoken]
+
+    waiting, late = {"issued": 4, "limit": 10.0}, {"issued": 3, "limit": 10.0}
+    assert lost(seen((99, 80, waiting), (99, 80, late), (99, 80, waiting)), 100) == (
+        "rank 1 hangs: the others have waited 10 s for it"
+    )
+    for fine in (
+        seen((99, 95, waiting), (99, 80, late), (99, 80, waiting)),  # a rank that still moved 5 s ago
+        seen((99, 80, waiting), (99, 95, late), (99, 80, waiting)),  # the late one did
+        seen((99, 80, waiting), (99, 80, waiting), (99, 80, waiting)),  # all do something long, or wait in one
+        seen((99, 80, waiting), (99, 80, {**late, "limit": None}), (99, 80, waiting)),  # outside of the loop
+        seen((99, 80, waiting), (99, 80, {**late, "doing": "drawing"}), (99, 80, waiting)),
+        seen((99, 80, waiting), (0, 0, {**late, "ended": True}), (99, 80, waiting)),
+    ):
+        assert lost(fine, 100) == ""
+    drawing = seen((199, 80, waiting), (199, 80, {**late, "doing": "drawing"}), (199, 80, waiting))
+    assert lost(drawing, 200) == "rank 1 hangs (drawing): the others have waited 100 s for it"
+    silent = "rank 2 has not answered for {} s: it was killed or stopped"
+    assert lost(seen((99, 99, waiting), (99, 99, waiting), (89, 89, waiting)), 100) == silent.format(10)
+    assert lost(seen((99, 99, {}), (99, 99, {}), (54, 54, {})), 100) == silent.format(45)
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_hangs_stops_or_fails_ends_the_others_with_its_number(tmp_path):
+    port = 20_000 + (os.getpid() + 101) % 20_000
+    accidents = ["1:kill:3", "0:kill:3", "2:sleep:3", "1:stop:3", "1:fail:3"]
+    shown = subprocess.run(
+        [sys.executable, "-m", "tests.ranked", str(tmp_path), str(port), *accidents],
+        capture_output=True, text=True, cwd=Path(__file__).parent.parent, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    found = json.loads(shown.stdout.splitlines()[-1])
+    *killed, resumed = found[0]
+    assert [status for status, _, _ in killed] == [1, -signal.SIGKILL, 1] and all(rank[0] == 0 for rank in resumed)
+    said = "rank 1 ", "rank 0", "rank 2 hangs", "rank 1 has not answered for 3 s", ""
+    for k, (ranks, accident, words) in enumerate(zip(found, accidents, said, strict=True)):
+        ranks = ranks[:3]
+        for number, (status, seconds, line) in enumerate(ranks):
+            if number != int(accident[0]):
+                assert status == 1 and seconds < 60, (accident, ranks)
+                assert line.startswith(f"rdm: RankLost: {words or 'rank 1: no memory left'}"), (accident, ranks)
+        assert k < 2 or complete_checkpoints(tmp_path / str(k) / "checkpoints")[-1].name == "00000002"
+    assert found[4][1][0] == 1 and found[4][1][2] == "rdm: RuntimeError: no memory left"

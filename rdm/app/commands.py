@@ -14,7 +14,7 @@ from torch import nn
 import rdm
 from rdm.app import config
 from rdm.app.sampling import device
-from rdm.distributed import barrier, rank, started, together, words
+from rdm.distributed import barrier, rank, together, words
 from rdm.errors import InputError, MismatchError
 from rdm.files.checkpoint import complete_checkpoints, load_weights
 from rdm.files.pictures import save_compared
@@ -27,6 +27,7 @@ from rdm.randomness import seeded
 from rdm.registry import registries
 from rdm.reports.run import read_result, write_report
 from rdm.reports.sweep import INDEX, write_sweep_report
+from rdm.surviving.ranks import started
 from rdm.terminal import print_table, say
 from rdm.training.loop import train
 from rdm.training.run import last_logged

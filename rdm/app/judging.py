@@ -11,7 +11,7 @@ import torch
 from rdm.app.sampling import classes_of, device, trained
 from rdm.data.items import Items, first_item
 from rdm.data.source import Form, Source, hashed, open_source
-from rdm.distributed import rank, started
+from rdm.distributed import rank
 from rdm.errors import InputError, MismatchError
 from rdm.files.checkpoint import is_run
 from rdm.files.store import described, write_bytes, write_json
@@ -28,6 +28,7 @@ from rdm.references.schema import KIND, written_member
 from rdm.references.shards import folder_of
 from rdm.registry import batteries
 from rdm.reports.chart import bars
+from rdm.surviving.ranks import started
 from rdm.terminal import print_table, say
 
 BATCH = 32

@@ -7,7 +7,7 @@ import torch
 
 from rdm.app import config
 from rdm.data.condition import Conditions
-from rdm.distributed import barrier, rank, started, together, world_size
+from rdm.distributed import barrier, rank, together, world_size
 from rdm.errors import CorruptFileError, InputError, MismatchError
 from rdm.files.checkpoint import complete_checkpoints, load_weights
 from rdm.files.item_sets import FORMS, Block, form_of
@@ -17,6 +17,7 @@ from rdm.judging.drawing import BATCH, Drawing, in_steps
 from rdm.numbers import Count, Seed, validated
 from rdm.progress import Interrupted, progress, stop_requests
 from rdm.randomness import seeded
+from rdm.surviving.ranks import started
 from rdm.terminal import say
 
 PLAN = "plan.json"

@@ -14,6 +14,7 @@ from rdm.errors import CorruptFileError
 from rdm.files.checkpoint import Snapshot, complete_checkpoints, row_of, snapshot, write_checkpoint
 from rdm.files.store import remove_folder
 from rdm.surviving.keeping import Keeping
+from rdm.surviving.ranks import WRITER, alone
 from rdm.terminal import say
 
 TRIES = 3  # checkpoints in a row that find the disk full before the run ends
@@ -65,9 +66,10 @@ class Saver:
         with together():
             self._collect(last=False)
         if rank() == 0 and self._went_well(step, after):
-            held, row = snapshot(state), dict(row)
+            with alone("copying its state"):
+                held, row = snapshot(state), dict(row)
             work = partial(self._went_well, step, lambda: self._write(step, held, row))
-            self._thread = threading.Thread(target=work, name="rdm checkpoint")
+            self._thread = threading.Thread(target=work, name=WRITER)
             self._thread.start()
             if missing := self._keeping.unmeasured(row):
                 self.shown(f"step {step} logged no {missing[0]!r}, by which the best checkpoint would be told")
@@ -96,7 +98,8 @@ class Saver:
 
     def _join(self) -> None:
         if self._thread is not None:
-            self._thread.join()
+            with alone("writing a checkpoint"):
+                self._thread.join()
             self._thread = None
 
     def _collect(self, *, last: bool) -> None:

@@ -18,6 +18,7 @@ from rdm.scaling.averages import Average, Averages, as_averages
 from rdm.scaling.sums import GradientSums
 from rdm.scaling.weights import Held, Weights
 from rdm.surviving.keeping import Keeping
+from rdm.surviving.ranks import expected
 from rdm.surviving.saving import Saver
 from rdm.surviving.signals import requests
 from rdm.training.gradient import take_gradient
@@ -44,6 +45,7 @@ def train(
     parameters: Held = "float32",  # how they are held; those in fewer bits have masters in float32
     tf32: bool = False,  # whether float32 products of generator and encoders may drop to ten bits
     patience: Size = 3,  # steps in a row that may be left out since something of them is not finite
+    rank_timeout: Positive = 45.0,  # seconds that ranks wait for one that stays behind, before all end
     seed: Seed = 0,
     device: Device = "cpu",
     log_every: Steps = 10,  # steps
@@ -100,7 +102,7 @@ def train(
 
     began = time.monotonic()
     shown = progress(steps, done=start, quiet=rank() > 0)
-    with closing([*losses, weights]), requests() as requested, shown as report, saver:
+    with closing([*losses, weights]), requests() as requested, shown as report, saver, expected(rank_timeout):
         saver.shown = log.shown = report.say
         if start == 0 and samples_every:
             with arithmetic():

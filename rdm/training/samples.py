@@ -11,6 +11,7 @@ from rdm.distributed import rank
 from rdm.files.pictures import save_grid
 from rdm.generators.protocol import Generator, sampled
 from rdm.randomness import stream
+from rdm.surviving.ranks import alone
 from rdm.surviving.saving import spared
 from rdm.training.loss import Loss
 
@@ -35,7 +36,8 @@ def draw_grid(
     if conditions is not None:
         which = torch.arange(columns).repeat(ROWS) if few else conditions.draw(len(noise), source)
         condition = moved(conditions.read(which), noise.device)
-    images = torch.cat([part.cpu() for part in sampled(model, noise, condition, columns)])
-    if images.ndim == 4:  # other items have no picture
-        with spared(f"samples of step {step}", shown):
-            save_grid(out / "samples" / f"{step:08d}.png", images, columns=columns)
+    with alone("drawing samples"):
+        images = torch.cat([part.cpu() for part in sampled(model, noise, condition, columns)])
+        if images.ndim == 4:  # other items have no picture
+            with spared(f"samples of step {step}", shown):
+                save_grid(out / "samples" / f"{step:08d}.png", images, columns=columns)
