@@ -3,6 +3,7 @@
 Any distance x any battery of representations x any population strategy. Entry points::
 
     rdm.distance("frechet", x, y)          # a loss in one line
+    rdm.Loss("frechet", y, memory="ema")   # the same bound once, for a loop
     rdm.objective, rdm.representation, rdm.battery, rdm.generator, rdm.dataset, rdm.memory   # build by registry name
     rdm.Population                         # exact gradients of populations larger than a batch
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # what __getattr__ hands out
     from rdm.matching.metric import Metric
     from rdm.matching.objective import Objective, distance
     from rdm.matching.representation import Battery, Representation
+    from rdm.population.loss import Loss
     from rdm.population.population import Population
     from rdm.references.file import Reference
     from rdm.registry import (
@@ -53,6 +55,7 @@ _HOMES = {
     "rdm.matching.metric": "Metric",
     "rdm.matching.objective": "Objective distance",
     "rdm.matching.representation": "Battery Representation",
+    "rdm.population.loss": "Loss",
     "rdm.population.population": "Population",
     "rdm.references.file": "Reference",
     "rdm.registry": "names",
@@ -75,6 +78,7 @@ __all__ = [
     "Gated",
     "Generator",
     "GradientNorm",
+    "Loss",
     "Metric",
     "NoMemory",
     "Objective",

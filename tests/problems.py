@@ -117,6 +117,7 @@ def rank_errors(rank: int, folder: str, rows: tuple[int, int], cases: list) -> N
     import torch.distributed as dist
 
     from rdm.distributed import sum_gradients
+    from tests.test_loss import looped
 
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.set_num_threads(1)
@@ -128,8 +129,10 @@ def rank_errors(rank: int, folder: str, rows: tuple[int, int], cases: list) -> N
         problem.gradient(chunk, rows=mine)
         sum_gradients(problem.net.parameters())
         errors.append(torch.cat([p.grad.flatten() for p in problem.net.parameters()]))
+    loops = looped(slice(0, 5) if rank == 0 else slice(5, 12))
     if rank == 0:
         torch.save(errors, f"{folder}/gradients.pt")
+        torch.save(loops, f"{folder}/loops.pt")
     dist.destroy_process_group()
 
 

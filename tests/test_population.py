@@ -19,6 +19,7 @@ from rdm.matching.representation import Battery, Representation
 from rdm.population.population import Population
 from tests.conftest import objective_cases
 from tests.problems import Problem, rank_errors, relative_error
+from tests.test_loss import CASES, looped
 
 cases = pytest.mark.parametrize("name, example", objective_cases())
 memories = pytest.mark.parametrize("memory", [NoMemory(), EMA(0.9), Queue(130)], ids=["none", "ema", "queue"])
@@ -119,6 +120,9 @@ def test_two_ranks_with_unequal_rows(tmp_path):
         expected = torch.cat([g.flatten() for g in Problem(rdm.objective(name, **example), memory).oracle(None)])
         error = (gradient - expected).norm() / expected.norm()
         assert error <= 1e-11, (name, example, memory, chunk, error)
+    loops = torch.load(tmp_path / "loops.pt", weights_only=True)
+    for case, got, wanted in zip(CASES, loops, looped(slice(None)), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-14, msg=str(case))
 
 
 def test_a_chunk_may_weigh_nothing_but_not_the_population():

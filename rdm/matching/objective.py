@@ -88,6 +88,10 @@ def distance(
     `name` and `hyperparameters` are those of the objective (`rdm.names("objectives")`), whose docstring says formula,
     units and cost. Weights are non-negative and normalised inside.
 
+    A pure function: y is bound at every call, its own double sums, eigenvectors or sorted projections included. In a
+    loop over one reference take `rdm.Loss`, which binds once and may have a memory; where the population is larger than
+    a forward pass, or seen by encoders, `rdm.Population`.
+
     Raises:
         InputError: unknown name or hyperparameter, an empty or non-finite side, different dimensions, bad weights.
 

@@ -88,9 +88,7 @@ def measure(
 
 
 @exact()
-def pull(
-    term: Term, summary: Summary | NonFiniteError, memory: Memory, live: int, generator: torch.Generator | None
-) -> Pull:
+def pull(term: Term, summary: Summary | NonFiniteError, live: int, generator: torch.Generator | None) -> Pull:
     """Pass 2: the distance of the population that ranks and memory make of a summary, and its cotangent.
 
     There is none, zero, where the caller asks for no gradient.
@@ -98,11 +96,10 @@ def pull(
     summary = finite(summary)
     leaf = summary.value.detach().requires_grad_(torch.is_grad_enabled())
     batch = merge_across_ranks(type(summary)(leaf, summary.weight))
-    population, share = memory.read(term.past, batch, live, term.statistic)
-    value = term.objective.distance(population, term.target, generator=generator)
+    found = term.read(batch, live, generator)
     if leaf.requires_grad:
-        value.backward()
-    return Pull(value.detach(), gradient(leaf), share, batch.detach())
+        found.value.backward()
+    return Pull(found.value.detach(), gradient(leaf), found.share, found.batch)
 
 
 class Once:
@@ -124,7 +121,7 @@ class Once:
         for term in self.terms:
             leaf = term.leaf(self.items)
             found, summary = term.measure(leaf, self.chunk)
-            pulls.append(pull(term, summary, self.memory, live, generator))
+            pulls.append(pull(term, summary, live, generator))
             assert found is not None and isinstance(summary, Summary)
             with own_types():
                 summary.value.backward(pulls[-1].cotangent)
@@ -162,7 +159,7 @@ class Twice:
     def pulled(self, live: int, generator: torch.Generator | None) -> list[Pull]:
         """Pass 2."""
         pairs = zip(self.terms, self.measured.summaries, strict=True)
-        return [pull(term, summary, self.memory, live, generator) for term, summary in pairs]
+        return [pull(term, summary, live, generator) for term, summary in pairs]
 
     def back(self, pulls: Sequence[Pull], scales: Tensor, hand: Hand | None) -> Tensor:
         """Pass 3: each chunk again, with gradient and its randomness replayed; returns as `Once` does."""

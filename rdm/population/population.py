@@ -118,8 +118,8 @@ class Population:
         self._watch = Watch()
         for member, weight, real in zip(self.battery.members, self.battery.member_weights, reals, strict=True):
             each, fresh = chosen[member.name], None if real.fresh is None else real.fresh.cpu()
-            statistic, target = bound(each, replace(real, shared=shared), cache)
-            self.terms.append(Term(member, each, weight, real.mean[None], statistic, target, fresh))
+            made = (each, real.mean[None], *bound(each, replace(real, shared=shared), cache), self.memory)
+            self.terms.append(Term(*made, representation=member, weight=weight, fresh=fresh))
         self.weighing.check()
 
     def loss(
@@ -226,7 +226,7 @@ class Population:
 
     def state(self) -> dict[str, Any]:
         """What changes from step to step, for a checkpoint (see `rdm.files.store.pack`)."""
-        pasts = {t.representation.name: self.memory.packed(t.past) for t in self.terms}
+        pasts = {t.representation.name: t.packed() for t in self.terms}
         made_by = {name: type(each).__name__ for name, each in (("memory", self.memory), ("balance", self.balance))}
         made_by |= {"objective": kinds(self.terms)} | ({"reference": self.reference} if self.reference else {})
         balance = dict(zip(BALANCE, (self.weighing.state, self.weighing.pulls), strict=True))
@@ -321,8 +321,7 @@ class Population:
 
     def _write(self, batches: list[Summary], rows: list[Cat]) -> dict[str, float]:
         """Pass 4: the memory takes this step's batch, of all ranks; returns the shares of mass that it dropped."""
-        lost, self._writes = [0.0 for _ in self.terms], self._writes + 1
-        written = [merge_across_ranks(r) for r in rows] if self.memory.keeps_rows else batches
-        for k, (term, batch, measured) in enumerate(zip(self.terms, written, batches, strict=True)):
-            term.past, lost[k] = self.memory.write(term.past, batch, term.statistic, measured)
-        return {term.representation.name: each for term, each in zip(self.terms, lost, strict=True)}
+        self._writes += 1
+        merged = [merge_across_ranks(r) for r in rows] or [None for _ in batches]
+        taken = zip(self.terms, batches, merged, strict=True)
+        return {term.representation.name: term.write(batch, found) for term, batch, found in taken}

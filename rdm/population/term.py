@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,10 +11,10 @@ from rdm.distributed import agree, gather
 from rdm.errors import InputError, NonFiniteError
 from rdm.matching.autocast import in_own_types, own_types
 from rdm.matching.balance import Balance, Terms
-from rdm.matching.memory import Past
 from rdm.matching.objective import Objective
 from rdm.matching.representation import Representation
-from rdm.matching.statistic import Cat, Statistic, Summary, checked
+from rdm.matching.statistic import Cat, Summary, checked
+from rdm.population.remembered import Remembered
 from rdm.population.replay import Chunk
 from rdm.randomness import stream
 
@@ -22,18 +22,13 @@ FLOOR_DRAWS = 8
 TINY = 1e-300
 
 
-@dataclass
-class Term:
-    """One representation's part of the loss; `past` is the only thing that changes."""
+@dataclass(kw_only=True)
+class Term(Remembered):
+    """One representation's part of the loss."""
 
     representation: Representation
-    objective: Objective
     weight: float
-    row: Tensor  # the reference's mean, "1 d"
-    statistic: Statistic
-    target: Any
     fresh: Tensor | None = None  # real rows that are in no reference, "f d"
-    past: Past | None = None
 
     def encode(self, items: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Checked features, and the chunk's weights."""

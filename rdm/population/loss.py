@@ -1,0 +1,158 @@
+"""A distance as a module: bound to its reference once, with a memory, for any loop that autograd drives."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rdm.distributed import merge_across_ranks, total
+from rdm.errors import InputError
+from rdm.files.schema import expect
+from rdm.matching.autocast import exact, in_own_types
+from rdm.matching.memory import Memory, NoMemory
+from rdm.matching.objective import Objective
+from rdm.matching.real import Gaussian, Real
+from rdm.matching.statistic import Cat, checked, refuse_gradient
+from rdm.population.remembered import Remembered, moved
+from rdm.references.file import Member, Reference
+from rdm.registry import memories, objectives
+
+PAST = "past."
+
+
+class Loss(nn.Module):
+    """Distance of generated features from a reference, bound once: `loss(features, weights=None)` is a scalar.
+
+    The same value and gradient as `rdm.distance`, which binds anew at each call and remembers nothing. Use this one in
+    a loop; where the population is larger than one forward pass can hold, or under several encoders, `rdm.Population`.
+
+    Args:
+        name: the objective's registered name, with its hyperparameters as further arguments; or the objective.
+        reference: rows "m d"; a `rdm.Reference` of one encoder (or one of its members, or its file: of `rdm reference`,
+            or FD-loss' .npz of mu and sigma); or a `rdm.api.Gaussian` of moments alone.
+        memory: what of earlier calls joins the features (`rdm.EMA`, `rdm.Queue`), or its registered name.
+        reference_weights: of reference rows.
+
+    In training mode each call is a step: the memory takes its features, detached. In eval() it is read and left as it
+    is. The past is in `state_dict()` and is moved by `to()`; arithmetic stays in its own types under autocast and
+    `half()`. `share` says what the memory left of the last call's gradient to its features.
+
+    On several ranks each gives its own rows, and all get the distance of their union. Sum the parameters' gradients
+    (`rdm.distributed.sum_gradients`); DistributedDataParallel takes their mean: multiply the loss by the number of
+    ranks for it.
+
+    Shapes:
+        features: n d; weights: n; result ().
+    Cost:
+        That of the objective and of the memory. With `torch.compile` the module runs between compiled graphs.
+
+    Raises:
+        InputError: unknown name or hyperparameter; what the objective needs and the reference lacks; bad features.
+
+    >>> import torch, rdm
+    >>> loss = rdm.Loss("frechet", torch.tensor([[0.0], [2.0]]))
+    >>> x = torch.tensor([[1.0], [3.0]], requires_grad=True)
+    >>> loss(x).backward()
+    >>> x.grad.flatten().tolist()
+    [1.0, 1.0]
+    """
+
+    @exact()
+    def __init__(
+        self,
+        name: str | Objective,
+        reference: Tensor | Reference | Member | Gaussian | Path | str,
+        *,
+        memory: Memory | str | None = None,
+        reference_weights: Tensor | None = None,
+        **hyperparameters: Any,
+    ):
+        super().__init__()
+        if hyperparameters and not isinstance(name, str):
+            raise InputError(
+                f"hyperparameters {', '.join(hyperparameters)} go with a name; got {name}, which has its own"
+            )
+        chosen = (
+            objectives.build(name, **hyperparameters) if isinstance(name, str) else objectives.take(name, Objective)
+        )
+        real = _real(reference, reference_weights, chosen)
+        statistic, target = chosen.bind(real)
+        kept = NoMemory() if memory is None else memories.take(memory, Memory)
+        self._held = Remembered(objective=chosen, row=real.mean[None], statistic=statistic, target=target, memory=kept)
+        self.share = 1.0
+
+    def forward(
+        self, features: Tensor, weights: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The distance of the features and of the past; `generator` draws what a randomized objective needs."""
+        run: Any = Loss._stepped
+        if torch.compiler.is_compiling():  # what follows depends on the numbers: it runs between compiled graphs
+            run = torch.compiler.disable(run)
+        return run(self, features, weights, generator)
+
+    def _stepped(self, features: Tensor, weights: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        if not self._held.objective.traits.learned_weights:
+            refuse_gradient(weights, "weights", f"detach them: {type(self._held.objective).__name__} learns no weights")
+        return in_own_types(partial(self._value, generator), features, weights)
+
+    def _value(self, generator: torch.Generator | None, features: Tensor, weights: Tensor | None) -> Tensor:
+        rows, masses = checked(features, weights)
+        batch = merge_across_ranks(self._held.statistic.measure(rows, masses))
+        found = self._held.read(batch, int(total(len(rows))), generator)
+        self.share = found.share
+        if self.training:
+            kept = merge_across_ranks(Cat(rows.detach(), masses.detach())) if self._held.memory.keeps_rows else None
+            self._held.write(found.batch, kept)
+        return found.value
+
+    def extra_repr(self) -> str:
+        """Objective and memory."""
+        return f"{self._held.objective}, memory={self._held.memory}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Loss":
+        """Follow the module to another device; numbers keep their types."""
+        super()._apply(fn, recurse)
+        device = fn(torch.empty(0, device=self._held.row.device)).device
+        self._held = moved(self._held, device)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for k, part in enumerate(self._held.packed() or []):
+            destination[f"{prefix}{PAST}{k}"] = part
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:  # type: ignore[override]
+        mine = {key: value for key, value in state_dict.items() if key.startswith(prefix + PAST)}
+        super()._load_from_state_dict({k: v for k, v in state_dict.items() if k not in mine}, prefix, *args)
+        error_msgs: list[str] = args[-1]
+        held, device = self._held, self._held.row.device
+        past = [value.detach().to(device, copy=True) for _, value in sorted(mine.items())] or None
+        try:
+            if past is not None:
+                expect(
+                    past, held.memory.held(held.row, held.statistic), "the past of a rdm.Loss", "give that of its like"
+                )
+            held.past = held.memory.unpacked(past, held.statistic)
+        except InputError as error:
+            error_msgs.append(str(error))
+
+
+def _real(reference: Any, weights: Tensor | None, objective: Objective) -> Real:
+    """The real side that a reference of any form gives."""
+    if isinstance(reference, Tensor):
+        refuse_gradient(reference, "reference", "detach it")
+        return Real.of(reference, weights)
+    if weights is not None:
+        raise InputError("reference_weights go with reference rows; a measured reference has its own")
+    if isinstance(reference, Gaussian):
+        return Real(None, reference)
+    if isinstance(reference, Member):
+        return reference.real(representation=reference.name)
+    if isinstance(reference, str | Path):
+        return Reference.load(reference).real()
+    if isinstance(reference, Reference):
+        return reference.real()
+    raise InputError(f"reference must be rows, a Reference, its file or a Gaussian; got {type(reference).__name__}")
