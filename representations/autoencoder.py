@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rdm.api import InputError, Representation, hub_file, images, representations, require
+from rdm.api import InputError, Representation, hub_file, images, networks, representations, require
 from representations._images import Preprocess
 from representations._weights import PRETRAINED, RANDOM, loading, local_file, origin, untrained
 
@@ -67,6 +67,37 @@ def autoencoder(
         raise InputError(f"{owner}: patch must divide the latent's side {latent}; got {patch}")
     settings = {"model": model, "size": size, "patch": patch, **origin(path)}
     return Representation(name, module, settings, inputs=images())
+
+
+@networks.register("autoencoder_latents", examples=(), needs='diffusers: pip install "rdm-torch[latents]"')
+class AutoencoderLatents(nn.Module):
+    """Latents "c h w" of a diffusers AutoencoderKL, for `rdm encode` and flows of latents: posterior means.
+
+    Arguments as of the representation `autoencoder`. Shapes: images n 3 size size in [0, 1] -> latents n c h w.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        size: int = 256,
+        subfolder: str | None = None,
+        weights: str = PRETRAINED,
+        allow_download: bool = False,
+        sha256: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ):
+        super().__init__()
+        held = autoencoder(model, size, 1, subfolder, weights, allow_download, sha256, arguments).module
+        assert isinstance(held, LatentEncoder)
+        self.held = held
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images to latents."""
+        return self.held.network.encode(self.held.prepare(images)).latent_dist.mean
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images to latents."""
+        return self.encode(images)
 
 
 class LatentEncoder(nn.Module):

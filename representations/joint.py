@@ -35,7 +35,7 @@ ROWS = 10_000  # items that the medians are taken over
 def joint(
     representation: str | Representation = "pixels",
     condition: int | str | Tensor | Representation = 10,
-    beta: float | Literal["balanced"] = "balanced",
+    beta: float | Literal["balanced"] | tuple[Literal["balanced"], float] = "balanced",
     name: str | None = None,
     part: str | int | None = None,
 ) -> Representation:
@@ -53,7 +53,7 @@ def joint(
             .npy file that holds one; or a representation of the conditions. With a table, conditions are numbers of
             its rows: class labels, captions.
         beta: a number, or "balanced" for the ratio of both sides' scales in the reference (`balanced`), found by
-            `Representation.fitted(items, condition)`.
+            `Representation.fitted(items, condition)`; ("balanced", 0.25) is a quarter of it.
         name: how tables call it.
         part: which part of conditions of several tensors tau takes, as "id"; a single tensor is that part itself.
 
@@ -65,26 +65,30 @@ def joint(
     phi = representations.build(representation) if isinstance(representation, str) else representation
     if phi.conditional:
         raise InputError(f"joint features need a representation of the item alone; {phi.name!r} is conditional")
-    if beta != "balanced" and not (isinstance(beta, int | float) and 0 <= beta < float("inf")):
-        raise InputError(f'beta must be a number, not negative, or "balanced"; got {beta!r}')
+    number = beta[1] if isinstance(beta, list | tuple) and len(beta) == 2 and beta[0] == "balanced" else beta
+    if beta != "balanced" and not (isinstance(number, int | float) and 0 <= number < float("inf")):
+        raise InputError(f'beta must be a number, not negative, "balanced" or ("balanced", 0.25); got {beta!r}')
     tau, described = _condition_encoder(condition, part)
-    estimated = phi.module is None or isinstance(beta, str)
-    module = None if phi.module is None or isinstance(beta, str) else _Joint(phi.module, tau, beta)
-    settings = {"phi": phi.name, "settings": dict(phi.settings), "tau": described, "beta": beta}
+    module = _Joint(phi.module, tau, beta) if phi.module is not None and isinstance(beta, int | float) else None
+    said = list(beta) if isinstance(beta, tuple) else beta
+    settings = {"phi": phi.name, "settings": dict(phi.settings), "tau": described, "beta": said}
     return replace(
         phi,
         name=name or f"joint_{phi.name}",
         module=module,
         settings=settings,
-        fit=partial(_fit, phi=phi, tau=tau, beta=beta) if estimated else None,
+        fit=partial(_fit, phi=phi, tau=tau, beta=beta) if module is None else None,
         conditional=True,
     )
 
 
-def _fit(items: Tensor, conditions: Condition | None, phi: Representation, tau: "_Tau", beta: float | str) -> nn.Module:
+def _fit(items: Tensor, conditions: Condition | None, phi: Representation, tau: "_Tau", beta: Any) -> nn.Module:
     fitted = phi.fitted(items)
     assert fitted.module is not None
-    return _Joint(fitted.module, tau, _balance(fitted, items, tau, conditions) if isinstance(beta, str) else beta)
+    if isinstance(beta, int | float):
+        return _Joint(fitted.module, tau, beta)
+    share = 1.0 if isinstance(beta, str) else beta[1]
+    return _Joint(fitted.module, tau, share * _balance(fitted, items, tau, conditions))
 
 
 def balanced(

@@ -165,3 +165,18 @@ def test_an_encoding_that_is_killed_ends_with_the_same_bytes(tmp_path):
     ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command[1:], "ranks"]
     assert subprocess.run(ranks, cwd=tmp_path, env=environment).returncode == 0
     assert kills > 0 and contents(tmp_path / "whole") == contents(tmp_path / "cut") == contents(tmp_path / "ranks")
+
+
+def test_latents_of_an_autoencoder_keep_their_form(tmp_path):
+    """Maps, whose patch means are the features of the representation of the same weights."""
+    pytest.importorskip("diffusers")
+    from representations.autoencoder import TINY, AutoencoderLatents
+
+    images = torch.rand(2, 3, 16, 16)
+    torch.manual_seed(0)
+    network = AutoencoderLatents("tiny", 16, weights="random", arguments=TINY).eval()
+    latents = network.encode(images)
+    assert latents.shape == (2, 4, 8, 8)
+    torch.manual_seed(0)
+    features = rdm.representation("autoencoder", model="tiny", size=16, patch=4, weights="random", arguments=TINY)
+    assert torch.allclose(features(images), nn.functional.avg_pool2d(latents, 4).flatten(1), atol=1e-6)

@@ -337,6 +337,7 @@ def test_ranks_change_nothing(tmp_path):
 
 
 NETWORKS = {
+    "sit": {"shape": (4, 4, 4), "width": 16, "depth": 1, "heads": 2, "decoder": "none", "guidance": 1.0},
     "mlp_flow": {"width": 8, "depth": 1},
     "jit": {"size": 8, "patch": 4, "width": 16, "depth": 2, "heads": 2, "bottleneck": 4, "context": 3, "start": 1},
 }

@@ -56,6 +56,9 @@ def test_balanced_makes_both_sides_equally_wide():
     features = encode(items, labels)
     beta = float(encode.module.beta)
     assert beta == pytest.approx(balanced(rdm.representation("pca", components=4).fitted(items), items, 10, labels))
+    phi = rdm.representation("pca", components=4)
+    quarter = rdm.representation("joint", representation=phi, condition=10, beta=("balanced", 0.25))
+    assert float(quarter.fitted(items, labels).module.beta) == pytest.approx(beta / 4)
     spread = lambda x: torch.pdist(x).square().median().sqrt()  # noqa: E731
     torch.testing.assert_close(spread(features[:, 4:]), spread(features[:, :4]), rtol=1e-6, atol=0)
     assert encode.fingerprint == _pca(4).fitted(items, labels).fingerprint != _pca(5).fitted(items, labels).fingerprint

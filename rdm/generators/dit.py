@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rdm.api import Count, Fraction, Positive, Solver, generators
 from rdm.generators.parts.guidance import guided
+from rdm.generators.parts.interval import IntervalEmbedding
 from rdm.generators.parts.latent import SD_VAE, Latents
 from rdm.generators.parts.presets import Rule, follow, load, presets
 from rdm.generators.parts.transformer import (
@@ -78,21 +79,23 @@ class _Network(nn.Module):
 
     def __init__(
         self, shape: tuple[int, ...], patch: int, width: int, depth: int, heads: int, classes: int, *,
-        checkpointing: bool,
+        map: bool, checkpointing: bool,
     ):  # fmt: skip
         super().__init__()
         channels, size, _ = shape
         self.patch, self.channels, self.null, self.checkpointing = patch, channels, classes, checkpointing
         self.x_embedder, self.t_embedder = PatchEmbedding(channels, patch, width), TimeEmbedding(width)
-        self.y_embedder = LabelEmbedding(classes, width)
+        self.y_embedder, self.h_embedder = LabelEmbedding(classes, width), IntervalEmbedding(width) if map else None
         self.pos_embed = nn.Parameter(sincos_positions(width, size // patch), requires_grad=False)
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
         self.final_layer = _Final(width, 2 * channels * patch**2)
         xavier_linears(self.blocks)
         zero(self.final_layer, *(block.adaLN_modulation for block in self.blocks))  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor, h: Tensor) -> Tensor:
         c = self.t_embedder(t) + self.y_embedder(labels)
+        if self.h_embedder is not None:
+            c = c + self.h_embedder(h)
         tokens = run(self.blocks, self.x_embedder(x) + self.pos_embed, c, checkpointing=self.checkpointing)
         return unpatchify(self.final_layer(tokens, c), self.patch, 2 * self.channels)[:, : self.channels]
 
@@ -119,6 +122,8 @@ class SiT(Latents):
         slices: latents decoded at a time.
         weights: a run folder, or a public file (.safetensors, .pt); `entry` is the mapping in it that is read, such as
             "ema".
+        map: a flow map: the network is told the length of a jump too, by an embedding that is zero at the start; the
+            weights may be those of a velocity. A jump is one evaluation, guided where t is in the interval.
         checkpointing: recompute each block in the backward pass. compile: torch.compile, block by block.
     """
 
@@ -143,12 +148,14 @@ class SiT(Latents):
         entry: str | None = None,
         checkpointing: bool = False,
         compile: bool = False,
+        map: bool = False,
     ):
         super().__init__(steps, solver)
+        self.is_map, self.null = map, classes
         self.shape, self.classes, self.clamp = tuple(shape), classes, clamp
         self.guidance, self.interval = guidance, interval
-        self.net = _Network(self.shape, patch, width, depth, heads, classes, checkpointing=checkpointing)
-        load(self, weights, entry)
+        self.net = _Network(self.shape, patch, width, depth, heads, classes, map=map, checkpointing=checkpointing)
+        load(self, weights, entry, fresh=("net.h_embedder.",))
         self.open_decoder(decoder, trained=weights is not None, slices=slices)
         if compile:
             compile_blocks(self.net.blocks)
@@ -158,14 +165,22 @@ class SiT(Latents):
         return follow(PUBLIC, state)
 
     def velocity(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:  # noqa: D102
+        return self._evaluate(x, torch.zeros_like(t), t, condition)
+
+    def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:  # noqa: D102
+        if not self.is_map:
+            return super().average_velocity(x, r, t, condition)
+        return self._evaluate(x, t - r, t, condition)
+
+    def _evaluate(self, x: Tensor, h: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         def away(labels: Tensor) -> Tensor:
-            return self.predicted(x, t, labels)
+            return self.predicted(x, h, t, labels)
 
         return guided(away, t, condition, self.net.null, self.guidance, self.interval, GUIDED)
 
-    def predicted(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def predicted(self, x: Tensor, h: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Velocity by the network, whose own runs from noise at 0 to data at 1."""
-        return -self.net(x, 1 - t, labels)
+        return -self.net(x, 1 - t, labels, h)
 
 
 @generators.register("dit", examples=(_SMALL,))
@@ -180,7 +195,7 @@ class DiT(SiT):
     Raises: InputError: weights of another network; no decoder on this machine.
     """
 
-    def predicted(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def predicted(self, x: Tensor, h: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         """Velocity z - x_0 from the predicted z."""
         kept = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64, device=x.device).neg().add(1).log().cumsum(0)
         noise_to_signal = (kept.neg().exp() - 1).sqrt()
@@ -191,7 +206,7 @@ class DiT(SiT):
         low, high = noise_to_signal[above - 1].log(), noise_to_signal[above].log()
         step = above - 1 + ((ratio.log() - low) / (high - low)).clamp(0, 1)
         t = t.view(-1, *[1] * (x.ndim - 1))
-        z = self.net(x / (t.square() + (1 - t).square()).sqrt(), step.to(x.dtype), labels)
+        z = self.net(x / (t.square() + (1 - t).square()).sqrt(), step.to(x.dtype), labels, h)
         return (z - x) / (1 - t)
 
 

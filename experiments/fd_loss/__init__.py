@@ -1,0 +1,1 @@
+"""FD-loss: recipes, and what they need."""

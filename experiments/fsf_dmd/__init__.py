@@ -1,0 +1,1 @@
+"""FSF-DMD: recipes, and what they need."""

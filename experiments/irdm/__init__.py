@@ -1,0 +1,1 @@
+"""iRDM: recipes, and what they need."""
