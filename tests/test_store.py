@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 
 from rdm.errors import CorruptFileError, InputError, MismatchError
@@ -104,3 +105,13 @@ def test_weights_are_found_or_refused(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"1234")
     with pytest.raises(CorruptFileError, match="broken.safetensors"):
         load_weights(net, str(tmp_path / "broken.safetensors"))
+
+
+def test_tensors_are_written_as_the_library_reads_them(tmp_path):
+    kinds = torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool
+    made = {f"{k} {kind}": torch.rand(3, k).mul(9).to(kind) for k in range(3) for kind in kinds}
+    made |= {"scalar": torch.tensor(2.5), "turned": torch.rand(2, 3).T}
+    write_tensors(tmp_path / "t", made, {"n": 1})
+    found = safetensors.torch.load_file(tmp_path / "t")
+    assert found.keys() == made.keys()
+    assert all(torch.equal(found[k], v) and found[k].dtype == v.dtype for k, v in made.items())

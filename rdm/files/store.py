@@ -11,6 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,17 @@ def digest(tensors: Mapping[str, Tensor], description: Any = None) -> str:
     for name, tensor in sorted(tensors.items()):
         tensor = tensor.detach().cpu().contiguous()
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        sha.update(_bytes(tensor))
     return sha.hexdigest()
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: a temporary beside it, synchronised, then renamed over it."""
+def write_bytes(path: Path, *data: bytes | memoryview) -> None:
+    """Write a file of these pieces whole or not at all: a temporary beside it, synchronised, then renamed over it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            file.writelines(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -85,17 +86,33 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mappin
     """Write tensors and a JSON description to one safetensors file, with the hash of both inside."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"description": json.dumps(description, sort_keys=True), "sha256": digest(tensors, description)}
-    write_bytes(path, _ordered(save(tensors, metadata)))
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that each is aligned
+    write_bytes(path, _header(tensors, order, metadata), *(_bytes(tensors[name]) for name in order))
 
 
-def _ordered(data: bytes) -> bytes:
-    """The same safetensors file with its metadata in one order; the library's changes from call to call."""
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+def _header(tensors: Mapping[str, Tensor], order: list[str], metadata: dict[str, str]) -> bytes:
+    """How a safetensors file begins: its length, then what each tensor is and where."""
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name in order:
+        start, end = end, end + tensors[name].nbytes
+        kind = _kind(tensors[name].dtype)
+        entries[name] = {"dtype": kind, "shape": list(tensors[name].shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+    return len(text).to_bytes(8, "little") + text
+
+
+@cache
+def _kind(dtype: torch.dtype) -> str:
+    """What safetensors calls a type."""
+    data = save({"x": torch.empty(0, dtype=dtype)})
+    return json.loads(data[8:])["x"]["dtype"]
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """A tensor's memory, not copied."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
