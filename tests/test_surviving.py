@@ -257,3 +257,15 @@ def test_a_rank_that_dies_hangs_stops_or_fails_ends_the_others_with_its_number(t
                 assert line.startswith(f"rdm: RankLost: {words or 'rank 1: no memory left'}"), (accident, ranks)
         assert k < 2 or complete_checkpoints(tmp_path / str(k) / "checkpoints")[-1].name == "00000002"
     assert found[4][1][0] == 1 and found[4][1][2] == "rdm: RuntimeError: no memory left"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills, ranks", [(int(os.environ.get("RDM_KILLS", "5")), 1)])
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path, kills, ranks):
+    """Signals, full disks and damaged checkpoints among the kills; RDM_KILLS says how many there are."""
+    shown = subprocess.run(
+        [sys.executable, "-m", "tests.killed", str(tmp_path), str(kills), str(ranks), "0"],
+        capture_output=True, text=True, cwd=Path(__file__).parent.parent, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    found = json.loads(shown.stdout.splitlines()[-1])
+    assert found["kills"] >= kills and found["other ends"] == 0, (found, shown.stderr)
