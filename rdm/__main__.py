@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--bind", action="append", default=[], metavar="'NAME = VALUE'", help="a binding on top")
     train.add_argument("--out", type=_path, metavar="DIR", help="run folder (default: runs/<name of the file>)")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder")
+    train.add_argument("--dry-run", action="store_true", help="print what it would hold and how long it would take")
     train.add_argument("--restricted", action="store_true", help="refuse imports, foreign includes, unregistered names")
     train.set_defaults(run=_train)
 
@@ -196,7 +197,10 @@ def _drawing_options(command: argparse.ArgumentParser, n: str) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from rdm.app.commands import train_run
+    from rdm.app.dry_run import dry_run
 
+    if options.dry_run:
+        return dry_run(options.config, options.bind, restricted=options.restricted)
     train_run(options.config, options.bind, options.out, resume=options.resume, restricted=options.restricted)
 
 

@@ -23,7 +23,7 @@ from rdm.files.encoded import EncodedItems
 from rdm.files.mapped import Table, open_table
 from rdm.files.schema import anything, expect, mapped, record
 from rdm.files.store import digest
-from rdm.files.weights import hub_file, load_strictly, mismatches, read_weights
+from rdm.files.weights import hub_file, load_strictly, mismatches, read_weights, sizes_alone
 from rdm.generators.protocol import FlowGenerator, FlowMap, Generator, Solver, drawn, over, tried
 from rdm.judging.evaluation import Judge
 from rdm.judging.ratio import Ratio
@@ -58,6 +58,8 @@ from rdm.registry import (
     representations,
     sources,
 )
+from rdm.rehearsing.expected import expected
+from rdm.rehearsing.step import Does, Keeps, Rehearsal
 from rdm.training.augmentation import Augmentation
 from rdm.training.auxiliary import Auxiliary
 from rdm.training.loss import Fed, Loss, Setting
@@ -91,6 +93,7 @@ __all__ = [
     "described",
     "digest",
     "Distance",
+    "Does",
     "draw",
     "drawn",
     "EDGE",
@@ -102,6 +105,7 @@ __all__ = [
     "expect",
     "Fed",
     "first_line",
+    "expected",
     "FlowGenerator",
     "FlowMap",
     "Fraction",
@@ -115,6 +119,7 @@ __all__ = [
     "Inputs",
     "is_grey",
     "Judge",
+    "Keeps",
     "landmarks",
     "Law",
     "load_strictly",
@@ -159,6 +164,7 @@ __all__ = [
     "record",
     "Reference",
     "refuse_if_confined",
+    "Rehearsal",
     "Representation",
     "representations",
     "require",
@@ -172,6 +178,7 @@ __all__ = [
     "Several",
     "Share",
     "Size",
+    "sizes_alone",
     "Solver",
     "Source",
     "sources",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from rdm.api import InputError, MismatchError, confined, first_line, refuse_if_confined, require, seeded
+from rdm.api import InputError, MismatchError, confined, first_line, refuse_if_confined, require, seeded, sizes_alone
 
 PRETRAINED, RANDOM = "pretrained", "random"
 Network = TypeVar("Network", bound=nn.Module)
@@ -60,11 +60,13 @@ def local_file(weights: str, expected: str | None, owner: str) -> Path:
 def weights_file(weights: str, expected: str | None, owner: str, pretrained: Callable[[], Path]) -> Path | None:
     """What `weights` names: the file of "pretrained", looked for only then, none for "random", else a file.
 
+    None too where networks are built of their sizes alone.
+
     Raises:
         InputError: no file there.
         MismatchError: another hash than expected.
     """
-    if weights == RANDOM:
+    if weights == RANDOM or sizes_alone():
         return None
     return local_file(str(pretrained()) if weights == PRETRAINED else weights, expected, owner)
 

@@ -1,11 +1,13 @@
 """MobileNet v1, written out: small enough to judge pictures anywhere."""
 
+from pathlib import Path
+
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from rdm.api import Representation, images, load_strictly, read_weights, representations
 from representations._images import Preprocess
-from representations._weights import RANDOM, local_file, origin, untrained
+from representations._weights import RANDOM, origin, untrained, weights_file
 
 STAGES = (64,), (128, 128), (256, 256), (512,) * 6, (1024, 1024)  # widths of the blocks; a stage halves the side
 
@@ -29,7 +31,7 @@ def mobilenet(
         InputError: no weights there.
         MismatchError: weights of another architecture, with the first ten tensors; a file of another hash.
     """
-    path = None if weights == RANDOM else local_file(weights, sha256, name)
+    path = weights_file(weights, sha256, name, lambda: Path(weights))
     network = untrained(lambda: MobileNetV1(width))
     if path is not None:
         state = {key: value for key, value in read_weights(path, name).items() if not key.startswith("classifier.")}

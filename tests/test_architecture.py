@@ -18,8 +18,9 @@ ROOT = Path(__file__).parent.parent
 FLOORS = """
 rdm.__main__
 rdm.app
-rdm.reports
+rdm.reports rdm.planning
 rdm.judging rdm.training
+rdm.rehearsing
 rdm.population rdm.scaling
 rdm.references rdm.generators
 rdm.matching

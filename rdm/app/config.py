@@ -6,6 +6,7 @@ and unpickle nothing (`rdm.trust`).
 """
 
 import contextlib
+import copy
 import functools
 import importlib
 import inspect
@@ -102,8 +103,25 @@ def plan() -> dict[str, Any]:
         InputError: a required argument is not bound, or one cannot be used.
         RestrictedError: in restricted mode, something that would be fetched, run or unpickled.
     """
-    with confined(*_confinement) if _confinement else contextlib.nullcontext():
+    with _confined():
         return _built()
+
+
+def _confined() -> contextlib.AbstractContextManager[None]:
+    return confined(*_confinement) if _confinement else contextlib.nullcontext()
+
+
+def aside(name: str, instead: Any = None) -> Callable[[], Any]:
+    """Bind something else to a name; returns what builds what was bound to it, as `plan` would."""
+    found = _value(name)
+    with gin.unlock_config():
+        gin.bind_parameter(name, instead)
+
+    def build() -> Any:
+        with _confined():
+            return copy.deepcopy(found)  # which is how gin builds what a reference names
+
+    return build
 
 
 def _built() -> dict[str, Any]:

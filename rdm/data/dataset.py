@@ -38,6 +38,17 @@ class Data(ABC):
     def read(self, batches: Iterable[Sequence[int]]) -> Iterator[Part]:
         """Items of these numbers, batch by batch; may read ahead, and ends what reads when it is closed."""
 
+    @property
+    def form(self) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape and type of an item as `read` gives it: the first one's."""
+        (part,) = self.read([[0]])
+        return tuple(part.items.shape[1:]), part.items.dtype
+
+    @property
+    def held(self) -> int:
+        """Bytes in memory on its device; 0 for items that are read while they are used."""
+        return 0
+
     @abstractmethod
     def to(self, device: torch.device | str) -> "Data":
         """The same data on a device."""
@@ -54,6 +65,11 @@ class Dataset(Data):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def held(self) -> int:
+        """Of items and labels."""
+        return self.images.nbytes + self.labels.nbytes
 
     def to(self, device: torch.device | str) -> "Dataset":
         """The same data on a device."""

@@ -1,6 +1,8 @@
 """Weights of networks in files: found in caches, read as tensors only, and loaded by name, shape for shape."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -10,6 +12,23 @@ from torch import Tensor, nn
 
 from rdm.errors import CorruptFileError, InputError, MismatchError, first_line
 from rdm.trust import refuse_if_confined, require
+
+_SIZES_ALONE = ContextVar("networks are built of their sizes alone", default=False)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Networks that are built in the block are of their sizes alone: no weights are looked for or read (a dry run)."""
+    before = _SIZES_ALONE.set(True)
+    try:
+        yield
+    finally:
+        _SIZES_ALONE.reset(before)
+
+
+def sizes_alone() -> bool:
+    """Whether this is within `without_weights`."""
+    return _SIZES_ALONE.get()
 
 
 def read_weights(path: Path, owner: str, *, entry: str | None = None) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ velocity u(x, r, t) over r..t jumps from x_t to x_r = x_t - (t - r) u; u(x, t, t
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -40,6 +40,11 @@ class Generator(nn.Module, ABC):
     def conditions(self) -> Conditions | None:
         """What it is asked for where nobody says: its classes, uniformly; None for nothing."""
         return None if self.classes is None else Numbers(self.classes)
+
+    @property
+    def behind(self) -> Sequence[nn.Module]:
+        """Frozen modules that it uses and that are none of its own, such as a decoder that copies share."""
+        return ()
 
     def noise(self, n: int, generator: torch.Generator) -> Tensor:
         """Standard normal noise "n ...", on the generator's device."""

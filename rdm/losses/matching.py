@@ -1,7 +1,7 @@
 """Distances of generated populations, as a loss."""
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,24 @@ from rdm.api import (
     Conditions,
     Count,
     Dataset,
+    Does,
     Generator,
     InputError,
+    Keeps,
     Loss,
     Memory,
+    NoMemory,
     NonFiniteError,
     Objective,
     Population,
     Reference,
+    Rehearsal,
     Setting,
     Size,
     by_member,
     described,
     drawn,
+    expected,
     first_line,
     losses,
     portion,
@@ -109,6 +114,16 @@ class Matching(Loss):
             logged[f"gradient_share/{name}"] = share
             logged[f"dropped/{name}"] = taken.dropped[name]
         return logged
+
+    def rehearse(self, model: nn.Module, setting: Setting, ranks: int) -> Iterator[Keeps | Does]:
+        """One step of the population, the reference known by the header of its file alone."""
+        if not isinstance(model, Generator):
+            raise InputError(f"Matching trains a rdm.generators.protocol.Generator; got {type(model).__name__}")
+        battery, sides = expected(self.battery, self.reference, None if setting.data is None else len(setting.data))
+        asked = model.conditions if self.conditions is None else self.conditions
+        objectives = by_member(self.objective, [each.name for each in battery.members])
+        memory, chunk = self.options["memory"] or NoMemory(), self.options["chunk"]
+        yield from Rehearsal(model, asked, battery, objectives, memory, chunk, self.population, sides).step(ranks)
 
     def state(self) -> dict[str, Any]:
         """Memories and balance."""

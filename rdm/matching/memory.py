@@ -5,6 +5,7 @@ or `rdm.Loss` keeps. `read` joins past and batch, and gives the share of the mas
 batch keeps; `write` gives the next past, detached.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,10 @@ class Memory(ABC):
         """How many independent rows vary as little as the population that so many live ones keep a share of."""
         return round(rows / share)
 
+    def most_rows(self, batch: int) -> int | None:
+        """Rows that a past of rows holds at most, after batches of so many; None: nobody knows."""
+        return None
+
     def packed(self, past: Any) -> list[Tensor] | None:
         """A past as tensors, for a checkpoint."""
         return None if past is None else [past.value, past.weight]
@@ -83,6 +88,10 @@ class NoMemory(Memory):
     def read(self, past: Any, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
         """The batch itself; share 1."""
         return batch, 1.0
+
+    def most_rows(self, batch: int) -> int:
+        """None."""
+        return 0
 
     def write(
         self, past: Any, batch: Summary, statistic: Statistic | None = None, measured: Summary | None = None
@@ -136,6 +145,11 @@ class EMA(Memory):
     def effective(self, rows: int, share: float) -> int:
         """1 over the sum of squared weights of an average that has run for long."""
         return round(rows * (2 - share) / share)
+
+    def most_rows(self, batch: int) -> int:
+        """As many batches as weigh more than `floor` with all after them, and one in which that is reached."""
+        batches = math.log(self.floor) / math.log(self.decay) + 1 if self.decay and self.floor else math.inf
+        return batch * (1 if self.decay == 0 else math.ceil(min(batches, 2**24)))
 
     def write(
         self, past: Any, batch: Summary, statistic: Statistic | None = None, measured: Summary | None = None
@@ -192,6 +206,10 @@ class Queue(Memory):
             newest = past.newest(kept)
             old = statistic.measure(newest.value, newest.weight)
         return statistic.kind.merge([old, batch.scale(rows / batch.mass)]), float(rows / (old.mass + rows))
+
+    def most_rows(self, batch: int) -> int:
+        """`size`."""
+        return self.size
 
     def write(
         self, past: Any, batch: Summary, statistic: Statistic | None = None, measured: Summary | None = None

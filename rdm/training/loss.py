@@ -16,11 +16,14 @@ from torch import Tensor, nn
 
 from rdm.data.condition import Conditions
 from rdm.data.dataset import Data
-from rdm.data.feed import Feed, Rows
+from rdm.data.feed import Feed, Rows, portion
 from rdm.distributed import total
 from rdm.errors import InputError
 from rdm.files.schema import expect, record
+from rdm.generators.protocol import Generator, sampled
 from rdm.randomness import stream
+from rdm.rehearsing.bound import valued
+from rdm.rehearsing.step import Does, Keeps
 from rdm.scaling.sums import Passes, alone
 
 
@@ -64,6 +67,13 @@ class Loss(ABC):
 
     def close(self) -> None:  # noqa: B027  (most hold nothing)
         """Let go of what `prepare` and `backward` opened."""
+
+    def rehearse(self, model: nn.Module, setting: Setting, ranks: int) -> Iterator[Keeps | Does]:
+        """One step of a rank without values (`rdm.planning`): says what is held, and each part that is done.
+
+        Unprepared; `setting.data` is None where there is none here. What is held is held by the iterator meanwhile.
+        """
+        yield Keeps(type(self).__name__, None, "it does not say what it holds")
 
     def state(self) -> dict[str, Any]:
         """What changes from step to step."""
@@ -126,6 +136,15 @@ class Fed(Loss):
         sums = self.add(model, rows, streams, scale / self.batch) if streams else {}
         return {name: total(sums.get(name, 0.0)) / self.batch for name in self.logged}
 
+    def rehearse(self, model: nn.Module, setting: Setting, ranks: int) -> Iterator[Keeps | Does]:
+        """One batch of items like the first; without data, of items like the generator's."""
+        self.setting, rows = setting, len(portion(self.batch, 0, ranks))
+        items = _like_data(setting.data, rows) if setting.data is not None else _like_generated(model, rows)
+        source, numbers = stream(setting.seed, "rehearsal"), list(range(rows))
+        yield Does("a batch of items")
+        self.add(model, Rows(items, torch.zeros(rows).long(), numbers), [source] * rows)
+        yield Does(f"{type(self).__name__}, forward and backward")
+
     logged: Sequence[str] = ("loss",)
 
     @abstractmethod
@@ -149,3 +168,23 @@ class Fed(Loss):
                     "give the model as many, or other data"
                 )
         return rows.labels
+
+
+def _like_data(data: Data, rows: int) -> Tensor:
+    """So many items of the data set's form."""
+    with valued():
+        shape, dtype = data.form
+    return torch.zeros(rows, *shape, dtype=dtype)
+
+
+def _like_generated(model: nn.Module, rows: int) -> Tensor:
+    """So many items of a generator.
+
+    Raises:
+        InputError: it is none, so that the data alone say what items are.
+    """
+    if not isinstance(model, Generator):
+        raise InputError("what items are is only known from the data, which are not here; give rdm.train.data")
+    with torch.no_grad():
+        (one,) = sampled(model, model.noise(1, torch.Generator()), None, 1)
+    return one.new_zeros(rows, *one.shape[1:])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rdm.api import FlowGenerator, InputError, confined, hub_file, require, seeded
+from rdm.api import FlowGenerator, InputError, confined, hub_file, require, seeded, sizes_alone
 
 FILE = "diffusion_pytorch_model.safetensors"
 
@@ -57,6 +57,11 @@ class Latents(FlowGenerator):
         self.slices = slices
         self._decoder = None if chosen == "none" else _Unregistered(_autoencoder(self.vae, chosen))
 
+    @property
+    def behind(self) -> list[nn.Module]:
+        """The decoder."""
+        return [] if self._decoder is None else [self._decoder.module]
+
     def decode(self, x: Tensor) -> Tensor:
         """Pictures of latents."""
         if self._decoder is None:
@@ -102,7 +107,7 @@ def _autoencoder(vae: Vae, chosen: str) -> nn.Module:
     """The autoencoder, of which only what decodes is kept; blocks are recomputed in the backward pass."""
     owner = "the decoder"
     family = getattr(require("diffusers", extra="latents", owner=owner), vae.model)
-    folder = None if chosen == "random" else _folder(vae, chosen, owner)
+    folder = None if chosen == "random" or sizes_alone() else _folder(vae, chosen, owner)
     with confined(owner, "give decoder=FOLDER with a copy that is whole"), seeded(0):
         model = (
             family.from_config(vae.config)

@@ -1,0 +1,149 @@
+"""Dry runs: what is said of memory is what torch's own allocator gives out; neither weights nor data are needed."""
+
+import gc
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rdm.__main__ import main
+from rdm.app import config
+from rdm.app.dry_run import outlined
+from rdm.matching.real import Real
+from rdm.planning.plan import Plan
+from rdm.randomness import seeded, stream
+from rdm.registry import generators, networks, objectives
+from rdm.rehearsing.bound import bound, tensors
+from rdm.training.loop import train
+
+RUN = """
+rdm.train.model = @generators.unet()
+generators.unet.shape = (1, 8, 8)
+generators.unet.channels = 32
+generators.unet.multiples = (1, 2)
+generators.unet.blocks = 1
+rdm.train.losses = [@losses.matching()]
+rdm.train.data = @datasets.digits()
+rdm.train.steps = 2
+rdm.train.optimizer = @optimizers.adamw
+rdm.train.samples_every = None
+losses.matching.battery = @rdm.battery()
+rdm.battery.members = [@representations.random_convolutions(), @representations.classifier()]
+representations.random_convolutions.width = 16
+representations.classifier.network = @networks.conv_classifier()
+"""
+DENSE = """
+rdm.train.average = 0.9
+losses.matching.objective = @objectives.frechet()
+losses.matching.memory = @memories.ema()
+losses.matching.population = 64
+"""
+CHUNKED = """
+losses.matching.objective = @objectives.sliced_wasserstein()
+objectives.sliced_wasserstein.projections = 64
+losses.matching.memory = @memories.queue()
+losses.matching.population = 128
+losses.matching.chunk = 32
+memories.queue.size = 2000
+"""
+
+
+def file(folder, text: str, weights: str):
+    path = folder / "run.gin"
+    path.write_text(f"{RUN}{text}\nrepresentations.classifier.weights = {weights!r}\n")
+    return path
+
+
+def plan(path, ranks: int = 1) -> Plan:
+    config.load(path)
+    return outlined().plan(ranks)
+
+
+def held(path, out) -> int:
+    """The most that torch's allocator has given out at once in the second step of a run, built and trained here."""
+    gc.collect()
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        config.load(path)
+        arguments = config.plan()
+        with seeded(0):
+            train(**arguments, out=out)
+    events = sorted(profile.kineto_results.events(), key=lambda event: event.start_ns())
+    updates = [event.start_ns() for event in events if event.name().startswith("Optimizer.step#")]
+    now = most = 0
+    for event in events:
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now if updates[0] < event.start_ns() < updates[-1] else 0)
+    return most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [DENSE, CHUNKED], ids=["dense", "chunked"])
+def test_what_is_said_of_memory_is_within_15_percent_of_what_a_run_holds(text, tmp_path):
+    encoder = tmp_path / "encoder.safetensors"
+    save_file(networks.build("conv_classifier").state_dict(), encoder)
+    path = file(tmp_path, text, str(encoder))
+    said, found = plan(path).most, held(path, tmp_path / "run")
+    assert said == pytest.approx(found, rel=0.15)
+
+
+ABSENT = """
+rdm.train.model = @generators.mlp_flow()
+rdm.train.losses = [@losses.matching()]
+rdm.train.steps = 1000
+rdm.train.device = 'cuda'
+rdm.train.data = @datasets.files()
+datasets.files.path = 'nowhere'
+generators.mlp_flow.weights = 'nowhere'
+losses.matching.objective = @objectives.frechet()
+losses.matching.reference = 'nowhere.safetensors'
+losses.matching.battery = @rdm.battery()
+losses.matching.population = 64
+losses.matching.chunk = 16
+rdm.battery.members = [@representations.classifier()]
+representations.classifier.weights = 'nowhere'
+"""
+
+
+def test_a_plan_needs_neither_weights_nor_data_nor_the_device(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "absent.gin"
+    path.write_text(ABSENT)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", str(path), "--dry-run"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for part in (
+        "847,744 parameters",
+        "encoder conv_classifier 489 kB 122,186 parameters",
+        "the reference is not here: moments are assumed",
+        "the data are not here",
+        "on each of 2 ranks",
+        "cuda, which is not here",
+    ):
+        assert part in said, (part, said)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_plan_counts_what_follows_from_the_sizes(tmp_path):
+    """Of linear layers: Adam keeps two numbers a weight, a pass takes two flops a weight and row, backward four."""
+    path = tmp_path / "absent.gin"
+    path.write_text(ABSENT)
+    config.load(path)
+    found = outlined().plan(2)
+    kept = {each.name: each.bytes for each in found.kept}
+    assert kept["optimizer"] == pytest.approx(2 * kept["weights"], rel=1e-3)
+    assert kept["target under conv_classifier"] == 8 * (64 * 64 + 3 * 64 + 1)  # a root, the mean thrice, a trace
+    regions = {region.name: region for region in found.regions}
+    model = generators.build("mlp_flow")
+    weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
+    first, last = regions["generator, first pass"], regions["generator, backward"]
+    assert (first.times, last.times) == (2, 2)  # chunks of 16 of this rank's 32
+    assert first.flops == 2 * 16 * weights
+    assert last.flops == pytest.approx(2 * first.flops, rel=0.03)  # but for the gradient in the noise
+
+
+@pytest.mark.parametrize("name", objectives)
+def test_targets_have_the_sizes_of_real_ones(name):
+    """Bound in small at other sizes, and by the real binding at this one."""
+    objective = objectives.build(name, **objectives[name].examples[0])
+    real = objective.bind(Real(torch.randn(500, 7, generator=stream(0, "rows"))))
+    assert [tuple(tensor.shape) for tensor in tensors(real)] == bound(objective, 500, 7).shapes
