@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # what __getattr__ hands out
         objectives,
         representations,
     )
+    from rdm.scaling.modules import recompute
 
     balance = balances.build
     battery = batteries.build
@@ -59,6 +60,7 @@ _HOMES = {
     "rdm.population.population": "Population",
     "rdm.references.file": "Reference",
     "rdm.registry": "names",
+    "rdm.scaling.modules": "recompute",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 _BUILT_BY = {
@@ -98,6 +100,7 @@ __all__ = [
     "metric",
     "names",
     "objective",
+    "recompute",
     "representation",
 ]
 

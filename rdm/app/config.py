@@ -28,6 +28,7 @@ from rdm.judging.evaluation import Evaluation, Judge
 from rdm.matching.representation import assemble
 from rdm.numbers import Seed, check, check_given
 from rdm.registry import registries
+from rdm.scaling.modules import Compile
 from rdm.training.augmentation import Jitter
 from rdm.training.loop import train
 from rdm.training.run import check_rates
@@ -42,6 +43,7 @@ CORE: dict[str, Callable[..., Any]] = {
     "optimizers.adam": torch.optim.Adam,
     "optimizers.sgd": torch.optim.SGD,
     "rdm.battery": assemble,
+    "rdm.compile": Compile,
     "rdm.evaluation": Evaluation,
 }
 BY_COMMAND = ("out", "resume", "cache", "prepared")  # arguments of `train` that the command line gives

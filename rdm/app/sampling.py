@@ -17,6 +17,7 @@ from rdm.judging.drawing import BATCH, Drawing, in_steps
 from rdm.numbers import Count, Seed, validated
 from rdm.progress import Interrupted, progress, stop_requests
 from rdm.randomness import seeded
+from rdm.scaling.modules import compiled
 from rdm.surviving.ranks import started
 from rdm.terminal import say
 
@@ -55,7 +56,7 @@ def trained(folder: Path, *, steps: int | None = None, trusted: bool = False, av
         raise InputError(f"{folder} trained a {type(model).__name__}; expected a generator")
     load_weights(model, str(folder), entry=average)
     conditions = next((loss.conditions for loss in plan["losses"] if loss.conditions is not None), None)
-    return Trained(in_steps(model.to(device()).eval(), steps), conditions)
+    return Trained(in_steps(compiled(model.to(device()).eval(), plan.get("compile", False)), steps), conditions)
 
 
 def classes_of(text: str | None, generator: Generator) -> list[int] | None:

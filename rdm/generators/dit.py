@@ -15,7 +15,6 @@ from rdm.generators.parts.transformer import (
     PatchEmbedding,
     TimeEmbedding,
     attend,
-    compile_blocks,
     modulate,
     run,
     sincos_positions,
@@ -79,11 +78,11 @@ class _Network(nn.Module):
 
     def __init__(
         self, shape: tuple[int, ...], patch: int, width: int, depth: int, heads: int, classes: int, *,
-        map: bool, checkpointing: bool,
+        map: bool,
     ):  # fmt: skip
         super().__init__()
         channels, size, _ = shape
-        self.patch, self.channels, self.null, self.checkpointing = patch, channels, classes, checkpointing
+        self.patch, self.channels, self.null = patch, channels, classes
         self.x_embedder, self.t_embedder = PatchEmbedding(channels, patch, width), TimeEmbedding(width)
         self.y_embedder, self.h_embedder = LabelEmbedding(classes, width), IntervalEmbedding(width) if map else None
         self.pos_embed = nn.Parameter(sincos_positions(width, size // patch), requires_grad=False)
@@ -96,7 +95,7 @@ class _Network(nn.Module):
         c = self.t_embedder(t) + self.y_embedder(labels)
         if self.h_embedder is not None:
             c = c + self.h_embedder(h)
-        tokens = run(self.blocks, self.x_embedder(x) + self.pos_embed, c, checkpointing=self.checkpointing)
+        tokens = run(self.blocks, self.x_embedder(x) + self.pos_embed, c)
         return unpatchify(self.final_layer(tokens, c), self.patch, 2 * self.channels)[:, : self.channels]
 
 
@@ -124,7 +123,6 @@ class SiT(Latents):
             "ema".
         map: a flow map: the network is told the length of a jump too, by an embedding that is zero at the start; the
             weights may be those of a velocity. A jump is one evaluation, guided where t is in the interval.
-        checkpointing: recompute each block in the backward pass. compile: torch.compile, block by block.
     """
 
     vae = SD_VAE
@@ -146,19 +144,15 @@ class SiT(Latents):
         slices: Count = 8,
         weights: str | None = None,
         entry: str | None = None,
-        checkpointing: bool = False,
-        compile: bool = False,
         map: bool = False,
     ):
         super().__init__(steps, solver)
         self.is_map, self.null = map, classes
         self.shape, self.classes, self.clamp = tuple(shape), classes, clamp
         self.guidance, self.interval = guidance, interval
-        self.net = _Network(self.shape, patch, width, depth, heads, classes, map=map, checkpointing=checkpointing)
+        self.net = _Network(self.shape, patch, width, depth, heads, classes, map=map)
         load(self, weights, entry, fresh=("net.h_embedder.",))
         self.open_decoder(decoder, trained=weights is not None, slices=slices)
-        if compile:
-            compile_blocks(self.net.blocks)
 
     def from_public(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of a public file under the generator's names."""

@@ -93,7 +93,6 @@ class Flux2(Latents):
             default "pretrained" where weights are given, else "none".
         slices: latents decoded at a time.
         weights: a run folder, or a file (.safetensors, .pth) of diffusers, of Black Forest Labs or of iRDM.
-        checkpointing: recompute each block in the backward pass.
     """
 
     vae = VAE
@@ -113,8 +112,6 @@ class Flux2(Latents):
         slices: Count = 1,
         weights: str | None = None,
         entry: str | None = None,
-        checkpointing: bool = False,
-        compile: bool = False,
     ):
         super().__init__(steps)
         self.clamp, self.shape = clamp, (128, size // 16, size // 16)
@@ -124,14 +121,10 @@ class Flux2(Latents):
             attention_head_dim=head_size, joint_attention_dim=context_size, guidance_embeds=False,
             axes_dims_rope=(head_size // 4,) * 4,
         )  # fmt: skip
-        if checkpointing:
-            self.net.enable_gradient_checkpointing()
         self._contexts = None if contexts is None else _table(contexts, context_size)
         self.classes = None if self._contexts is None else len(self._contexts)
         load(self, weights, entry)
         self.open_decoder(decoder or (None if weights else "none"), trained=True, slices=slices)
-        if compile:
-            self.net.compile_repeated_blocks()
 
     def from_public(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of a public file under the generator's names."""

@@ -15,7 +15,6 @@ from rdm.generators.parts.transformer import (
     TimeEmbedding,
     attend,
     cells,
-    compile_blocks,
     modulate,
     rotate,
     rotations,
@@ -81,11 +80,11 @@ class _Network(nn.Module):
 
     def __init__(
         self, size: int, patch: int, width: int, depth: int, heads: int, bottleneck: int, classes: int, context: int,
-        start: int, *, map: bool, checkpointing: bool,
+        start: int, *, map: bool,
     ):  # fmt: skip
         super().__init__()
         grid = size // patch
-        self.patch, self.context, self.start, self.checkpointing = patch, context, start, checkpointing
+        self.patch, self.context, self.start = patch, context, start
         self.null = classes
         self.t_embedder, self.y_embedder = TimeEmbedding(width), LabelEmbedding(classes, width)
         self.h_embedder = IntervalEmbedding(width) if map else None
@@ -107,9 +106,9 @@ class _Network(nn.Module):
             c = c + self.h_embedder(h)
         tokens = self.x_embedder(x) + self.pos_embed
         early, late = self.blocks[: self.start], self.blocks[self.start :]
-        tokens = run(early, tokens, c, self.rotation[:, self.context :], checkpointing=self.checkpointing)
+        tokens = run(early, tokens, c, self.rotation[:, self.context :])
         tokens = torch.cat([label[:, None] + self.in_context_posemb, tokens], 1)
-        tokens = run(late, tokens, c, self.rotation, checkpointing=self.checkpointing)
+        tokens = run(late, tokens, c, self.rotation)
         return unpatchify(self.final_layer(tokens[:, self.context :], c), self.patch, 3)
 
 
@@ -140,7 +139,6 @@ class JiT(FlowGenerator):
             "model_ema1".
         map: a flow map: the network is told the length of a jump too, by an embedding that is zero at the start; the
             weights may be those of a velocity. A jump is one evaluation, guided where t is in the interval.
-        checkpointing: recompute each block in the backward pass. compile: torch.compile, block by block.
     """
 
     def __init__(
@@ -162,20 +160,14 @@ class JiT(FlowGenerator):
         clamp: bool = False,
         weights: str | None = None,
         entry: str | None = None,
-        checkpointing: bool = False,
-        compile: bool = False,
         map: bool = False,
     ):
         super().__init__(steps, solver)
         self.is_map, self.null = map, classes
         self.shape, self.classes, self.clamp, self.noise_scale = (3, size, size), classes, clamp, noise_scale
         self.guidance, self.interval = guidance, interval
-        self.net = _Network(
-            size, patch, width, depth, heads, bottleneck, classes, context, start, map=map, checkpointing=checkpointing
-        )
+        self.net = _Network(size, patch, width, depth, heads, bottleneck, classes, context, start, map=map)
         load(self, weights, entry, fresh=("net.h_embedder.",))
-        if compile:
-            compile_blocks(self.net.blocks)
 
     def from_public(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors of a public file under the generator's names."""

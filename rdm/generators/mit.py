@@ -9,7 +9,6 @@ from rdm.api import Count, FlowMap, Fraction, Positive, generators
 from rdm.generators.parts.latent import SD_VAE, Latents
 from rdm.generators.parts.mit import MiT
 from rdm.generators.parts.presets import Rule, follow, load, presets
-from rdm.generators.parts.transformer import compile_blocks
 
 LEAST_TIME = 0.05  # below it, differences between state and data are divided by this time instead
 
@@ -57,7 +56,6 @@ class PixelMeanFlow(_MiTGenerator):
         noise_scale: deviation of the noise in units of pictures in [-1, 1].
         clamp: clamp to [0, 1] in training as well; evaluation always does.
         weights: a run folder, or a public file (.safetensors, .pth); `entry` is the mapping in it that is read.
-        checkpointing: recompute each block in the backward pass. compile: torch.compile, block by block.
     """
 
     def __init__(
@@ -77,19 +75,15 @@ class PixelMeanFlow(_MiTGenerator):
         clamp: bool = False,
         weights: str | None = None,
         entry: str | None = None,
-        checkpointing: bool = False,
-        compile: bool = False,
     ):
         super().__init__(steps)
         self.shape, self.classes, self.clamp, self.noise_scale = (3, size, size), classes, clamp, noise_scale
         self.guidance, self.interval, self.null = guidance, interval, classes
         self.net = MiT(
             self.shape, patch, width, depth, heads, bottleneck, classes, head_depth,
-            pixels=True, checkpointing=checkpointing,
+            pixels=True,
         )  # fmt: skip
         load(self, weights, entry)
-        if compile:
-            compile_blocks(self.net.shared_blocks, self.net.u_heads)
 
     def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:  # noqa: D102
         away = x - self.predict(x, t - r, condition)
@@ -113,7 +107,6 @@ class ImprovedMeanFlow(Latents, _MiTGenerator):
             diffusers; by default "pretrained" where weights are given, else "random".
         slices: latents decoded at a time.
         weights: a run folder, or a public file (.safetensors, .pth); `entry` is the mapping in it that is read.
-        checkpointing: recompute each block in the backward pass. compile: torch.compile, block by block.
     """
 
     vae = SD_VAE._replace(
@@ -137,20 +130,16 @@ class ImprovedMeanFlow(Latents, _MiTGenerator):
         slices: Count = 8,
         weights: str | None = None,
         entry: str | None = None,
-        checkpointing: bool = False,
-        compile: bool = False,
     ):
         super().__init__(steps)
         self.shape, self.classes, self.clamp = (4, size // 8, size // 8), classes, clamp
         self.guidance, self.interval, self.null = guidance, interval, classes
         self.net = MiT(
             self.shape, patch, width, depth, heads, None, classes, head_depth,
-            pixels=False, checkpointing=checkpointing,
+            pixels=False,
         )  # fmt: skip
         load(self, weights, entry)
         self.open_decoder(decoder, trained=weights is not None, slices=slices)
-        if compile:
-            compile_blocks(self.net.shared_blocks, self.net.u_heads)
 
     def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:  # noqa: D102
         return self.predict(x, t - r, condition)

@@ -41,7 +41,7 @@ class Representation:
             computed again in the backward pass, so that the activations of one are held at a time.
         precision: the arithmetic of the encoder (by autocast); features come in float32 or better.
         clamp: move items into the range of `inputs` before encoding, as iRDM trains; FD-loss trains without.
-        compile: run the encoder through `torch.compile`.
+        compile: run the encoder through `torch.compile`; a text names another backend of it than "inductor".
     """
 
     name: str
@@ -53,7 +53,7 @@ class Representation:
     micro_batch: int | None = None
     precision: Precision = "float32"
     clamp: bool = False
-    compile: bool = False
+    compile: bool | str = False
 
     def __post_init__(self) -> None:  # noqa: D105
         owner = f"representation {self.name!r}"
@@ -132,7 +132,9 @@ class Representation:
             raise InputError(
                 f"representation {self.name!r} is estimated on data; call .fitted(reference items) before encoding"
             )
-        return torch.compile(self.module) if self.compile else self.module
+        if not self.compile:
+            return self.module
+        return torch.compile(self.module, backend="inductor" if self.compile is True else self.compile)
 
     @property
     def fingerprint(self) -> str:
@@ -279,7 +281,7 @@ def assemble(
     micro_batch: Count | Mapping[str, Count] | None = None,
     precision: Precision | Mapping[str, Precision] = "float32",
     clamp: bool = False,
-    compile: bool = False,
+    compile: bool | str = False,
 ) -> Battery:
     """A battery with how its encoders run, for configurations (see `Battery` and `Battery.running`)."""
     options = {"precision": precision, "clamp": clamp, "compile": compile}

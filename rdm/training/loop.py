@@ -15,6 +15,7 @@ from rdm.numbers import Count, Device, Positive, Seed, Share, Size, Steps, valid
 from rdm.progress import Interrupted, progress
 from rdm.scaling.arithmetic import Arithmetic, Precision
 from rdm.scaling.averages import Average, Averages, as_averages
+from rdm.scaling.modules import Compile, Names, compiled, recompute
 from rdm.scaling.sums import GradientSums
 from rdm.scaling.weights import Held, Weights
 from rdm.surviving.keeping import Keeping
@@ -44,6 +45,8 @@ def train(
     precision: Precision = "float32",  # of the generator's products, by autocast
     parameters: Held = "float32",  # how they are held; those in fewer bits have masters in float32
     tf32: bool = False,  # whether float32 products of generator and encoders may drop to ten bits
+    checkpointing: Names = False,  # the generator's modules that are computed again in the backward pass
+    compile: bool | Compile = False,  # what of it is compiled
     patience: Size = 3,  # steps in a row that may be left out since something of them is not finite
     rank_timeout: Positive = 45.0,  # seconds that ranks wait for one that stays behind, before all end
     seed: Seed = 0,
@@ -74,7 +77,7 @@ def train(
     """
     # Set up: model, optimizer, schedule, weight averages, losses.
     out, place = Path(out), torch.device(device)
-    model = model.to(place).train()
+    model = compiled(recompute(model.to(place).train(), checkpointing), compile)
     arithmetic = Arithmetic(place, precision, parameters, tf32=tf32)
     weights = Weights(model, parameters)
     stepper, sums = optimizer(weights.stepped), GradientSums(model, weights.stepped)
@@ -120,9 +123,7 @@ def train(
             else:
                 # Update: parameters, weight averages.
                 skips.row = 0
-                stepper.step()
-                weights.publish()
-                averages.update()
+                run.step()
 
             # Report: log, samples, checkpoint.
             done, seconds = step + 1, run.seconds + time.monotonic() - began

@@ -34,6 +34,12 @@ class Trained:
     skips: Skips
     seconds: float = 0.0
 
+    def step(self) -> None:
+        """Update weights, what the model holds of them, and their averages."""
+        self.optimizer.step()
+        self.weights.publish()
+        self.averages.update()
+
     def finish(self) -> nn.Module:
         """The model for good with the weights that are kept, the first average where there is one; in float32."""
         kept = self.averages.first

@@ -118,12 +118,12 @@ class MiT(nn.Module):
 
     def __init__(
         self, shape: tuple[int, ...], patch: int, width: int, depth: int, heads: int, bottleneck: int | None,
-        classes: int, head_depth: int, *, pixels: bool, checkpointing: bool,
+        classes: int, head_depth: int, *, pixels: bool,
     ):  # fmt: skip
         super().__init__()
         channels, size, _ = shape
         grid = size // patch
-        self.patch, self.channels, self.null, self.checkpointing = patch, channels, classes, checkpointing
+        self.patch, self.channels, self.null = patch, channels, classes
         self.x_embedder = (
             BottleneckPatchEmbedding(channels, patch, bottleneck, width, bias=True)
             if bottleneck
@@ -163,5 +163,5 @@ class MiT(nn.Module):
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
         blocks = [*self.shared_blocks, *self.u_heads]
-        tokens = run(blocks, tokens, self.rotation, checkpointing=self.checkpointing)
+        tokens = run(blocks, tokens, self.rotation)
         return unpatchify(self.u_final_layer(tokens[:, PREFIX:]), self.patch, self.channels)

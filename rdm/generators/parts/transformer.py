@@ -5,7 +5,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 
 class PatchEmbedding(nn.Module):
@@ -132,24 +131,11 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
-def run(blocks: Iterable[nn.Module], x: Tensor, *context: Tensor, checkpointing: bool) -> Tensor:
-    """Blocks one after the other; with checkpointing each keeps its input alone and is run again in the backward pass.
-
-    Nothing is random in these networks, so no random state is kept.
-    """
+def run(blocks: Iterable[nn.Module], x: Tensor, *context: Tensor) -> Tensor:
+    """Blocks one after the other."""
     for block in blocks:
-        if checkpointing and torch.is_grad_enabled():
-            x = checkpoint(block, x, *context, use_reentrant=False, preserve_rng_state=False)  # type: ignore[assignment]
-        else:
-            x = block(x, *context)
+        x = block(x, *context)
     return x
-
-
-def compile_blocks(*stacks: Iterable[nn.Module]) -> None:
-    """Compile block by block, in place: names of parameters stay, and equal blocks share one compilation."""
-    for stack in stacks:
-        for block in stack:
-            block.compile()
 
 
 def flat_xavier(layer: nn.Conv2d) -> None:
