@@ -1,6 +1,8 @@
 """CIFAR-10: the data set, and the study's own files with a tiny network, few steps and few pictures."""
 
 import io
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,10 @@ import torch
 from PIL import Image
 
 import rdm
+from rdm.__main__ import main
+from rdm.app import config
+from rdm.app.sweep import axes
+from tests.shared_data import folder
 
 ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "experiments" / "cifar10"
@@ -16,9 +22,11 @@ STUDY = ROOT / "experiments" / "cifar10"
 
 @pytest.fixture
 def data(tmp_path, monkeypatch) -> Path:
-    """A folder for RDM_DATA with 40 coloured pictures a split."""
-    place = tmp_path / "data"
+    """A folder for RDM_DATA with 40 coloured pictures a split, and the encoders where there are any."""
+    place, real = tmp_path / "data", Path(os.environ.get("RDM_DATA", "none")) / "imagenet_encoders"
     (place / "cifar10").mkdir(parents=True)
+    if real.is_dir():
+        (place / "imagenet_encoders").symlink_to(real)
     for seed, split in enumerate(("train", "test")):
         draw, files = np.random.default_rng(seed), list[bytes]()
         for _ in range(40):
@@ -44,3 +52,27 @@ def test_the_data_set_is_both_splits(data):
             )
         assert torch.equal((part.items[0] * 255).round().byte(), torch.tensor(picture).permute(2, 0, 1))
         assert part.labels.tolist() == [3, 7]
+
+
+@pytest.mark.slow
+def test_the_study_runs_shrunk(data, tmp_path, monkeypatch):
+    """Its own files with a tiny network and few pictures; kinds of run that bind different things are one."""
+    folder("imagenet_encoders")
+    monkeypatch.chdir(tmp_path)
+    net = "generators.unet.channels = 4\ngenerators.unet.patch = 4\n"
+    Path("flow.gin").write_text(f"include '{STUDY / 'flow.gin'}'\n{net}rdm.train.steps = 2\n")
+    Path("study.gin").write_text(f"include '{STUDY / 'study.gin'}'\n{net}rdm.train.steps = 2\nrdm.evaluation.n = 8\n")
+    file = "runs/cifar10/reference.safetensors"
+    measured = ["--battery", "mobile", "--set", "size=48", "--split", "0.4", "--sample", "16", "--out", file]
+    assert main(["train", "flow.gin", "--out", "runs/cifar10/flow"]) == 0
+    assert main(["reference", str(data / "cifar10" / "test_jpeg.npz"), *measured]) == 0
+    config.load(Path("study.gin"))
+    kinds = {value.label: value.bindings for value in axes(config.grid())["run"]}
+    chosen = kinds["frechet, average of 1216"] | kinds["mmd, one encoder"] | kinds["gradient_norm"]
+    chosen |= {"losses.matching.population": "4", "losses.matching.chunk": "2", "losses.matching.warm_up": "4"}
+    binds = [part for name, value in chosen.items() for part in ("--bind", f"{name} = {value}")]
+    assert main(["train", "study.gin", *binds, "--out", "run"]) == 0
+    found = json.loads(Path("run/result.json").read_text())["metrics"]
+    assert {"sw_r/mean of 5 held out", "mmd_r/mean of 5 held out", "mmd_r/mobilenetv1_025"} <= set(found)
+    logged = json.loads(Path("run/log.jsonl").read_text().splitlines()[-1])
+    assert logged["step"] == 2 and 0 < logged["gradient_share/mobilenetv1_025"] < 1
