@@ -22,7 +22,6 @@ from pathlib import Path
 import torch
 
 from rdm.files.checkpoint import complete_checkpoints, read_checkpoint
-from rdm.progress import Interrupted
 from rdm.randomness import seeded
 from rdm.surviving.ranks import started
 from rdm.training.loop import train
@@ -50,7 +49,8 @@ def trains(out: Path, number: int, ranks: int, port: int, full: tuple[float, flo
     try:
         with started(), seeded(0):
             train(**arguments("queue", out, **changes(ranks)), resume=out.exists())
-    except (Interrupted, KeyboardInterrupt, OSError):
+    except (Exception, KeyboardInterrupt) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
 
@@ -107,8 +107,10 @@ def killed(folder: Path, kills: int, ranks: int, seed: int) -> dict[str, int]:
     end(begin(folder / "timed", ranks))
     length = time.monotonic() - began
     while found["kills"] < kills:
-        out, run, done = folder / str(run), run + 1, False
+        out, run, done, tries = folder / str(run), run + 1, False, 0
         while not done:
+            tries += 1
+            assert tries < 100, (folder / "said").read_text()[-2000:]
             full = (draw.uniform(0, length), draw.uniform(0, length / 4)) if draw.random() < 0.15 else (0, 0)
             children = begin(out, ranks, full)
             time.sleep(draw.uniform(0, length))

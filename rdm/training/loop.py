@@ -137,12 +137,10 @@ def train(
                     draw_grid(out, model, losses, done, seed, report.say)
             asked = requested()
             if done % checkpoint_every == 0 or done == steps or any(asked):
-                saved = saver.save(done, run.state(done, seconds), row, after=log.flush)
+                saved, where = saver.save(done, run.state(done, seconds), row, log.flush), f"step {done} of {steps}"
                 if asked.stop and done < steps:
                     saver.finish()
-                    raise Interrupted(
-                        f"interrupted at step {done} of {steps}; checkpoint in {saved}; --resume goes on from it"
-                    )
+                    raise Interrupted(f"interrupted at {where}; checkpoint in {saved}; --resume goes on from it")
                 if asked.save:
-                    report.say(f"SIGUSR1 at step {done} of {steps}: the newest checkpoint is {saver.last()}; going on")
+                    report.say(f"SIGUSR1 at {where}: the newest checkpoint is {saver.last()}; going on")
     return run.finish()
