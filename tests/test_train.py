@@ -184,6 +184,12 @@ def test_two_losses_of_one_kind_are_both_logged(tmp_path):
     assert record["loss"] == pytest.approx(sum(record[f"loss#{k}"] for k in (1, 2, 3)))
 
 
+def test_every_step_has_a_rate_whatever_warms_up_or_ends(tmp_path):
+    run("flow", tmp_path, losses=[FlowMatching(batch=8)], steps=2, schedule=cosine(0.5))
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rates == pytest.approx([0.5e-3, 0.5e-3])  # of 1e-3: halfway up, halfway down
+
+
 def test_schedules():
     assert [constant(0.5)(x) for x in (0, 0.25, 0.5, 1)] == [0, 0.5, 1, 1]
     factor = cosine(0.1, floor=0.2)

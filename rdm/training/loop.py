@@ -115,7 +115,7 @@ def train(
             stepper.zero_grad(set_to_none=True)
             record = dict[str, float]()
             for group, rate in zip(stepper.param_groups, base, strict=True):
-                group["lr"] = rate * factor(step / steps)
+                group["lr"] = rate * factor((step + 0.5) / steps)  # the middle of the step: never the 0 of either end
             try:
                 record = take_gradient(weights, losses, step, sums=sums, arithmetic=arithmetic, clip=clip)
             except NonFiniteError as error:
