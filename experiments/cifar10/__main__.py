@@ -1,0 +1,124 @@
+"""python -m experiments.cifar10 STUDY [NAME=VERDICT.json ...] --csv FILE --curves FILE.png: tables of the study.
+
+STUDY is the folder of `rdm sweep study.gin`, VERDICT.json what `rdm evaluate --json` wrote of the flow model.
+"""
+
+import argparse
+import csv
+import io
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rdm.files.records import read_log
+from rdm.files.store import read_json, write_bytes, write_text
+from rdm.matching.metric import Metric
+from rdm.reports.sweep import read_sweep
+
+JUDGES = "mobilenetv1_075", "mobilenetv1_100", "mobilenetv2_100", "squeezenet"  # no run trains on them
+TRAINED = "mobilenetv1_025", "mobilenetv1_050"  # the first alone in the run with one encoder
+RATIOS = "sw_r", "mmd_r"
+
+
+class Found(NamedTuple):
+    """What one generator scored."""
+
+    run: str
+    seed: int
+    metrics: Mapping[str, Metric]
+    log: Path | None = None
+
+    def ratio(self, metric: str, members: Sequence[str]) -> float:
+        """Geometric mean of a ratio over encoders."""
+        return math.exp(statistics.fmean(math.log(self.metrics[f"{metric}/{m}"].value) for m in members))
+
+
+def found_in(study: Path, verdicts: Mapping[str, Path]) -> Iterator[Found]:
+    """Verdicts of the flow model, then every finished point of the sweep."""
+    for name, path in verdicts.items():
+        yield Found(name, 0, {k: Metric(**v) for k, v in read_json(path)["metrics"].items()})
+    sweep = read_sweep(study)
+    for row in sweep.rows:
+        labels = dict(zip(sweep.axes, row.labels, strict=True))
+        if row.status == "done":
+            log = study / row.folder / "log.jsonl"
+            yield Found(str(labels["run"]), int(labels["rdm.train.seed"]), row.metrics, log)
+
+
+def table(everything: Sequence[Found], metric: str) -> str:
+    """A line a run, an encoder a column; mean over seeds and half their range, and over the four judges."""
+    columns = {**{m: (m,) for m in (*TRAINED, *JUDGES)}, "four judges": JUDGES}
+    lines = [["run", "seeds", *columns]]
+    for run in dict.fromkeys(each.run for each in everything):
+        of = [each for each in everything if each.run == run]
+        cells = [_cell([each.ratio(metric, members) for each in of]) for members in columns.values()]
+        lines.append([run, str(len(of)), *cells])
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(values: Sequence[float]) -> str:
+    """The mean, and half the range where there are several."""
+    half = (max(values) - min(values)) / 2
+    return f"{statistics.fmean(values):.3g}" + (f" ± {half:.2g}" if len(values) > 1 else "")
+
+
+def as_csv(everything: Sequence[Found]) -> str:
+    """Every ratio with its interval."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", "seed", "metric", "encoder", "value", "low", "high", "n"])
+    for each in everything:
+        for metric in RATIOS:
+            for member in (*TRAINED, *JUDGES):
+                m = each.metrics[f"{metric}/{member}"]
+                numbers = (f"{value:.4g}" for value in (m.value, m.low, m.high))
+                writer.writerow([each.run, each.seed, metric, member, *numbers, m.n])
+    return text.getvalue()
+
+
+def curves(everything: Sequence[Found]) -> bytes:
+    """PNG of the distance that the runs with MMD see under the encoders of training, by pictures generated; seed 0."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), dpi=80, layout="constrained")
+    axes = figure.subplots(1, len(TRAINED), sharey=True)
+    for each in everything:
+        rows = [] if each.log is None or each.seed or each.run.startswith("frechet") else read_log(each.log)
+        for axis, member in zip(axes, TRAINED, strict=True):
+            seen = [(row["step"], row[f"distance/{member}"]) for row in rows if f"distance/{member}" in row]
+            if seen:
+                steps, values = zip(*seen, strict=True)
+                mark = "o" if len(steps) < 8 else None
+                axis.plot([4096 * s / rows[-1]["step"] for s in steps], values, label=each.run, lw=1, marker=mark, ms=3)
+            axis.set(title=member, xlabel="pictures", yscale="log")
+    axes[0].set_ylabel("squared MMD of the step's pictures")
+    axes[-1].legend(fontsize=6)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
+
+
+def main() -> None:
+    """Print the tables; write what is asked for."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.cifar10", description=__doc__)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("verdicts", nargs="*", metavar="NAME=VERDICT.json")
+    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--curves", type=Path)
+    options = parser.parse_args()
+    named = {name: Path(path) for name, _, path in (each.partition("=") for each in options.verdicts)}
+    everything = list(found_in(options.study, named))
+    for metric in RATIOS:
+        print(f"\n**{metric}**\n\n{table(everything, metric)}")
+    if options.csv is not None:
+        write_text(options.csv, as_csv(everything))
+    if options.curves is not None:
+        write_bytes(options.curves, curves(everything))
+
+
+if __name__ == "__main__":
+    main()
