@@ -7,9 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+import rdm
 from rdm.__main__ import main
+from rdm.files.checkpoint import load_weights
 from rdm.randomness import seeded
+from rdm.registry import networks
 from tests.shared_data import folder
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +41,23 @@ def test_the_guide_runs_and_ranks_its_samples(tmp_path, monkeypatch):
         assert [m["value"] for m in means] == sorted(m["value"] for m in means), metric
         assert means[0]["low"] <= 1 <= means[0]["high"] and means[3]["low"] > means[1]["value"], metric
         assert re.search(rf"\| {metric} +\|", GUIDE), "the table has a row for it"
+    the_networks_know_the_recordings_that_nobody_trained_on()
+
+
+def the_networks_know_the_recordings_that_nobody_trained_on() -> None:
+    """The official test split, five takes of all speakers; and every encoder sees that digits are missing."""
+    test, train = rdm.dataset("spoken_digits", split="test"), rdm.dataset("spoken_digits")
+    folders = {name: f"runs/spoken_digits/{name}" for name in ("encoder", "judge")}
+    for name, network in (("encoder", "spectrogram_classifier"), ("judge", "waveform_classifier")):
+        module = networks.build(network)
+        load_weights(module, folders[name])
+        with torch.no_grad():
+            logits = torch.cat([module.eval()(x) for x in test.images.split(100)])
+        assert (logits.argmax(1) == test.labels).double().mean() > 0.93, name
+    battery = rdm.battery("spoken_digits", **folders)
+    for each in (*battery.members, *battery.held_out):
+        real, other, target = map(each, (test.images, test.images[test.labels < 3], train.images[::9]))
+        assert rdm.distance("mmd", real, target) < rdm.distance("mmd", other, target), each.name
 
 
 def test_the_guide_names_what_exists():
