@@ -26,19 +26,23 @@ def evaluation(**changes) -> Evaluation:
         "reference": gaussians(600, 0),
         "fresh": gaussians(200, 1),
         "battery": Battery((rdm.representation("pixels"),)),
-        "metrics": {"sw": rdm.objective("sliced_wasserstein", root=True), "frechet": rdm.objective("frechet")},
+        "metrics": {
+            "sw": rdm.objective("sliced_wasserstein", root=True, projections=16),
+            "frechet": rdm.objective("frechet"),
+        },
     }
     return Evaluation(**{**plain, **changes})
 
 
 def test_real_data_scores_one_with_one_inside_the_interval():
+    """A few draws; `test_run_intervals` counts them."""
     inside = 0
-    for seed in range(2, 12):
+    for seed in range(2, 7):
         found = evaluation()(Given(gaussians(200, seed).images))
         metric = found["sw/pixels"]
         inside += metric.low <= 1 <= metric.high
         assert metric.n == 200 and metric.low < metric.value < metric.high
-    assert inside >= 8
+    assert inside >= 4
 
 
 def test_the_fresh_split_itself_scores_exactly_one():
@@ -52,15 +56,14 @@ def test_worse_generators_score_worse():
 
 
 def test_monitors_see_collapse_and_copies():
-    train = gaussians(600, 0)
-    good = evaluation()(Given(gaussians(200, 3).images))
+    train, monitors = gaussians(600, 0), evaluation(metrics={})
+    good = monitors(Given(gaussians(200, 3).images))
     assert good["spread"].value == pytest.approx(1, abs=0.1) and good["copies"].value < 0.05
-    assert evaluation()(Given(train.images[:200]))["copies"].value > 0.9
+    assert monitors(Given(train.images[:200]))["copies"].value > 0.9
     centres = torch.stack([train.images[train.labels == c].mean(0) for c in range(10)])[torch.arange(200) % 10]
-    assert evaluation()(Given(centres))["spread"].value < 0.01
-    assert 0 == evaluation()(Given(centres))["copies"].low < evaluation()(Given(centres))["copies"].high < 0.05, (
-        "Wilson"
-    )
+    collapsed = monitors(Given(centres))
+    assert collapsed["spread"].value < 0.01
+    assert 0 == collapsed["copies"].low < collapsed["copies"].high < 0.05, "Wilson"
     assert good["fresh real: spread"].value == pytest.approx(1, abs=0.1)
 
 
