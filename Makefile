@@ -17,7 +17,7 @@ demo: $(VENV)/.core  ## post-train a one-step generator on the digits; table and
 	$(RDM) train experiments/digits/frechet_ema.gin --out $(RUNS)/frechet_ema --resume
 
 test: $(VENV)/.test  ## the whole CPU suite, slow tests included
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -m "not gpu" --numprocesses auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -m "not gpu" --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .

@@ -17,8 +17,9 @@ import torch
 from hypothesis import settings
 
 os.environ["RDM_CACHE"] = tempfile.mkdtemp(prefix="rdm-test-cache-")
-settings.register_profile("core", deadline=None, max_examples=6, derandomize=True)
-settings.register_profile("whole", deadline=None, max_examples=25, derandomize=True)
+settings.register_profile("core", deadline=None, max_examples=4, derandomize=True)
+settings.register_profile("whole", deadline=None, max_examples=10, derandomize=True)
+LONGEST = ["test_intervals", "test_demo", "test_run_intervals", "test_every_objective", "test_population", "test_sweep"]
 torch.set_num_threads(1)  # small problems: threads only wait for each other
 torch.set_warn_always(True)  # a warning that torch gives once would fail one test or another, by their order
 
@@ -26,6 +27,11 @@ torch.set_warn_always(True)  # a warning that torch gives once would fail one te
 def pytest_configure(config: pytest.Config) -> None:
     """Few drawn examples in the core suite; more where slow tests run too, as in CI."""
     settings.load_profile("core" if "not slow" in config.getoption("markexpr") else "whole")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker has one of them left at the end."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture
