@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.multiprocessing
 from torch import nn
 
 import rdm
@@ -21,6 +20,7 @@ from rdm.matching.representation import Battery, Representation
 from rdm.population.population import Population
 from rdm.registry import balances
 from rdm.training.loss import Setting
+from tests import processes
 from tests.problems import Problem, relative_error
 
 
@@ -237,7 +237,7 @@ def on_a_rank(rank: int, folder: str) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_balance_as_one_does(tmp_path):
-    torch.multiprocessing.spawn(on_a_rank, (str(tmp_path),), nprocs=2)
+    processes.ranks(on_a_rank, (str(tmp_path),), 2)
     for name, found in torch.load(tmp_path / "found.pt", weights_only=True).items():
         assert relative_error(found, trained(name, None)) <= 1e-11, name
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 
 import rdm
 from objectives import _discrepancy
@@ -19,6 +18,7 @@ from rdm.matching.real import Real
 from rdm.references import targets
 from rdm.references.landmarks import landmarks
 from rdm.references.targets import bound
+from tests import processes
 from tests.conftest import objective_cases
 from tests.test_real import Elsewhere
 
@@ -100,7 +100,7 @@ def ranks(rank: int, folder: str, world: int) -> None:
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_targets_do_not_depend_on_ranks(tmp_path, world, monkeypatch):
     monkeypatch.setattr(_discrepancy, "OWN", 256)
-    torch.multiprocessing.spawn(ranks, (str(tmp_path), world), nprocs=world)
+    processes.ranks(ranks, (str(tmp_path), world), world)
     for name, options in OBJECTIVES.items():
         alone = tensors_of(rdm.objective(name, **options).bind(Real.of(cloud(20_000))))
         for rank in range(world):

@@ -1,9 +1,7 @@
 """`rdm encode`: shards with labels, resumed to the same bytes, and read back as a source."""
 
-import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from rdm.__main__ import main
 from rdm.data.feed import Feed
 from rdm.files.encoded import INDEX
 from rdm.registry import networks
+from tests import processes
 from tests.test_feed import N, pictures, seen, stored
 
 
@@ -145,25 +144,20 @@ def test_wrong_commands_and_folders_are_one_line(encoders, tmp_path, capsys):
 def test_an_encoding_that_is_killed_ends_with_the_same_bytes(tmp_path):
     """At moments from the start of the process on; and so does one of two ranks."""
     np.save(tmp_path / "data.npy", np.random.default_rng(0).random((20_000, 1, 16, 16), np.float32))
-    draw, environment = np.random.default_rng(0), {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    command = [sys.executable, "-m", "rdm", "encode", "data.npy", "--with", "random_convolutions", "--batch", "20"]
-    command += ["--workers", "1", "--out"]
-    began = time.monotonic()
-    assert subprocess.run([*command, "whole"], cwd=tmp_path, env=environment).returncode == 0
-    whole, kills = time.monotonic() - began, 0
+    command = ["encode", "data.npy", "--with", "random_convolutions", "--batch", "20", "--workers", "1", "--out"]
+    process, began = processes.rdm(*command, "whole", cwd=tmp_path), time.monotonic()
+    assert process.wait() == 0
+    draw, whole, kills = np.random.default_rng(0), time.monotonic() - began, 0
     for _ in range(12):
-        process = subprocess.Popen([*command, "cut"], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+        process = processes.rdm(*command, "cut", cwd=tmp_path)
         try:
-            process.wait(timeout=draw.uniform(0.2, 0.8) * whole)
+            assert process.wait(timeout=draw.uniform(0.05, 0.6) * whole) == 0, process.communicate()
             break
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
             kills += 1
-    assert subprocess.run([*command, "cut"], cwd=tmp_path, env=environment).returncode == 0
-    ranks = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *command[1:], "ranks"]
-    assert subprocess.run(ranks, cwd=tmp_path, env=environment).returncode == 0
+    assert processes.rdm(*command, "cut", cwd=tmp_path).wait() == 0
+    assert [each.wait() for each in processes.rdm_on_ranks(*command, "ranks", cwd=tmp_path)] == [0, 0]
     assert kills > 0 and contents(tmp_path / "whole") == contents(tmp_path / "cut") == contents(tmp_path / "ranks")
 
 

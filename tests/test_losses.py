@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import nn
 
 from rdm.data.dataset import Dataset
@@ -13,6 +12,7 @@ from rdm.generators.protocol import FlowGenerator
 from rdm.losses.classification import Classification
 from rdm.losses.flow_matching import FlowMatching
 from rdm.training.loss import Setting
+from tests import processes
 
 
 class OneOff(FlowGenerator):
@@ -68,7 +68,7 @@ def ranks(rank: int, folder: str) -> None:
 
 def test_the_logged_loss_and_accuracy_are_those_of_all_ranks(tmp_path):
     """Error 1 a sample, even odds of three: 1 and log 3, of 7 rows and of 4 and 3 on two processes."""
-    torch.multiprocessing.spawn(ranks, (str(tmp_path),), nprocs=2)
+    processes.ranks(ranks, (str(tmp_path),), 2)
     for found in (logged(), *(torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))):
         assert found["FlowMatching"]["loss"] == pytest.approx(1, rel=1e-4)
         assert found["Classification"] == pytest.approx({"loss": math.log(3), "accuracy": 1.0}, rel=1e-5)

@@ -6,7 +6,6 @@ from functools import partial
 
 import pytest
 import torch
-import torch.multiprocessing
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -17,6 +16,7 @@ from rdm.matching.balance import SelfNormalized, Uniform
 from rdm.matching.memory import EMA, NoMemory, Queue
 from rdm.matching.representation import Battery, Representation
 from rdm.population.population import Population
+from tests import processes
 from tests.conftest import objective_cases
 from tests.problems import Problem, rank_errors, relative_error
 from tests.test_loss import CASES, looped
@@ -113,7 +113,7 @@ def test_two_ranks_with_unequal_rows(tmp_path):
     """25 and 35 rows on two gloo processes, chunks of 7 or all in turn, against one process and all 60 rows."""
     pairs = itertools.product(objective_cases(), (NoMemory(), EMA(0.9), Queue(130)))
     chosen = [(*case.values, memory, (None, 7)[k % 2]) for k, (case, memory) in enumerate(pairs)]
-    torch.multiprocessing.spawn(rank_errors, (str(tmp_path), (25, 35), chosen), nprocs=2)
+    processes.ranks(rank_errors, (str(tmp_path), (25, 35), chosen), 2)
     gradients = torch.load(tmp_path / "gradients.pt", weights_only=True)
     assert len(gradients) == len(chosen)
     for (name, example, memory, chunk), gradient in zip(chosen, gradients, strict=True):

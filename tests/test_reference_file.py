@@ -3,8 +3,6 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from rdm.matching.real import Gaussian
 from rdm.progress import Interrupted
 from rdm.references.accumulate import ExactSum, MomentSums, Reservoir, merged
 from rdm.references.file import Reference
+from tests import processes
 
 KILLS = 10  # passed with 50 too, in eight minutes
 ROOT = Path(__file__).parent.parent
@@ -149,43 +148,35 @@ def test_a_signal_keeps_what_was_measured_and_says_so(data, monkeypatch, number)
     assert sorted(calls) == list(range(19)), "no batch twice"
 
 
-def run(*arguments: str, ranks: int = 1) -> subprocess.Popen:
-    head = [sys.executable, "-m"]
-    if ranks > 1:
-        head += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    silent = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen([*head, "rdm", *arguments], env=environment, start_new_session=True, **silent)
-
-
-@pytest.mark.slow
-def test_two_processes_of_torchrun_leave_the_same_bytes(data):
+def test_two_ranks_leave_the_same_bytes(data):
     options = ["--battery", "untrained", "--batch", "16", "--sample", "64"]
     outs = [data.with_name(name) for name in ("one.safetensors", "two.safetensors")]
-    for ranks, out in zip((1, 2), outs, strict=True):
-        assert run("reference", str(data), *options, "--out", str(out), ranks=ranks).wait(300) == 0
+    for count, out in zip((1, 2), outs, strict=True):
+        ranks = processes.rdm_on_ranks(
+            "reference", str(data), *options, "--out", str(out), cwd=data.parent, count=count
+        )
+        assert [each.wait() for each in ranks] == [0] * count
     assert outs[0].read_bytes() == outs[1].read_bytes()
 
 
 @pytest.mark.slow
 def test_kill_at_random_moments_leaves_no_file_and_the_same_bytes_at_last(data, monkeypatch):
     """KILLS kills, drawn over the length of a call, each followed by calls until one ends."""
-    options = ["--battery", "untrained", "--batch", "2", "--sample", "64", "--save-every", "0"]
+    command = ["reference", str(data), "--battery", "untrained", "--batch", "2", "--sample", "64", "--save-every", "0"]
     out, expected = data.with_name("killed.safetensors"), data.with_name("whole.safetensors")
-    began = time.monotonic()
-    assert run("reference", str(data), *options, "--out", str(expected)).wait(300) == 0
+    process, began = processes.rdm(*command, "--out", str(expected), cwd=data.parent), time.monotonic()
+    assert process.wait() == 0
     length, chance, kills = time.monotonic() - began, random.Random(0), 0
     while kills < KILLS:
-        process = run("reference", str(data), *options, "--out", str(out))
-        time.sleep(chance.uniform(0.3, 1.0) * length)
+        process = processes.rdm(*command, "--out", str(out), cwd=data.parent)
+        time.sleep(chance.uniform(0.05, 1.0) * length)
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.kill()
             kills += 1
         if out.exists():  # finished, or killed after the rename
             assert out.read_bytes() == expected.read_bytes()
             out.unlink()
-    assert run("reference", str(data), *options, "--out", str(out)).wait(300) == 0
+    assert processes.rdm(*command, "--out", str(out), cwd=data.parent).wait() == 0
     assert out.read_bytes() == expected.read_bytes()
 
 

@@ -5,9 +5,6 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,12 +15,12 @@ from rdm.__main__ import main
 from rdm.distributed import started, together, words
 from rdm.files.checkpoint import complete_checkpoints, read_checkpoint
 from rdm.files.store import lock
+from rdm.judging.evaluation import Evaluation
 from rdm.losses.matching import Matching
 from rdm.training.run import Diverged
+from tests import processes
 from tests.test_main import GENERATOR, refused, refused_running
 from tests.test_train import CONFIG, run
-
-ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
 @pytest.fixture
@@ -117,18 +114,16 @@ def test_a_report_that_was_not_drawn_is_drawn_by_the_next_call(at, capsys):
     assert (at / "run" / "report.html").exists() and "sw/pixels" in capsys.readouterr().out
 
 
+def stopped_while_evaluating() -> int:
+    Evaluation.__call__ = lambda *a, **k: os.kill(os.getpid(), signal.SIGTERM)
+    return main(["train", "generator.gin", "--out", "run"])
+
+
 def test_a_signal_while_evaluating_keeps_the_training_and_the_next_call_evaluates(at):
-    (at / "slow.py").write_text(
-        "import os, signal\nimport rdm.judging.evaluation\n"
-        "def stop(*a, **k): os.kill(os.getpid(), signal.SIGTERM)\n"
-        "rdm.judging.evaluation.Evaluation.__call__ = stop\n"
-        "from rdm.__main__ import main\nraise SystemExit(main(['train', 'generator.gin', '--out', 'run']))\n"
-    )
-    ended = subprocess.run([sys.executable, "slow.py"], capture_output=True, text=True, env=ALONE, cwd=at)
-    assert ended.returncode == 1
-    assert ended.stderr.strip().splitlines()[-1] == (
-        "rdm: interrupted while evaluating; run is trained, --resume evaluates it"
-    )
+    process = processes.Command(stopped_while_evaluating, cwd=at)
+    _, said = process.communicate()
+    assert process.returncode == 1
+    assert said.strip().splitlines()[-1] == ("rdm: interrupted while evaluating; run is trained, --resume evaluates it")
     assert not (at / "run" / "result.json").exists()
     assert main(["train", "generator.gin", "--out", "run", "--resume"]) == 0
     assert (at / "run" / "report.html").exists()
@@ -150,63 +145,41 @@ def test_alone_everything_together_is_itself():
         raise ValueError("mine")
 
 
-RANKS = """
-import sys
-from rdm.__main__ import main
-from rdm.distributed import rank
-import os
-rank = int(os.environ["RANK"])
-sys.exit(main(["train", "x.gin", "--out", "run", "--bind", "rdm.train.steps = 3", *eval(sys.argv[1])(rank)]))
-"""
+TRAIN = "train", "x.gin", "--out", "run", "--bind", "rdm.train.steps = 3"
 
 
-def ranks(at: Path, bindings: str, port: int) -> list[tuple[int, str]]:
-    """Two ranks started by hand, each with its own bindings; status and last line of each."""
-    (at / "ranks.py").write_text(RANKS)
+def ranks(at: Path, *bindings: str) -> list[tuple[int, str]]:
+    """Two ranks, each with its own binding; status and last line of each."""
+    port, found = processes.free_port(), []
     started = [
-        subprocess.Popen(
-            [sys.executable, "ranks.py", bindings], cwd=at, text=True, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
-            env={**ALONE, "RANK": str(k), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-        )
-        for k in range(2)
-    ]  # fmt: skip
-    ended = []
+        processes.rdm(*TRAIN, "--bind", binding, cwd=at, **processes.rank_environment(k, 2, port))
+        for k, binding in enumerate(bindings)
+    ]
     for process in started:
-        _, err = process.communicate(timeout=100)
-        ended.append((process.returncode, err.strip().splitlines()[-1] if err.strip() else ""))
-    return ended
+        _, err = process.communicate()
+        found.append((process.returncode, err.strip().splitlines()[-1] if err.strip() else ""))
+    return found
 
 
-@pytest.mark.slow
 def test_ranks_that_differ_or_fail_are_told_before_the_first_step(at):
-    port = 20_000 + os.getpid() % 20_000
-    (a, first), (b, second) = ranks(at, "lambda k: ['--bind', f'rdm.train.seed = {k}']", port)
+    (a, first), (b, second) = ranks(at, "rdm.train.seed = 0", "rdm.train.seed = 1")
     assert a == b == 2 and first == second and "rank 1 has another configuration than rank 0: " in first
-    (a, first), (b, second) = ranks(at, "lambda k: ['--bind', 'generators.mlp_flow.wide = 2'] if k else []", port + 1)
+    (a, first), (b, second) = ranks(at, "rdm.train.seed = 0", "generators.mlp_flow.wide = 2")
     assert a == b == 2 and "no parameter 'wide'" in second and first.startswith("rdm: rank 1: "), (first, second)
     assert not (at / "run").exists()
 
 
-@pytest.mark.slow
-def test_another_number_of_ranks_is_refused_on_resumption(at):
-    port = 20_000 + (os.getpid() + 7) % 20_000
-    (a, _), (b, _) = ranks(at, "lambda k: []", port)
+def test_another_number_of_ranks_is_refused_on_resumption(at, capsys):
+    (a, _), (b, _) = ranks(at, "rdm.train.seed = 0", "rdm.train.seed = 0")
     assert a == b == 0
     (at / "run" / "result.json").unlink()
-    ended = subprocess.run(
-        [sys.executable, "-m", "rdm", "train", "x.gin", "--out", "run", "--resume", "--bind", "rdm.train.steps = 3"],
-        cwd=at, capture_output=True, text=True, env=ALONE,
-    )  # fmt: skip
-    assert ended.returncode == 2 and "of 2 processes, there are 1; resume it with as many" in ended.stderr
+    assert main([*TRAIN, "--bind", "rdm.train.seed = 0", "--resume"]) == 2
+    assert "of 2 processes, there are 1; resume it with as many" in capsys.readouterr().err
 
 
 def test_ctrl_c_at_any_early_moment_is_one_line(at):
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rdm", "train", "x.gin", "--out", "run"],
-        cwd=at, stderr=subprocess.PIPE, text=True, env=ALONE,
-    )  # fmt: skip
-    while not (at / "run" / ".lock").exists() and process.poll() is None:
-        time.sleep(0.01)
+    process = processes.rdm("train", "x.gin", "--out", "run", cwd=at)
+    processes.until((at / "run" / ".lock").exists, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and err.strip().splitlines()[-1].startswith("rdm: interrupted"), err
@@ -259,9 +232,9 @@ def test_a_resumed_run_counts_on(tmp_path):
     assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["skipped"] == 2
 
 
-def rank_with_nan(number: int, at: str) -> None:
+def rank_with_nan(number: int, folder: str, port: int) -> None:
     """One of two ranks, of which the second one's encoder breaks once, in one pass or in chunks."""
-    os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": at.split("|")[1]}
+    os.environ |= processes.rank_environment(number, 2, port)
     with started():
         found = []
         for chunk in (None, 3):
@@ -277,12 +250,11 @@ def rank_with_nan(number: int, at: str) -> None:
                     found.append("")
                 except rdm.errors.NonFiniteError as error:
                     found.append(str(error))
-        Path(at.split("|")[0], f"{number}.json").write_text(json.dumps(found))
+        Path(folder, f"{number}.json").write_text(json.dumps(found))
 
 
 def test_what_is_not_finite_on_one_rank_is_left_out_on_all(tmp_path):
-    port = 20_000 + (os.getpid() + 13) % 20_000
-    torch.multiprocessing.spawn(rank_with_nan, (f"{tmp_path}|{port}",), nprocs=2)
+    processes.ranks(rank_with_nan, (str(tmp_path), processes.free_port()), 2)
     healthy, broken = (json.loads((tmp_path / f"{k}.json").read_text()) for k in range(2))
     assert [bool(text) for text in healthy] == [bool(text) for text in broken]
     assert any(healthy) and all(text == f"rank 1: {other}" for text, other in zip(healthy, broken, strict=True) if text)

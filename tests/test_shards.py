@@ -1,11 +1,9 @@
 """All rows of a reference in shards: the rows as they were, the same bytes at last, wrong ones in one line."""
 
-import os
 import pickle
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from rdm.files.store import digest, read_tensors, write_tensors
 from rdm.matching.real import Real
 from rdm.references.file import Reference
 from rdm.references.shards import DTYPES, Shard, Shards, Writer, folder_of, shard_name, span_of
-from tests.test_reference_file import run
+from tests import processes
 
 KILLS = 4
 
@@ -303,34 +301,32 @@ def test_merged_references_join_their_rows(data, capsys):
             Reference.load(parts[0]).merge(last)
 
 
-def measuring(process: subprocess.Popen, out: Path) -> float:
+def measuring(process: processes.Command, out: Path) -> float:
     """When a call has begun to measure, or is over."""
-    while process.poll() is None and not out.with_name(f".{out.name}.partial").exists():
-        time.sleep(0.02)
+    processes.until(out.with_name(f".{out.name}.partial").exists, process)
     return time.monotonic()
 
 
 @pytest.mark.slow
 def test_kills_and_ranks_leave_the_same_bytes(data):
     """KILLS kills, every other one of a rank of two, each followed by calls until one ends."""
-    options = ["--batch", "2", "--sample", "64", "--save-every", "0", "--rows", "all"]
+    command = ["reference", str(data), "--batch", "2", "--sample", "64", "--save-every", "0", "--rows", "all", "--out"]
     expected, out = data.with_name("whole.safetensors"), data.with_name("killed.safetensors")
-    process = run("reference", str(data), *options, "--out", str(expected))
+    process = processes.rdm(*command, str(expected), cwd=data.parent)
     began = measuring(process, expected)
-    assert process.wait(300) == 0
+    assert process.wait() == 0
     length, chance, kills = time.monotonic() - began, random.Random(0), 0
     while kills < KILLS:
-        ranks = 1 + kills % 2
-        process = run("reference", str(data), *options, "--out", str(out), ranks=ranks)
-        measuring(process, out)
+        ranks = processes.rdm_on_ranks(*command, str(out), cwd=data.parent, count=1 + kills % 2)
+        measuring(ranks[0], out)
         time.sleep(chance.uniform(0.0, 0.8) * length)
-        listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-        if process.poll() is None and len(listed) >= ranks - 1:
-            os.kill(process.pid if ranks == 1 else int(listed[-1]), signal.SIGKILL)  # torchrun ends the other rank
-            kills += 1
-        process.wait(120)
+        kills += ranks[-1].poll() is None
+        ranks[-1].kill()
+        ranks[0].send_signal(signal.SIGTERM)  # as torchrun ends the other rank
+        ranks[0].wait()
         if out.exists():
             assert contents(out).items() >= contents(expected).items()
             out.unlink()
-    assert run("reference", str(data), *options, "--out", str(out), ranks=2).wait(300) == 0
+    ranks = processes.rdm_on_ranks(*command, str(out), cwd=data.parent)
+    assert [each.wait() for each in ranks] == [0, 0]
     assert contents(out) == contents(expected)

@@ -17,6 +17,7 @@ from rdm.judging import streaming
 from rdm.judging.streaming import Streaming
 from rdm.matching.real import Real
 from rdm.matching.representation import Representation
+from tests import processes
 
 G = torch.Generator().manual_seed(0)
 X, Y = torch.rand(90, 1, 3, 3, generator=G), torch.rand(80, 1, 3, 3, generator=G) * 0.8
@@ -205,7 +206,7 @@ def ranks(rank: int, folder: str) -> None:
 
 
 def test_two_ranks_are_one(tmp_path):
-    torch.multiprocessing.spawn(ranks, (str(tmp_path),), nprocs=2)
+    processes.ranks(ranks, (str(tmp_path),), 2)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert found[0] == found[1]
     for name, (value, *_, n, _seed) in found[0].items():

@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import torch
 from torch import nn
 
 import rdm
+from rdm.distributed import gather, started
 from rdm.errors import InputError
 from rdm.files.checkpoint import complete_checkpoints, read_checkpoint
 from rdm.losses.classification import Classification
@@ -25,6 +23,7 @@ from rdm.registry import networks
 from rdm.training.loop import train
 from rdm.training.run import Diverged
 from rdm.training.schedule import constant, cosine
+from tests import processes
 
 
 class Noisy(nn.Module):
@@ -209,17 +208,11 @@ generators.mlp_flow.width = 8
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_saves_and_says_where(tmp_path, number):
     (tmp_path / "x.gin").write_text(CONFIG)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rdm", "train", "x.gin", "--out", "run"],
-        cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    log = tmp_path / "run" / "log.jsonl"
-    deadline = time.monotonic() + 60
-    while not (log.exists() and log.read_text().count("\n") > 1) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process, log = processes.rdm("train", "x.gin", "--out", "run", cwd=tmp_path), tmp_path / "run" / "log.jsonl"
+    processes.until(lambda: log.exists() and log.read_text().count("\n") > 1, process)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
@@ -234,43 +227,25 @@ def test_an_interrupted_run_saves_and_says_where(tmp_path, number):
 
 def test_kill_in_the_middle_leaves_only_whole_checkpoints(tmp_path):
     (tmp_path / "x.gin").write_text(CONFIG + "rdm.train.checkpoint_every = 1\n")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rdm", "train", "x.gin", "--out", "run"],
-        cwd=tmp_path, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while len(complete_checkpoints(tmp_path / "run" / "checkpoints")) < 2 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    process = processes.rdm("train", "x.gin", "--out", "run", cwd=tmp_path)
+    processes.until(lambda: len(complete_checkpoints(tmp_path / "run" / "checkpoints")) > 1, process)
     process.kill()
     process.wait()
     found = complete_checkpoints(tmp_path / "run" / "checkpoints")
     assert found and all(read_checkpoint(path)[0] == int(path.name) for path in found)
 
 
-@pytest.mark.slow
+def on_a_rank(rank: int, folder: str, port: int) -> None:
+    os.environ |= processes.rank_environment(rank, 2, port)
+    with started():
+        model = run("ema", Path(folder))
+        both = gather(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        assert len(both) == 2 and torch.equal(both[0], both[1])
+        again = run("ema", Path(folder), resume=True)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
 def test_two_processes_train_as_one(tmp_path):
-    """Two gloo processes of torchrun end with equal weights, which a resumed run reads back; one log is written."""
-    script = tmp_path / "ranks.py"
-    script.write_text(
-        "import sys, torch\n"
-        "from pathlib import Path\n"
-        "from rdm.distributed import gather, rank, started\n"
-        "sys.path.insert(0, sys.argv[1])\n"
-        "from tests.test_train import run\n"
-        "with started():\n"
-        "    model = run('ema', Path(sys.argv[2]))\n"
-        "    flat = torch.cat([p.detach().flatten() for p in model.parameters()])\n"
-        "    both = gather(flat)\n"
-        "    assert len(both) == 2 and torch.equal(both[0], both[1])\n"
-        "    again = run('ema', Path(sys.argv[2]), resume=True)\n"
-        "    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))\n"
-        "    if rank() == 0: print('equal')\n"
-    )
-    root = Path(__file__).parent.parent
-    launched = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone",
-         str(script), str(root), str(tmp_path / "run")],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-    )  # fmt: skip
-    assert "equal" in launched.stdout, launched.stderr[-2000:]
+    """Two gloo processes end with equal weights, which a resumed run reads back; one log is written."""
+    processes.ranks(on_a_rank, (str(tmp_path / "run"), processes.free_port()), 2)
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 6
