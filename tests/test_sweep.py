@@ -5,9 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,7 @@ from rdm.errors import InputError
 from rdm.files.store import lock, write_json, write_text
 from rdm.judging.evaluation import Metric
 from rdm.reports.sweep import Found, Row, print_summary, read_sweep, write_csv, write_sweep_report
+from tests import processes
 
 TINY = """
 rdm.train.model = @generators.mlp()
@@ -54,12 +52,9 @@ def results(out: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in sorted(out.glob("points/*/result.json"))}
 
 
-def begun(at: Path, *arguments: str) -> subprocess.Popen:
+def begun(at: Path, *arguments: str) -> processes.Command:
     """A sweep of s.gin into out, in a process without the tests' checks of shapes, which alter recorded defaults."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-P", "-m", "rdm", "sweep", "s.gin", "--out", "out", *arguments]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=at, env=environment, stderr=pipe, stdout=pipe, text=True)
+    return processes.rdm("sweep", "s.gin", "--out", "out", *arguments, cwd=at)
 
 
 # Grids
@@ -147,45 +142,30 @@ def test_wrong_arguments(at, capsys):
 # Running
 
 
-@pytest.mark.slow  # five processes
-def test_points_run_once_and_a_longer_grid_keeps_them(at):
-    (at / "s.gin").write_text("include 'base.gin'\n" + SEEDS)
-    process = begun(at, "--workers", "2")
-    assert "out/report.html" in process.communicate()[0] and process.returncode == 0
-    out = at / "out"
-    before, index = results(out), read_sweep(out)
-    assert len(before) == 2 and [row.status for row in index.rows] == ["done", "done"]
-    for name, content in before.items():
-        assert json.loads(content)["config_sha256"].startswith(name)
-    (at / "s.gin").write_text("include 'base.gin'\n" + SEEDS.replace("1]", "1, 2]"))
-    process = begun(at)
-    printed, said = process.communicate()
-    assert process.returncode == 0
-    assert "2 of 3 points are finished already" in said and "sweep.csv" in printed
-    after = results(out)
-    assert len(after) == 3 and {name: after[name] for name in before} == before
-
-
-@pytest.mark.slow
-def test_a_failed_point_is_reported_and_tried_again(at, capsys):
-    """The middle point dies of a learning rate that makes the gradient infinite."""
-    (at / "s.gin").write_text(
-        "include 'base.gin'\nrdm.train.steps = 20\nrdm.sweep.grid = {'optimizers.adam.lr': [1e-3, 1e30, 2e-3]}\n"
-    )
-    assert main(["sweep", "s.gin", "--out", "out"]) == 1
-    printed = capsys.readouterr()
-    assert "lr 1e+30: FAILED: Diverged: step" in printed.err
-    assert "1 of 3 points failed" in printed.err.splitlines()[-1] and "tries them again" in printed.err
-    rows = list(csv.DictReader((at / "out" / "sweep.csv").read_text().splitlines()))
-    assert [row["status"] for row in rows] == ["done", "failed", "done"]
+@pytest.mark.slow  # four processes
+def test_points_run_once_failed_ones_again_and_a_longer_grid_keeps_both(at):
+    """The second point dies of a learning rate that makes the gradient infinite."""
+    grid = "include 'base.gin'\nrdm.train.steps = 20\nrdm.sweep.grid = {'optimizers.adam.lr': [1e-3, 1e30]}\n"
+    (at / "s.gin").write_text(grid)
+    process, out = begun(at, "--workers", "2"), at / "out"
+    _, said = process.communicate()
+    assert process.returncode == 1 and "lr 1e+30: FAILED: Diverged: step" in said
+    assert "1 of 2 points failed" in said.splitlines()[-1] and "tries them again" in said
+    rows = list(csv.DictReader((out / "sweep.csv").read_text().splitlines()))
+    assert [row["status"] for row in rows] == ["done", "failed"]
     assert rows[1]["error"].startswith("Diverged: step") and rows[1]["recall"] == ""
-    before = results(at / "out")
-    assert len(before) == 2
-    (failed,) = [p for p in (at / "out" / "points").iterdir() if (p / "error.txt").exists()]
+    before = results(out)
+    ((name, content),) = before.items()
+    assert json.loads(content)["config_sha256"].startswith(name)
+    (failed,) = [p for p in (out / "points").iterdir() if (p / "error.txt").exists()]
     (failed / "error.txt").write_text("stale")
-    assert main(["sweep", "s.gin", "--out", "out"]) == 1
+    (at / "s.gin").write_text(grid.replace("1e30]", "1e30, 2e-3]"))
+    process = begun(at)
+    _, said = process.communicate()
+    assert process.returncode == 1 and "1 of 3 points are finished already" in said
     assert "Diverged" in (failed / "error.txt").read_text(), "tried again"
-    assert results(at / "out") == before
+    assert len(results(out)) == 2 and results(out)[name] == content
+    assert [row.status for row in read_sweep(out).rows] == ["done", "failed", "done"]
 
 
 def test_a_point_in_another_process_hands_is_left_to_it(at):
@@ -212,55 +192,35 @@ def test_what_a_point_said_last(at):
     assert sweep._last_error(point, 3) == "exit status 3 without a word"
 
 
-def begin(at: Path, steps: int) -> subprocess.Popen:
-    """A sweep of four points in a process of its own, once the first of them has a result."""
-    (at / "s.gin").write_text(
-        f"include 'base.gin'\nrdm.train.steps = {steps}\nrdm.train.checkpoint_every = 20\n"
-        + SEEDS.replace("1]", "1, 2, 3]")
-    )
-    process = begun(at)
-    deadline = time.monotonic() + 180
-    while not (results(at / "out") and len(list(at.glob("out/points/*/log.jsonl"))) > 1):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    return process
-
-
 @pytest.mark.slow
-def test_killed_in_the_middle_then_finished(at):
-    process = begin(at, 1000)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    before = results(at / "out")
-    assert 1 <= len(before) < 4
-    again = begun(at, "--workers", "2")
-    again.communicate()
-    assert again.returncode == 0
-    after = results(at / "out")
+def test_stopped_in_the_middle_then_finished(at):
+    """By Ctrl-C, SIGTERM and kill -9 in turn: no point runs twice, no step is lost, an interruption is no failure."""
+    grid = SEEDS.replace("1]", "1, 2, 3]")
+    (at / "s.gin").write_text(f"include 'base.gin'\nrdm.train.steps = 600\nrdm.train.checkpoint_every = 20\n{grid}")
+    out, before = at / "out", {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        process = begun(at)
+        count = len(before)
+        processes.until(lambda n=count: n < len(results(out)) < len(list(out.glob("points/*/log.jsonl"))), process)
+        process.send_signal(number)
+        _, said = process.communicate()
+        after = results(out)
+        assert len(before) < len(after) < 4 and {name: after[name] for name in before} == before
+        before = after
+        if number != signal.SIGKILL:
+            assert process.returncode == 1 and "interrupted with" in said.splitlines()[-1]
+            folders = [p for p in (out / "points").iterdir() if (p / "config.gin").exists() and p.name not in before]
+            assert ["checkpoint in" in (p / "output.txt").read_text() for p in folders] == [True]
+    assert not list(out.glob("points/*/error.txt"))
+    process = begun(at, "--workers", "2")
+    printed, said = process.communicate()
+    assert process.returncode == 0 and "out/report.html" in printed and "sweep.csv" in printed
+    assert f"{len(before)} of 4 points are finished already" in said
+    after = results(out)
     assert len(after) == 4 and {name: after[name] for name in before} == before
-    for folder in (at / "out" / "points").iterdir():
+    for folder in (out / "points").iterdir():
         steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
-        assert steps == list(range(10, 1001, 10)), "no step lost or taken twice"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_points_save_and_go_on(at, number):
-    process = begin(at, 2000)
-    process.send_signal(number)
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode == 1 and "interrupted with" in error.splitlines()[-1]
-    before = results(at / "out")
-    assert not list(at.glob("out/points/*/error.txt")), "an interruption is no failure"
-    (running,) = [p for p in (at / "out" / "points").iterdir() if (p / "config.gin").exists() and p.name not in before]
-    assert "checkpoint in" in (running / "output.txt").read_text()
-    (at / "s.gin").write_text((at / "s.gin").read_text().replace("1, 2, 3]", "1]"))
-    again = begun(at)
-    again.communicate()
-    after = results(at / "out")
-    assert again.returncode == 0 and len(after) == 2 and {name: after[name] for name in before} == before
-    steps = [json.loads(line)["step"] for line in (running / "log.jsonl").read_text().splitlines()]
-    assert steps == list(range(10, 2001, 10)), "gone on from the checkpoint"
+        assert steps == list(range(10, 601, 10)), "no step lost or taken twice"
 
 
 # Tables
