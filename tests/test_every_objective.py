@@ -313,6 +313,7 @@ HYPERPARAMETERS = [
     pytest.param(name, field.name, id=f"{name}-{field.name}")
     for name in rdm.names("objectives")
     for field in dataclasses.fields(rdm.registry.objectives[name].build)
+    if rdm.registry.objectives[name].examples
 ]
 
 

@@ -113,6 +113,8 @@ def test_two_ranks_with_unequal_rows(tmp_path):
     """25 and 35 rows on two gloo processes, chunks of 7 or all in turn, against one process and all 60 rows."""
     pairs = itertools.product(objective_cases(), (NoMemory(), EMA(0.9), Queue(130)))
     chosen = [(*case.values, memory, (None, 7)[k % 2]) for k, (case, memory) in enumerate(pairs)]
+    within = [("classwise", {"objective": each, "classes": 2}) for each in ("frechet", "energy")]
+    chosen += [(*case, memory, 7) for case in within for memory in (EMA(0.9), Queue(130))]
     processes.ranks(rank_errors, (str(tmp_path), (25, 35), chosen), 2)
     gradients = torch.load(tmp_path / "gradients.pt", weights_only=True)
     assert len(gradients) == len(chosen)

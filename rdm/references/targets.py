@@ -55,10 +55,17 @@ def bound(objective: Objective, real: Real, cache: Path | None = None) -> Bound:
 
 def _key(objective: Objective, real: Real) -> dict[str, Any] | None:
     """What a target follows from, as JSON; None where that cannot be told."""
-    reference, code = real.identity, _code(type(objective))
-    if reference is None or code is None:
+    reference, code = real.identity, [_code(type(each)) for each in _within(objective)]
+    if reference is None or None in code:
         return None
     return {"kind": KIND, "objective": _described(objective), "code": code, "reference": reference}
+
+
+def _within(objective: Objective) -> list[Objective]:
+    """An objective, and those that it is made of."""
+    fields = dataclasses.fields(objective) if dataclasses.is_dataclass(objective) else ()
+    held = [getattr(objective, field.name) for field in fields]
+    return [objective, *(inner for each in held if isinstance(each, Objective) for inner in _within(each))]
 
 
 def _described(value: Any) -> Any:
@@ -138,7 +145,7 @@ def _encoded(value: Any, tensors: dict[int, tuple[str, Tensor]]) -> Any:
 
 def _decoded(plain: Any, tensors: Mapping[str, Tensor], objective: Objective, path: Path) -> Bound:
     """Inverse of `_encoded`, of the classes that the objective's `bind` is annotated with and no others."""
-    classes = {kind.__qualname__: kind for kind in _reachable(objective)}
+    classes = {kind.__qualname__: kind for each in _within(objective) for kind in _reachable(each)}
 
     def walk(node: Any) -> Any:
         if not isinstance(node, Mapping):
