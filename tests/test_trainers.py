@@ -1,12 +1,19 @@
 """A population's loss in every trainer of people's: the exact gradient, or an error in words."""
 
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import rdm
-from rdm.errors import InputError
+from rdm.distributed import sum_gradients
+from rdm.errors import InputError, NonFiniteError
 from rdm.matching.representation import Battery
 from rdm.population.population import Population
 from tests.problems import Problem, relative_error
@@ -236,3 +243,122 @@ def test_gradients_that_are_cleared_are_warned_of_once():
         if step % 2:
             optimizer.step()
             optimizer.zero_grad()
+
+
+def of_two(problem: Problem, rank: int) -> dict:
+    """A rank's rows of 60, and what draws for both alike."""
+    mine = slice(0, 25) if rank == 0 else slice(25, 60)
+    draw = torch.Generator().manual_seed(5)
+    return {"noise": problem.noise[mine], "weights": problem.weights[mine], "generator": draw}
+
+
+def in_averaging(problem: Problem, population: Population, rank: int) -> None:
+    """A trainer's step inside the forward pass of the wrapper, as Lightning's."""
+
+    class Module(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = problem.net
+
+        def forward(self, noise: Tensor) -> Tensor:
+            population.backward(self.net, **of_two(problem, rank))
+            return noise
+
+    DistributedDataParallel(Module())(torch.zeros(2))
+
+
+def uses_on_two_ranks(problem: Problem, population: Population, rank: int) -> Iterator[tuple[str, Any]]:
+    """Names of uses and what each does; gradients are those of the whole population afterwards."""
+    net, given = problem.net, lambda: of_two(problem, rank)
+
+    def wrapped(**options: Any) -> DistributedDataParallel:
+        return DistributedDataParallel(net, **options)
+
+    def beside(model: nn.Module) -> None:
+        own = model(problem.noise).square().sum()  # the same on both ranks, so that an average leaves it alone
+        (population.loss(model, **given()) + own).backward()
+        alone = torch.autograd.grad(net(problem.noise).square().sum(), list(net.parameters()))
+        for p, gradient in zip(net.parameters(), alone, strict=True):
+            p.grad -= gradient
+
+    def accumulated(model: DistributedDataParallel) -> None:
+        with model.no_sync():
+            (population.loss(model, **given()) / 2).backward()
+        population.restore(state)
+        (population.loss(model, **given()) / 2).backward()
+
+    def scaled(model: nn.Module) -> None:
+        scaler = torch.amp.GradScaler("cpu")
+        with torch.autocast("cpu", torch.bfloat16):
+            value = population.loss(model, **given())
+        scaler.scale(value).backward()
+        scaler.unscale_(torch.optim.SGD(net.parameters(), 0.1))
+
+    def twice(model: nn.Module) -> None:  # the wrapper's buckets are made anew after its first step
+        population.loss(model, **given()).backward()
+        net.zero_grad()
+        population.restore(state)
+        population.loss(model, **given()).backward()
+
+    state = population.state()
+    yield "plain", lambda: population.loss(net, **given()).backward()
+    yield "backward and sum_gradients", lambda: (population.backward(net, **given()), sum_gradients(net.parameters()))
+    yield "wrapped", lambda: twice(wrapped())
+    yield "wrapped, a function", lambda: population.loss(nn.Sequential(wrapped(), nn.Identity()), **given()).backward()
+    yield "wrapped, unused", lambda: twice(wrapped(find_unused_parameters=True))
+    yield "wrapped, views", lambda: twice(wrapped(gradient_as_bucket_view=True))
+    yield "wrapped, static", lambda: twice(wrapped(static_graph=True))
+    yield "wrapped, own loss beside", lambda: beside(wrapped())
+    yield "wrapped, accumulated", lambda: accumulated(wrapped())
+    yield "wrapped, scaled", lambda: scaled(wrapped())
+    yield "error: averaged over ranks before it is whole", lambda: population.backward(wrapped(), **given())
+    yield "error: inside DistributedDataParallel", lambda: in_averaging(problem, population, rank)
+    more = nn.Linear(8, 6).double()
+    other = [net, lambda z: net(z) + more(z)][rank]
+    yield "error: the same parameters on every rank", lambda: population.loss(other, **given())
+    yield "error: NaN or infinity in", lambda: population.loss(lambda z: net(z) / rank, **given())
+    if population.chunk is None:
+        return
+    moved = lambda z: net(z) + 1.0 * next(calls)  # noqa: E731
+    calls = itertools.count() if rank else itertools.repeat(0)
+    yield "error: gave other items in the second pass", lambda: population.loss(moved, **given()).backward()
+
+
+def on_a_rank(rank: int, folder: str) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    found = {}
+    for chunk in (None, 7):
+        problem = Problem(rdm.objective("energy"), rdm.EMA(0.9))
+        population = problem.population(chunk)
+        state = population.state()
+        for name, use in uses_on_two_ranks(problem, population, rank):
+            problem.net.zero_grad(set_to_none=True)
+            population.restore(state)
+            torch.manual_seed(3)
+            try:
+                use()
+                words = ""
+            except (InputError, NonFiniteError) as error:
+                words = str(error)
+            found[f"{name}, {chunk}"] = words, [p.grad for p in problem.net.parameters() if words == ""]
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+    os._exit(0)  # a process that has had a wrapper of torch's waits for ever at its ordinary end
+
+
+def test_two_ranks_get_the_gradient_of_both_however_they_are_wrapped(tmp_path):
+    """Or an error in words on both; 25 and 35 rows."""
+    torch.multiprocessing.spawn(on_a_rank, (str(tmp_path),), nprocs=2)
+    problem = Problem(rdm.objective("energy"), rdm.EMA(0.9))
+    expected = problem.oracle(None)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, (words, gradient) in found.items():
+            if name.startswith("error: "):
+                assert name.removeprefix("error: ").rpartition(",")[0] in words, (rank, name, words)
+            else:
+                assert not words, (rank, name, words)
+                assert relative_error(gradient, expected) <= 1e-11, (rank, name)
