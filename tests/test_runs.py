@@ -169,12 +169,12 @@ def test_ranks_that_differ_or_fail_are_told_before_the_first_step(at):
     assert not (at / "run").exists()
 
 
-def test_another_number_of_ranks_is_refused_on_resumption(at, capsys):
+def test_a_run_goes_on_on_another_number_of_ranks(at, capsys):
     (a, _), (b, _) = ranks(at, "rdm.train.seed = 0", "rdm.train.seed = 0")
     assert a == b == 0
     (at / "run" / "result.json").unlink()
-    assert main([*TRAIN, "--bind", "rdm.train.seed = 0", "--resume"]) == 2
-    assert "of 2 processes, there are 1; resume it with as many" in capsys.readouterr().err
+    free = ["--bind", "rdm.train.shard = ['blocks.*']"]  # how ranks share the model out may change
+    assert main([*TRAIN, "--bind", "rdm.train.seed = 0", *free, "--resume"]) == 0
 
 
 def test_ctrl_c_at_any_early_moment_is_one_line(at):

@@ -1,17 +1,29 @@
 """Several ranks as one: gradients summed in buckets and by sharded modules, the global norm, whatever the split."""
 
+import json
+import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from torch import nn
 
+import rdm
+from rdm.data.dataset import Dataset
 from rdm.errors import InputError
+from rdm.files.checkpoint import complete_checkpoints, read_checkpoint
+from rdm.generators.protocol import Generator
+from rdm.losses.matching import Matching
+from rdm.matching.representation import Representation
+from rdm.randomness import seeded
 from rdm.scaling.norm import clipped
 from rdm.scaling.sharding import chosen, is_sharded, is_split, local, parts_of, sharded
 from rdm.scaling.sums import GradientSums
+from rdm.training.loop import train
+from tests import processes
+from tests.forge import at, places
 
 CPU = torch.device("cpu")
 
@@ -33,7 +45,7 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.inlet, self.outlet = nn.Linear(3, 8), nn.Linear(8, 6)
-        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
         self.unused, self.seldom = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(4))
 
     def velocity(self, x):
@@ -79,25 +91,21 @@ def gradients(shard, bucket: int, rank: int, ranks: int) -> tuple[dict[str, torc
     return found, norm, sent
 
 
-def on_a_rank(rank: int, ranks: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
-    torch.set_num_threads(1)
-    try:
-        found = {way: gradients(*options, rank, ranks) for way, options in WAYS.items()}
-        model = sharded(net(), True, CPU)
-        assert is_sharded(model) and len(parts_of(model)) == 3
-        assert [local(p).shape[0] for p in model.blocks[0].parameters()] != [5, 5, 8, 8]
-        for part in parts_of(model):
-            part.set_gradient_divide_factor(float(ranks))  # what FSDP does by itself: an average
-        model(ROWS).square().sum().backward()
-        found["average"] = {name: p.grad.full_tensor() for name, p in model.named_parameters() if is_split(p)}
-        found["local norm"] = sum(float(local(p.grad).square().sum()) for p in model.parameters() if is_split(p)) ** 0.5
-        found["norm"] = clipped([p for p in model.parameters() if is_split(p)], None)
-        with pytest.raises(RuntimeError, match="came after the last backward pass of the last loss"):
-            late(sharded(net(), False, CPU))
-        torch.save(found, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+def gradients_on_a_rank(rank: int, ranks: int) -> dict:
+    """What a rank finds in every way; and an average, and one rank's norm, which must not be what it finds."""
+    found: dict = {way: gradients(*options, rank, ranks) for way, options in WAYS.items()}
+    model = sharded(net(), True, CPU)
+    assert is_sharded(model) and len(parts_of(model)) == 2
+    assert [local(p).shape[0] for p in model.blocks[0].parameters()] != [5, 5, 8, 8]
+    for part in parts_of(model):
+        part.set_gradient_divide_factor(float(ranks))  # what FSDP does by itself: an average
+    model(ROWS).square().sum().backward()
+    found["average"] = {name: p.grad.full_tensor() for name, p in model.named_parameters() if is_split(p)}
+    found["local norm"] = sum(float(local(p.grad).square().sum()) for p in model.parameters() if is_split(p)) ** 0.5
+    found["norm"] = clipped([p for p in model.parameters() if is_split(p)], None)
+    with pytest.raises(RuntimeError, match="came after the last backward pass of the last loss"):
+        late(sharded(net(), False, CPU))
+    return found
 
 
 def late(model: nn.Module) -> None:
@@ -110,34 +118,9 @@ def late(model: nn.Module) -> None:
                 model(ROWS).sum().backward()
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_gradients_are_sums_over_ranks_and_clipped_by_the_norm_of_all(tmp_path: Path, ranks):
-    expected, norm, sent = gradients(False, 2**30, 0, 1)
-    assert norm > 1.5 and sent == [0, 0] and expected["unused"] is None
-    torch.multiprocessing.spawn(on_a_rank, (ranks, str(tmp_path)), nprocs=ranks)
-    for rank in range(ranks):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for way in WAYS:
-            ours, theirs, sent = found[way]
-            assert theirs == pytest.approx(norm, rel=1e-13), way
-            for name, value in expected.items():
-                assert (ours[name] is None) == (value is None), (way, name)
-                assert value is None or (ours[name] - value).abs().max() <= 1e-13, (way, name)
-            assert sent[0] == 0 and sent[1] >= 1, "sums begin in the last pass of the last loss"
-        assert found["norm"] > found["local norm"]
-        model = net()
-        model(ROWS).square().sum().backward()
-        whole = dict(model.named_parameters())
-        for name, value in found["average"].items():  # of equal shares: what must not come out above
-            assert (value - whole[name].grad).abs().max() <= 1e-12
-    assert found["norm"] == pytest.approx(
-        sum(float(p.grad.square().sum()) for name, p in whole.items() if name.startswith("blocks")) ** 0.5, rel=1e-13
-    )
-
-
 def test_modules_are_chosen_by_name():
     model = net()
-    layers = ["blocks.2", "blocks.1", "blocks.0"]
+    layers = ["blocks.1", "blocks.0"]
     assert chosen(model, True) == chosen(model, ["blocks.*"]) == layers and chosen(model, False) == []
     assert chosen(model, ["blocks.[01].inner", "outlet"]) == ["blocks.1.inner", "blocks.0.inner", "outlet"]
     nested = nn.Sequential(nn.ModuleList([nn.ModuleList([Block()]), nn.Tanh()]), Block())
@@ -154,3 +137,226 @@ def test_modules_are_chosen_by_name():
         chosen(model, True)
     alone = sharded(net(), True, CPU)  # nothing is split where there is one process
     assert not is_sharded(alone)
+
+
+class Small(Generator):
+    """Pictures of 2 x 2 from a few blocks, in either precision."""
+
+    shape, classes = (3,), None
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        self.net = Net()
+        self.net.outlet = nn.Linear(8, 4)
+        del self.net.seldom
+        self.to(dtype)
+        self.dtype = dtype
+
+    def noise(self, n, generator):
+        return super().noise(n, generator).to(self.dtype)
+
+    def forward(self, noise, condition=None):
+        return torch.sigmoid(self.net(noise)).unflatten(1, (1, 2, 2))
+
+
+class Gates(Matching):
+    """Matching by the gated balance, with fresh rows that are drawn."""
+
+    def prepare(self, model, setting, *, resumed):
+        super().prepare(model, setting, resumed=resumed)
+        for term in self.matched.terms:
+            fresh = torch.rand(60, 1, 2, 2, generator=torch.Generator().manual_seed(5), dtype=model.dtype)
+            term.fresh = term.representation(fresh).detach()
+        self.matched.balance = self.matched.weighing.balance = rdm.balance("gated")
+
+
+def two() -> rdm.Battery:
+    squares = Representation("squares", nn.Sequential(nn.Flatten(), nn.Tanh()))
+    return rdm.Battery((rdm.representation("pixels"), squares), weights=(1.0, 0.7))
+
+
+def one() -> rdm.Battery:
+    return rdm.Battery((rdm.representation("pixels"),))
+
+
+CASES = {  # loss by chunk, and the optimizer; the gradient of a loss that is divided by its value has a size of its own
+    "fd, ema": (lambda c: Matching(rdm.objective("frechet"), one(), 11, c, rdm.EMA(0.7), warm_up=9), "adamw"),
+    "mmd, accumulated": (lambda c: Matching(rdm.objective("mmd", bandwidth=0.5), one(), 11, c), "sgd"),
+    "sw, queue": (
+        lambda c: Matching(rdm.objective("sliced_wasserstein", projections=5), one(), 11, c, rdm.Queue(30)),
+        "sgd",
+    ),
+    "self-normalized": (
+        lambda c: Matching(rdm.objective("mmd"), two(), 11, c, rdm.EMA(0.5), rdm.SelfNormalized()),
+        "sgd",
+    ),
+    "gated": (lambda c: Gates(rdm.objective("mmd"), two(), 11, c), "adamw"),
+}
+OPTIMIZERS = {
+    "sgd": partial(torch.optim.SGD, lr=0.5, momentum=0.9),
+    "adamw": partial(torch.optim.AdamW, lr=0.01, weight_decay=0.1),
+}
+
+
+def trained(case: str, out: Path, *, shard=False, chunk=None, dtype=torch.float64, **options) -> nn.Module:
+    """Five steps of a case, its gradient clipped."""
+    loss, optimizer = CASES[case]
+    data = Dataset(
+        "noise",
+        torch.rand(50, 1, 2, 2, generator=torch.Generator().manual_seed(3)).to(dtype),
+        torch.zeros(50).long(),
+        1,
+    )
+    losses = [loss(chunk)]
+    with seeded(0):
+        model = Small(dtype)
+        return train(
+            model=model, losses=losses, data=data, out=out, steps=5, average=0.5, optimizer=OPTIMIZERS[optimizer],
+            clip=0.05, log_every=1, checkpoint_every=2 if case == "fd, ema" else 5,
+            keep=9, samples_every=5 if case == "sw, queue" else None, shard=shard,
+            checkpointing=["net.blocks.*"] if shard and case == "gated" else False, **options,
+        )  # fmt: skip
+
+
+def whole_run(out: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a run's last checkpoint and the norms that it logged, by place."""
+    _, state = read_checkpoint(complete_checkpoints(out / "checkpoints")[-1])
+    del state["random"]
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    state["norms"] = torch.tensor([row["gradient_norm"] for row in rows], dtype=torch.float64)
+    found = {}
+    for path in places(state):
+        value = at(state, path)
+        if isinstance(value, torch.Tensor):
+            found[".".join(map(str, path))] = value
+    return found
+
+
+def assert_equal(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], what: object, error: float) -> None:
+    assert ours.keys() == theirs.keys(), what
+    for name, value in theirs.items():
+        size = float(value.double().abs().max()) if value.numel() else 0.0
+        apart = float((ours[name].double() - value.double()).abs().max()) if value.numel() else 0.0
+        assert ours[name].shape == value.shape and apart <= error * (1 + size), (what, name, apart)
+
+
+WAYS_TO_TRAIN = [(case, shard, torch.float64) for case in CASES for shard in (False, ["net.blocks.*"])]
+WAYS_TO_TRAIN += [("fd, ema", True, torch.float32), ("mmd, accumulated", False, torch.float32)]
+
+
+def place(folder: Path, ranks: int, case: str, shard, dtype: torch.dtype) -> Path:
+    return folder / f"{ranks}, {case}, {'sharded' if shard else 'whole'}, {dtype}"
+
+
+def cut(out: Path, step: int) -> None:
+    """Leave a run as it was after a step."""
+    for late in complete_checkpoints(out / "checkpoints"):
+        if int(late.name) > step:
+            shutil.rmtree(late)
+
+
+def on_a_rank(rank: int, ranks: int, folder: str) -> None:
+    """All cases; and a run that is resumed, as it was begun by 2 ranks or went on on another number of them."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet {ranks}", rank=rank, world_size=ranks)
+    torch.set_num_threads(1)
+    try:
+        torch.save(gradients_on_a_rank(rank, ranks), f"{folder}/{rank} of {ranks}.pt")
+        for case, shard, dtype in WAYS_TO_TRAIN:
+            chunk = 1 if case.startswith("gated") else 2
+            trained(case, place(Path(folder), ranks, case, shard, dtype), shard=shard, chunk=chunk, dtype=dtype)
+        if ranks == 2:
+            for way, shard in (("whole", False), ("sharded", ["net.blocks.*"])):
+                again = Path(folder) / f"again, {way}"
+                if rank == 0:
+                    shutil.copytree(place(Path(folder), 2, "fd, ema", shard, torch.float64), again)
+                    cut(again, 2)
+                dist.barrier()
+                trained("fd, ema", again, shard=shard, chunk=2, resume=True)
+        else:
+            for way, shard in (("whole", False), ("sharded", ["net.blocks.*"])):
+                trained("fd, ema", Path(folder) / f"chain, {way}", shard=shard, chunk=2, resume=True)
+    finally:
+        dist.destroy_process_group()
+
+
+def start(ranks: int, folder: Path) -> Path:
+    """All that some ranks do."""
+    processes.ranks(on_a_rank, (ranks, str(folder)), ranks)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_two(tmp_path_factory) -> Path:
+    """Every case on 1 and 2 ranks."""
+    folder = tmp_path_factory.mktemp("runs")
+    for case, shard, dtype in WAYS_TO_TRAIN:
+        if not shard or dtype == torch.float32:
+            trained(case, place(folder, 1, case, shard, dtype), shard=shard, dtype=dtype)
+    return start(2, folder)
+
+
+@pytest.fixture(scope="module")
+def on_three(on_two) -> Path:
+    """On 3 ranks too; and 2 steps on 2 ranks, sharded, that went on to 4 on one, and to 5 on 3."""
+    for way in ("whole", "sharded"):
+        shutil.copytree(place(on_two, 2, "fd, ema", True, torch.float64), on_two / f"chain, {way}")
+        cut(on_two / f"chain, {way}", 2)
+        trained("fd, ema", on_two / f"chain, {way}", chunk=4, resume=True)
+        cut(on_two / f"chain, {way}", 4)
+    return start(3, on_two)
+
+
+ranks_of_runs = pytest.mark.parametrize(
+    "ranks, runs", [(2, "on_two"), pytest.param(3, "on_three", marks=pytest.mark.slow)]
+)
+
+
+@ranks_of_runs
+def test_any_number_of_ranks_and_chunks_train_the_same_model(request, ranks, runs):
+    """Weights, averages, optimizer, memories, balance and the logged norm after 5 steps, the gradient clipped."""
+    folder = request.getfixturevalue(runs)
+    for case, shard, dtype in WAYS_TO_TRAIN:
+        alone = whole_run(place(folder, 1, case, shard and dtype == torch.float32, dtype))
+        assert (alone["norms"] > 0.05).any(), case
+        ours = whole_run(place(folder, ranks, case, shard, dtype))
+        assert_equal(ours, alone, (case, shard, dtype), 1e-11 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("way", ["whole", "sharded"])
+def test_a_run_goes_on_bit_for_bit_on_as_many_ranks(on_two, way):
+    first = place(on_two, 2, "fd, ema", way == "sharded", torch.float64)
+    assert_equal(whole_run(on_two / f"again, {way}"), whole_run(first), way, 0.0)
+    parts = {"rows-00000.safetensors", "rows-00001.safetensors"} if way == "sharded" else set()
+    names = {path.name for path in (first / "checkpoints" / "00000005").iterdir()}
+    assert names == {"state.json", "state.safetensors"} | parts
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["whole", "sharded"])
+def test_a_run_goes_on_on_another_number_of_ranks_sharded_or_not(on_three, way):
+    first = place(on_three, 2, "fd, ema", True, torch.float64)
+    assert_equal(whole_run(on_three / f"chain, {way}"), whole_run(first), way, 1e-11)
+
+
+@ranks_of_runs
+def test_gradients_are_sums_over_ranks_and_clipped_by_the_norm_of_all(request, ranks, runs):
+    expected, norm, sent = gradients(False, 2**30, 0, 1)
+    assert norm > 1.5 and sent == [0, 0] and expected["unused"] is None
+    for rank in range(ranks):
+        found = torch.load(request.getfixturevalue(runs) / f"{rank} of {ranks}.pt", weights_only=True)
+        for way in WAYS:
+            ours, theirs, sent = found[way]
+            assert theirs == pytest.approx(norm, rel=1e-13), way
+            for name, value in expected.items():
+                assert (ours[name] is None) == (value is None), (way, name)
+                assert value is None or (ours[name] - value).abs().max() <= 1e-13, (way, name)
+            assert sent[0] == 0 and sent[1] >= 1, "sums begin in the last pass of the last loss"
+        assert found["norm"] > found["local norm"]
+        model = net()
+        model(ROWS).square().sum().backward()
+        whole = dict(model.named_parameters())
+        for name, value in found["average"].items():  # of equal shares: what must not come out above
+            assert (value - whole[name].grad).abs().max() <= 1e-12
+    assert found["norm"] == pytest.approx(
+        sum(float(p.grad.square().sum()) for name, p in whole.items() if name.startswith("blocks")) ** 0.5, rel=1e-13
+    )

@@ -1,7 +1,6 @@
 """Training: bit-identical resumption, interruption, errors, several processes."""
 
 import json
-import os
 import signal
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,6 @@ import torch
 from torch import nn
 
 import rdm
-from rdm.distributed import gather, started
 from rdm.errors import InputError
 from rdm.files.checkpoint import complete_checkpoints, read_checkpoint
 from rdm.losses.classification import Classification
@@ -233,19 +231,3 @@ def test_kill_in_the_middle_leaves_only_whole_checkpoints(tmp_path):
     process.wait()
     found = complete_checkpoints(tmp_path / "run" / "checkpoints")
     assert found and all(read_checkpoint(path)[0] == int(path.name) for path in found)
-
-
-def on_a_rank(rank: int, folder: str, port: int) -> None:
-    os.environ |= processes.rank_environment(rank, 2, port)
-    with started():
-        model = run("ema", Path(folder))
-        both = gather(torch.cat([p.detach().flatten() for p in model.parameters()]))
-        assert len(both) == 2 and torch.equal(both[0], both[1])
-        again = run("ema", Path(folder), resume=True)
-        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-
-
-def test_two_processes_train_as_one(tmp_path):
-    """Two gloo processes end with equal weights, which a resumed run reads back; one log is written."""
-    processes.ranks(on_a_rank, (str(tmp_path / "run"), processes.free_port()), 2)
-    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 6

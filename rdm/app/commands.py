@@ -1,6 +1,7 @@
 """What the command line does, as functions: train, evaluate a run, list the registries."""
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,6 +28,7 @@ from rdm.randomness import seeded
 from rdm.registry import registries
 from rdm.reports.run import read_result, write_report
 from rdm.reports.sweep import INDEX, write_sweep_report
+from rdm.scaling.sharding import is_sharded
 from rdm.surviving.ranks import started
 from rdm.terminal import print_table, say
 from rdm.training.loop import train
@@ -79,14 +81,15 @@ def _train(arguments: dict[str, Any], evaluation: Judge | None, out: Path, text:
 
         torch.manual_seed((config.seed() * 1_000_003 + rank()) % 2**63)
         model = train(**arguments, out=out, resume=resume, cache=cache_folder(), prepared=prepared)
-        if rank() == 0:
+        if rank() == 0 or is_sharded(model):
             began = time.monotonic()
             try:
                 metrics = _evaluate(evaluation, model, out)
             except KeyboardInterrupt:
                 raise Interrupted(f"interrupted while evaluating; {out} is trained, --resume evaluates it") from None
             seconds = last_logged(out / "log.jsonl")["seconds"] + time.monotonic() - began
-            _write_result(out, metrics, arguments["steps"], seconds, config.seed(), text)
+            if rank() == 0:
+                _write_result(out, metrics, arguments["steps"], seconds, config.seed(), text)
     elif (out / REPORT).exists():
         _say(f"{out} is finished; nothing to do")
     if rank() == 0:
@@ -168,7 +171,7 @@ def _begun(out: Path) -> bool:
 
 def _check_same_configuration(out: Path, text: str) -> None:
     path = out / "config.gin"
-    if not _begun(out) or (begun := read_text(path)) == text:
+    if not _begun(out) or (begun := _without_shards(read_text(path))) == (text := _without_shards(text)):
         return
     before, now = (set(t.splitlines()) for t in (begun, text))
     changed = sorted(line for line in before ^ now if line.strip() and not line.startswith("#"))
@@ -177,13 +180,20 @@ def _check_same_configuration(out: Path, text: str) -> None:
     raise MismatchError(f"{out} was begun with {was!r}; now {is_now!r}; restore the configuration or use another --out")
 
 
+def _without_shards(text: str) -> str:
+    """A configuration but for how the model is shared out over ranks, which changes nothing that is trained."""
+    return re.sub(r"^train\.shard = .*\n(?:[ \t]+.*\n)*", "", text, flags=re.MULTILINE)
+
+
 def _evaluate(evaluation: Judge | None, model: nn.Module, out: Path) -> dict[str, Metric]:
     if evaluation is None:
         return {}
     if not isinstance(model, Generator):
         raise InputError(f"an evaluation measures a generator; got {type(model).__name__}")
     _say("evaluating")
-    save_compared(out / "samples", evaluation.pictures(model))
+    pictures = evaluation.pictures(model)
+    if rank() == 0:
+        save_compared(out / "samples", pictures)
     return evaluation(model)
 
 

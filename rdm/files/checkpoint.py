@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from rdm.errors import CorruptFileError, InputError
+from rdm.files.parts import Shared, await_parts, folder_of, read_parts, write_part
 from rdm.files.schema import anything, exactly, expect, finite, like, mapped, number, record
 from rdm.files.store import (
     digest,
+    is_part,
     pack,
     read_json,
     read_tensors,
@@ -32,21 +34,47 @@ class Snapshot(NamedTuple):
     tensors: Mapping[str, Tensor]
     plain: Any
 
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """Rows of which other processes hold more."""
+        return {name: tensor for name, tensor in self.tensors.items() if is_part(name)}
 
-def snapshot(state: dict[str, Any]) -> Snapshot:
-    """Copy a tree of tensors and plain values to the host."""
-    return Snapshot(*pack(state))
+
+def snapshot(state: dict[str, Any], *, parts_only: bool = False) -> Snapshot:
+    """Copy a tree of tensors, `Part`s and plain values to the host; of its tensors the parts alone, if so."""
+    return Snapshot(*pack(state, parts_only=parts_only))
 
 
-def write_checkpoint(folder: Path, step: int, held: Snapshot, row: Mapping[str, float] = MappingProxyType({})) -> Path:
-    """Write a state under the step's number, whole or not at all, with what was logged at that step."""
+def write_checkpoint(
+    folder: Path,
+    step: int,
+    held: Snapshot,
+    row: Mapping[str, float] = MappingProxyType({}),
+    shared: Shared | None = None,
+) -> Path:
+    """Write a state under the step's number, whole or not at all, with what was logged at that step.
+
+    Where several processes hold parts of it, each calls this with its number; the first one's call ends when all is
+    there, the others' when their part is written.
+    """
     path, rest = folder / f"{step:08d}", {"step": step, "row": dict(row), "state": held.plain}
+    temporary = None if shared is None else folder_of(path, shared)
+    if shared is not None and temporary is not None:
+        rest["shared"] = shared.described
+        if shared.number > 0:
+            write_part(temporary, held.parts, shared)
+            return path
 
-    def fill(temporary: Path) -> None:
-        write_tensors(temporary / TENSORS, held.tensors, {"step": step, "rest": digest({}, rest)})
-        write_json(temporary / REST, rest)
+    def fill(at: Path) -> None:
+        if shared is not None:
+            write_part(at, held.parts, shared)
+        whole = {name: tensor for name, tensor in held.tensors.items() if not is_part(name)}
+        write_tensors(at / TENSORS, whole, {"step": step, "rest": digest({}, rest)})
+        write_json(at / REST, rest)
+        if shared is not None:
+            await_parts(at, shared)
 
-    write_folder(path, fill)
+    write_folder(path, fill, temporary)
     return path
 
 
@@ -104,6 +132,8 @@ def read_checkpoint(path: Path) -> tuple[int, dict[str, Any]]:
         if described["rest"] != digest({}, rest) or described["step"] != rest["step"]:
             raise CorruptFileError(f"{path}: its two files do not belong together")
         expect(rest["step"], exactly(int(path.name)), f"{path}, step")
+        if "shared" in rest:
+            tensors |= read_parts(path, rest["shared"])
         return rest["step"], unpack(tensors, rest["state"])
     except (InputError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CorruptFileError(f"{path} is damaged ({error})") from error

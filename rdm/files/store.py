@@ -5,12 +5,14 @@ Nothing here unpickles. Every file carries the SHA-256 of its content and is ver
 
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from torch import Tensor
 
 from rdm.errors import CorruptFileError, InputError
 
+ROWS = "rows"  # what tensors that several processes hold are called
 # What safetensors, json and a look into either raise for a file that is not what it should be.
 _UNREADABLE = SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
 
@@ -167,10 +170,10 @@ def described(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+def write_folder(path: Path, fill: Callable[[Path], None], temporary: Path | None = None) -> None:
     """Make a folder whole or not at all: `fill` writes into a temporary one, which is renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = temporary or Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         fill(temporary)
         os.chmod(temporary, 0o755)
@@ -212,14 +215,28 @@ def remove_folder(path: Path) -> None:
     shutil.rmtree(aside)
 
 
-def pack(tree: Any) -> tuple[dict[str, Tensor], Any]:
-    """Separate a tree of dicts, lists, numbers, text and tensors into copies on the host, by name, and plain JSON."""
+@dataclass(frozen=True)
+class Part:
+    """This process's rows of a tensor; those of all processes, in their order, are the whole."""
+
+    rows: Tensor
+
+
+def pack(tree: Any, *, parts_only: bool = False) -> tuple[dict[str, Tensor], Any]:
+    """Separate a tree of dicts, lists, numbers, text and tensors into copies on the host, by name, and plain JSON.
+
+    The rows of a `Part` are named as `is_part` tells; with `parts_only`, nothing else is copied.
+    """
     tensors: dict[str, Tensor] = {}
+    count = itertools.count()
 
     def walk(node: Any) -> Any:
-        if isinstance(node, Tensor):
-            tensors[f"{len(tensors):06d}"] = node.detach().to("cpu", copy=True)
-            return {"tensor": f"{len(tensors) - 1:06d}"}
+        if isinstance(node, Tensor | Part):
+            tensor, kind = (node, "tensor") if isinstance(node, Tensor) else (node.rows, ROWS)
+            name = f"{kind if kind == ROWS else ''}{next(count):06d}"
+            if kind == ROWS or not parts_only:
+                tensors[name] = tensor.detach().to("cpu", copy=True)
+            return {kind: name}
         if isinstance(node, Mapping):
             return {"items": [[walk(key), walk(value)] for key, value in node.items()]}
         if isinstance(node, list | tuple):
@@ -231,12 +248,17 @@ def pack(tree: Any) -> tuple[dict[str, Tensor], Any]:
     return tensors, walk(tree)
 
 
+def is_part(name: str) -> bool:
+    """Whether a name of `pack` is that of rows of which other processes hold more."""
+    return name.startswith(ROWS)
+
+
 def unpack(tensors: Mapping[str, Tensor], plain: Any) -> Any:
     """Inverse of `pack`."""
     if not isinstance(plain, Mapping):
         return plain
     ((kind, content),) = plain.items()
-    if kind == "tensor":
+    if kind in ("tensor", ROWS):
         return tensors[content]
     if kind == "items":
         found = {unpack(tensors, key): unpack(tensors, value) for key, value in content}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rdm.distributed import merge_across_ranks
-from rdm.errors import NonFiniteError
+from rdm.errors import InputError, NonFiniteError
 from rdm.matching.autocast import Casting, exact, own_types
 from rdm.matching.memory import Memory
 from rdm.matching.statistic import Cat, Summary
@@ -70,6 +70,8 @@ def measure(
             items = generated(generate, chunk)
         if number == 0:
             look(items)
+        if chunk.idle:
+            continue
         items = items.detach()
         seen.append(sketch(items))
         for k, term in enumerate(terms):
@@ -165,24 +167,36 @@ class Twice:
         """Pass 3: each chunk again, with gradient and its randomness replayed; returns as `Once` does."""
         chunks, device, start = self.measured.chunks, self.measured.chunks[0].noise.device, 0
         after = random_state(device)
-        rows = [len(chunk.noise) for chunk in chunks]
+        rows = [len(chunk.noise) for chunk in chunks if not chunk.idle]
         cotangents = [scale * each.cotangent for scale, each in zip(scales, pulls, strict=True)]
         shares = [t.statistic.kind.split(c, rows) for t, c in zip(self.terms, cotangents, strict=True)]
-        norms: list[Tensor] = []
+        norms, problem = list[Tensor](), None
         for i, chunk in enumerate(chunks):
             restore_random_state(device, chunk.random)
             with torch.set_grad_enabled(hand is not None), self.casting.again():
                 items = generated(self.generate, chunk)
             if hand is not None:
                 check_differentiable(items)
-            check_same(items, slice(start, start := start + rows[i]), self.measured.seen)
-            with torch.enable_grad():
-                found = [term.backward(items, chunk, share[i]) for term, share in zip(self.terms, shares, strict=True)]
-            norms.append(torch.stack([norm(each) for each in found]))
+            found = [torch.zeros_like(items)]
+            if not chunk.idle:
+                here = slice(start, start := start + rows[i])
+                try:
+                    found = self._pulled_back(items, chunk, here, [share[i] for share in shares])
+                    norms.append(torch.stack([norm(each) for each in found]))
+                except (InputError, NonFiniteError) as error:
+                    problem = problem or error  # told when all is computed, as other ranks compute
             if hand is not None:
                 hand(items, _sum(found), last=i + 1 == len(chunks))
         restore_random_state(device, after)
+        if problem is not None:
+            raise problem
         return torch.linalg.vector_norm(torch.stack(norms), dim=0) / scales.clamp_min(TINY)
+
+    def _pulled_back(self, items: Tensor, chunk: Chunk, rows: slice, cotangents: Sequence[Tensor]) -> list[Tensor]:
+        """Every term's gradient in the items of a chunk, which must be those of the first pass."""
+        check_same(items, rows, self.measured.seen)
+        with torch.enable_grad():
+            return [term.backward(items, chunk, each) for term, each in zip(self.terms, cotangents, strict=True)]
 
 
 class Taken(NamedTuple):

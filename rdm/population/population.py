@@ -268,7 +268,7 @@ class Population:
     ) -> Taken:
         """Passes 1 and 2, of which nothing is kept; `look` sees the first items, with their graph if asked for."""
         learn, before = torch.is_grad_enabled(), self.weighing.kept
-        live = int(total(sum(len(chunk.noise) for chunk in chunks)))
+        live = int(total(sum(len(chunk.noise) for chunk in chunks if not chunk.idle)))
         with together():
             if len(chunks) == 1 and learn:
                 passes = Once(self.terms, generate, chunks[0], look, self.memory)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rdm.data.condition import Condition, check_condition, rows_of, split
 from rdm.data.inputs import Inputs
+from rdm.distributed import largest
 from rdm.errors import InputError
 from rdm.matching.autocast import own_types
 from rdm.matching.statistic import checked_weights, refuse_gradient
@@ -29,12 +30,16 @@ REMEDY = (
 
 
 class Chunk(NamedTuple):
-    """Inputs of one forward pass and the random state that it started from."""
+    """Inputs of one forward pass and the random state that it started from.
+
+    An idle one is computed because other ranks compute one, for which a sharded generator waits; it counts for nothing.
+    """
 
     noise: Tensor
     condition: Condition | None
     weights: Tensor | None
     random: list[Tensor]
+    idle: bool = False
 
     def part(self, rows: slice) -> "Chunk":
         """Some of its rows."""
@@ -42,7 +47,7 @@ class Chunk(NamedTuple):
 
 
 def chunked(noise: Tensor, condition: Condition | None, weights: Tensor | None, size: int | None) -> list[Chunk]:
-    """Chunks of so many rows; all in one for None.
+    """Chunks of so many rows, all in one for None; as many on every rank, smaller ones where there are fewer rows.
 
     Raises:
         InputError: noise that is no tensor or has no row; a condition or weights of another length.
@@ -56,9 +61,13 @@ def chunked(noise: Tensor, condition: Condition | None, weights: Tensor | None, 
         refuse_gradient(weights, "weights of the population", "detach them, or take rdm.distance, which learns weights")
         weights = checked_weights(weights, len(noise), side="the population").detach().to(noise.device)
     pieces = noise.split(size or len(noise))
+    (count,) = largest(len(pieces))
+    if count > len(pieces):
+        pieces = noise.tensor_split(min(count, len(noise)))
     rows = [len(piece) for piece in pieces]
     conditions, shares = split(condition, rows), split(weights, rows)
-    return [Chunk(z, c, w, []) for z, c, w in zip(pieces, conditions, shares, strict=True)]
+    chunks = [Chunk(z, c, w, []) for z, c, w in zip(pieces, conditions, shares, strict=True)]
+    return chunks + [chunks[0]._replace(idle=True)] * (count - len(chunks))
 
 
 def generated(generate: Generate, chunk: Chunk) -> Tensor:

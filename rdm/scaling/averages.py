@@ -13,9 +13,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from rdm.errors import InputError
 from rdm.files.checkpoint import NO_AVERAGE
-from rdm.files.schema import Check, like, number, record
+from rdm.files.schema import Check, number, record
 from rdm.numbers import Positive, Range, Share, check_fields
 from rdm.registry import averages
+from rdm.scaling.sharding import local
 from rdm.scaling.weights import Weights
 
 Spread = Annotated[float, Range(least=1e-3, most=0.28)]
@@ -206,27 +207,27 @@ class Averages:
         if not self.kinds:
             yield model
             return
-        kept = {name: _copied(tensor, self.kinds[0]) for name, tensor in model.state_dict().items()}
-        model.load_state_dict(self.first)
+        kept = {name: _copied(local(tensor), self.kinds[0]) for name, tensor in model.state_dict().items()}
+        self.weights.show(self.first)
         try:
             yield model
         finally:
-            model.load_state_dict(kept)
+            self.weights.show(kept)
 
     def state(self) -> dict[str, Any]:
         """Every average by name, and how many steps are in them."""
-        return {"averages": self.held, "averaged": self.done}
+        return {"averages": {name: self.weights.parts(each) for name, each in self.held.items()}, "averaged": self.done}
 
     def check(self, step: int) -> dict[str, Check]:
         """What `state` gives at a step."""
-        held = {name: record({key: like(value) for key, value in each.items()}) for name, each in self.held.items()}
+        held = {name: self.weights.check(each) for name, each in self.held.items()}
         return {"averages": record(held), "averaged": number(int, low=0, high=step)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave."""
         for name, each in self.held.items():
-            for key, value in each.items():
-                value.copy_(state["averages"][name][key])
+            for key, value in self.weights.mine(state["averages"][name]).items():
+                each[key].copy_(value)
         self.done = state["averaged"]
 
 

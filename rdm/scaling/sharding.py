@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from rdm.distributed import active, world_size
+from rdm.distributed import active, rank, world_size
 from rdm.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,10 +58,16 @@ def chosen(model: nn.Module, names: Shard) -> list[str]:
     return found[::-1]
 
 
-def sharded(model: M, names: Shard, device: torch.device) -> M:
+def sharded(model: M, names: Shard, device: torch.device, held: str = "float32") -> M:
     """Shard modules of a model over all ranks in place, and move the rest to the device; alone, only move it.
 
     Every rank must hold the same weights. A device never holds more whole modules than one at a time.
+
+    Args:
+        model: changed in place.
+        names: see `chosen`.
+        device: where it computes.
+        held: "bfloat16" gathers sharded modules in it; what is split stays as it is, gradients are summed in float32.
 
     Raises:
         InputError: see `chosen`.
@@ -69,13 +75,15 @@ def sharded(model: M, names: Shard, device: torch.device) -> M:
     found = chosen(model, names)
     if found and active():
         from torch.distributed.device_mesh import init_device_mesh  # these take a second to import
-        from torch.distributed.fsdp import fully_shard, share_comm_ctx
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, share_comm_ctx
 
+        low = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+        policy = low if held == "bfloat16" else MixedPrecisionPolicy()
         mesh = init_device_mesh(device.type, (world_size(),))
         modules = dict(model.named_modules())
         parts = []
         for name in found:
-            part = fully_shard(modules[name], mesh=mesh, reshard_after_forward=True)
+            part = fully_shard(modules[name], mesh=mesh, reshard_after_forward=True, mp_policy=policy)
             part.set_gradient_divide_factor(1.0)  # a sum
             part.set_force_sum_reduction_for_comms(True)
             parts.append(part)
@@ -86,8 +94,8 @@ def sharded(model: M, names: Shard, device: torch.device) -> M:
 def parts_of(model: nn.Module) -> "list[FSDPModule]":
     """The sharded modules of a model."""
     fsdp = sys.modules.get("torch.distributed.fsdp")  # without which nothing is sharded
-    kind = () if fsdp is None else fsdp.FSDPModule
-    return cast("list[FSDPModule]", [part for part in model.modules() if isinstance(part, kind)])
+    found = [] if fsdp is None else [part for part in model.modules() if isinstance(part, fsdp.FSDPModule)]
+    return cast("list[FSDPModule]", found)
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -104,6 +112,19 @@ def is_split(tensor: Tensor) -> "TypeIs[DTensor]":
 def local(tensor: Tensor) -> Tensor:
     """What this rank holds of a tensor; all of one that is not sharded."""
     return tensor.to_local() if is_split(tensor) else tensor
+
+
+def mine(whole: Tensor, like: Tensor) -> Tensor:
+    """What this rank holds of a whole tensor where it holds so much of another one of its shape.
+
+    FSDP2 splits n rows into runs of ceil(n / ranks), the last ones shorter or empty.
+    """
+    if not is_split(like):
+        return whole
+    size = -(-len(whole) // world_size())
+    rows = whole[min(rank() * size, len(whole)) :][:size]
+    assert rows.shape == local(like).shape
+    return rows
 
 
 def _entries(module: nn.Module, prefix: str) -> Iterator[str]:

@@ -89,14 +89,18 @@ class GradientSums:
             self._buckets[-1].held.append(holder)
             self._of[p] = self._buckets[-1]
         self._hooks: list[RemovableHandle] = []
+        self._used = False
         self._next, self.final = 0, False  # bucket to send; whether the loss that computes is the last one
 
     @contextmanager
     def step(self) -> Iterator[None]:
         """A block in which gradients of one step come; they are summed when it ends well."""
-        self.refresh()
+        if self._used:  # let go of what a step that was given up left gathered
+            for part in self._parts:
+                part.reset_iter_state()
         try:
             yield
+            self._used = True
             self._send(len(self._buckets))
             for bucket in self._buckets:
                 bucket.receive()
@@ -123,11 +127,6 @@ class GradientSums:
             self._send(len(self._buckets))
         else:
             yield
-
-    def refresh(self) -> None:
-        """Let sharded modules gather their weights anew; after these have changed."""
-        for part in self._parts:
-            part.reset_iter_state()
 
     def _reduce(self, wanted: bool) -> None:
         for part in self._parts:

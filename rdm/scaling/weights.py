@@ -6,10 +6,14 @@ beside a weight are lost in its few bits, and are kept where they are added up i
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from rdm.files.schema import Check, like, record
+from rdm.files.store import Part
+from rdm.scaling.sharding import is_split, local, mine
 
 Held = Literal["float32", "bfloat16"]
 
@@ -22,6 +26,9 @@ class Weights:
     the masters, and `publish` rounds them into the model, before the first step too. Cost: 4 bytes a parameter for the
     masters, 2 for the model.
 
+    Where modules are sharded, `state` and what is made of it hold this rank's rows of their parameters, which have no
+    masters: they are stepped in the type that they were made in.
+
     Args:
         model: changed in place.
         held: "float32" leaves the parameters as they are, of whatever type.
@@ -32,7 +39,8 @@ class Weights:
         every = list(model.named_parameters(remove_duplicate=False))
         self.averaged = [name for name, p in every if p.is_floating_point() and name in model.state_dict()]
         trained = [p for p in model.parameters() if p.requires_grad]
-        low = [p for p in trained if held != "float32" and p.is_floating_point()]
+        self.split = {name: tensor for name, tensor in model.state_dict().items() if is_split(tensor)}
+        low = [p for p in trained if held != "float32" and p.is_floating_point() and not is_split(p)]
         self._masters = {p: nn.Parameter(p.detach().to(torch.float32, copy=True)) for p in low}
         self._names = {name: self._masters[p] for name, p in every if p in self._masters}
         self.stepped = [self._masters.get(p, p) for p in trained]  # what the optimizer is made of
@@ -43,17 +51,42 @@ class Weights:
         """What the optimizer steps, by the model's names."""
         return {name: self._masters.get(p, p) for name, p in self.model.named_parameters() if p.requires_grad}
 
+    @property
+    def groups(self) -> list[Any]:
+        """What is stepped, as optimizers take it, which cannot mix tensors that are split over ranks with others."""
+        kinds = [[p for p in self.stepped if is_split(p) == split] for split in (False, True)]
+        return [{"params": each} for each in kinds] if all(kinds) else list(self.stepped)
+
     def state(self) -> dict[str, Tensor]:
         """The model's state, with masters in the place of what is rounded."""
-        state = self.model.state_dict()
+        state = {name: local(tensor) for name, tensor in self.model.state_dict().items()}
         return {name: self._names[name].detach() if name in self._names else value for name, value in state.items()}
+
+    @torch.no_grad()
+    def show(self, state: Mapping[str, Tensor]) -> None:
+        """Put a state, or one like it, into the model alone, rounded to the model's types."""
+        for name, held in self.model.state_dict().items():
+            local(held).copy_(state[name])
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave."""
-        self.model.load_state_dict(dict(state))
+        self.show(state)
         for name, master in self._names.items():
             master.copy_(state[name])
+
+    def parts(self, state: Mapping[str, Tensor]) -> dict[str, Tensor | Part]:
+        """A state as it is written: what ranks hold rows of by parts."""
+        return {name: Part(value) if name in self.split else value for name, value in state.items()}
+
+    def mine(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What this rank holds of a state that was read."""
+        return {name: mine(value, self.split[name]) if name in self.split else value for name, value in whole.items()}
+
+    def check(self, state: Mapping[str, Tensor]) -> Check:
+        """A whole state like this rank's."""
+        shapes = {name: self.split.get(name, value).shape for name, value in state.items()}
+        return record({name: like(value.new_empty(shapes[name], device="meta")) for name, value in state.items()})
 
     @torch.no_grad()
     def publish(self) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -9,9 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from rdm.distributed import rank, together
+from rdm.distributed import rank, together, total, words, world_size
 from rdm.errors import CorruptFileError
 from rdm.files.checkpoint import Snapshot, complete_checkpoints, row_of, snapshot, write_checkpoint
+from rdm.files.parts import Shared
 from rdm.files.store import remove_folder
 from rdm.surviving.keeping import Keeping
 from rdm.surviving.ranks import WRITER, alone
@@ -65,13 +67,18 @@ class Saver:
         """
         with together():
             self._collect(last=False)
-        if rank() == 0 and self._went_well(step, after):
-            with alone("copying its state"):
-                held, row = snapshot(state), dict(row)
-            work = partial(self._went_well, step, lambda: self._write(step, held, row))
+        first = rank() == 0
+        with alone("copying its state"):
+            held, row = snapshot(state, parts_only=not first), dict(row)
+        shared = Shared(rank(), world_size(), words(uuid.uuid4().hex)[0]) if held.parts else None
+        ready = not first or self._went_well(step, after)
+        if shared is not None:
+            ready = total(not ready) == 0
+        if ready and (first or shared is not None):
+            work = partial(self._went_well, step, lambda: self._write(step, held, row, shared))
             self._thread = threading.Thread(target=work, name=WRITER)
             self._thread.start()
-            if missing := self._keeping.unmeasured(row):
+            if first and (missing := self._keeping.unmeasured(row)):
                 self.shown(f"step {step} logged no {missing[0]!r}, by which the best checkpoint would be told")
         return self._folder / f"{step:08d}"
 
@@ -109,10 +116,13 @@ class Saver:
                 raise error
             self._error = None
 
-    def _write(self, step: int, held: Snapshot, row: Mapping[str, float]) -> None:
+    def _write(self, step: int, held: Snapshot, row: Mapping[str, float], shared: Shared | None) -> None:
         """In the thread."""
-        write_checkpoint(self._folder, step, held, row)
-        self._failed, self._rows[step] = 0, row
+        write_checkpoint(self._folder, step, held, row, shared)
+        self._failed = 0
+        if rank() > 0:
+            return
+        self._rows[step] = row
         stay = self._keeping.kept(self._rows.values())
         for old in self._rows.keys() - stay:
             del self._rows[old]

@@ -16,6 +16,7 @@ from rdm.progress import Interrupted, progress
 from rdm.scaling.arithmetic import Arithmetic, Precision
 from rdm.scaling.averages import Average, Averages, as_averages
 from rdm.scaling.modules import Compile, Names, compiled, recompute
+from rdm.scaling.sharding import sharded
 from rdm.scaling.sums import GradientSums
 from rdm.scaling.weights import Held, Weights
 from rdm.surviving.keeping import Keeping
@@ -41,6 +42,7 @@ def train(
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
     schedule: Schedule | None = None,
     average: Share | Average | Sequence[Share | Average] | None = None,  # of the weights; the first is shown and kept
+    shard: Names = False,  # names of modules that ranks share out; True for the model's lists of layers
     clip: Positive | None = None,  # largest norm of the whole gradient
     precision: Precision = "float32",  # of the generator's products, by autocast
     parameters: Held = "float32",  # how they are held; those in fewer bits have masters in float32
@@ -66,7 +68,8 @@ def train(
     """Minimise the sum of `losses` and return the model (with its first weight average if any), on `device`.
 
     Writes log.jsonl, samples/ and checkpoints/ into `out`, the latter while training goes on. With `resume`, goes on
-    from the newest checkpoint there, bit for bit as if never interrupted.
+    from the newest checkpoint there, bit for bit as if never interrupted; on any other number of ranks, with the random
+    states of new ones drawn from the seed. A model that is sharded (`rdm.scaling.sharding`) is returned so.
 
     Raises:
         InputError: an argument that cannot be used; nothing is written then.
@@ -77,13 +80,12 @@ def train(
     """
     # Set up: model, optimizer, schedule, weight averages, losses.
     out, place = Path(out), torch.device(device)
-    model = compiled(recompute(model.to(place).train(), checkpointing), compile)
     arithmetic = Arithmetic(place, precision, parameters, tf32=tf32)
-    weights = Weights(model, parameters)
-    stepper, sums = optimizer(weights.stepped), GradientSums(model, weights.stepped)
+    model = sharded(recompute(model.train(), checkpointing), shard, place, parameters)
+    weights = Weights(compiled(model, compile), parameters)
+    stepper, sums = optimizer(weights.groups), GradientSums(model, weights.stepped)
     check_rates(stepper)
-    factor = schedule or constant()
-    base = [float(group["lr"]) for group in stepper.param_groups]
+    factor, base = schedule or constant(), [float(group["lr"]) for group in stepper.param_groups]
     averages = Averages(as_averages(average), weights, size_of(losses))
     found = newest_readable(out / "checkpoints") if resume else None
     setting = Setting(None if data is None else data.to(place), seed, place, cache, sums.passes)
@@ -95,7 +97,7 @@ def train(
     start, state = found or (0, None)
     saver = Saver(out / "checkpoints", Keeping(keep, keep_every, keep_hours, keep_lowest, keep_highest), start)
     skips = Skips(patience, saver.last)
-    run = Trained(weights, stepper, averages, losses, skips)
+    run = Trained(weights, stepper, averages, losses, skips, seed)
     if state is not None:
         run.restore(start, state)
     weights.publish()

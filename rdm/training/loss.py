@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from rdm.data.condition import Conditions
 from rdm.data.dataset import Data
 from rdm.data.feed import Feed, Rows, portion
-from rdm.distributed import total
+from rdm.distributed import agree, total
 from rdm.errors import InputError
 from rdm.files.schema import expect, record
 from rdm.generators.protocol import Generator, sampled
 from rdm.randomness import stream
 from rdm.rehearsing.bound import valued
 from rdm.rehearsing.step import Does, Keeps
+from rdm.scaling.sharding import is_sharded
 from rdm.scaling.sums import Passes, alone
 
 
@@ -129,10 +130,16 @@ class Fed(Loss):
             self._feed.close()
 
     def backward(self, model: nn.Module, step: int, scale: float = 1.0) -> dict[str, float]:
-        """One batch of real items; a rank whose share is left out adds nothing."""
+        """One batch of real items; a rank whose share is left out adds nothing.
+
+        Raises:
+            InputError: so it is for one of several ranks that share out a model's modules, and wait for it.
+        """
         rows = self._feed.at(step)
         device = self.setting.device
         streams = [stream(self.setting.seed, type(self).__name__, step, k, device=device) for k in rows.numbers]
+        if is_sharded(model):
+            _refuse_none(rows)
         sums = self.add(model, rows, streams, scale / self.batch) if streams else {}
         return {name: total(sums.get(name, 0.0)) / self.batch for name in self.logged}
 
@@ -142,7 +149,7 @@ class Fed(Loss):
         items = _like_data(setting.data, rows) if setting.data is not None else _like_generated(model, rows)
         source, numbers = stream(setting.seed, "rehearsal"), list(range(rows))
         yield Does("a batch of items")
-        self.add(model, Rows(items, torch.zeros(rows).long(), numbers), [source] * rows)
+        self.add(model, Rows(items, torch.zeros(rows).long(), numbers), [source] * rows, 1 / self.batch)
         yield Does(f"{type(self).__name__}, forward and backward")
 
     logged: Sequence[str] = ("loss",)
@@ -188,3 +195,9 @@ def _like_generated(model: nn.Module, rows: int) -> Tensor:
     with torch.no_grad():
         (one,) = sampled(model, model.noise(1, torch.Generator()), None, 1)
     return one.new_zeros(rows, *one.shape[1:])
+
+
+def _refuse_none(rows: Rows) -> None:
+    """Refuse on all ranks that one has no rows."""
+    words = "this rank has no item of the batch, and others wait for it to gather sharded modules; give a larger batch"
+    agree(None if rows.numbers else InputError(words))

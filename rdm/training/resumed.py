@@ -1,5 +1,7 @@
 """What the state in a checkpoint must hold to be that of a run, checked before any of it is taken."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from rdm.files.schema import (
     tensor,
 )
 from rdm.scaling.averages import Averages
+from rdm.scaling.sharding import local, mine
+from rdm.scaling.stepped import optimizer_state, order
 from rdm.scaling.weights import Weights
 
 SQUARES = "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"  # torch's names of sums of squares
@@ -36,11 +40,12 @@ def state_of(
 
     The optimizer takes a step of zero gradients, which shows what it keeps and moves weights that are read afterwards.
     """
-    initial = {name: value.detach().clone() for name, value in weights.named().items()}
-    optimizer = kept_by(step, stepper)
+    named = weights.named()
+    initial = {name: local(value).detach().clone() for name, value in named.items()}
+    optimizer = kept_by(step, stepper, weights.stepped)
     whole = record(
         {
-            "model": record({name: like(value) for name, value in weights.state().items()}),
+            "model": weights.check(weights.state()),
             **averages.check(step),
             "optimizer": optimizer,
             "losses": listed(mapped(anything), length=losses),
@@ -49,16 +54,17 @@ def state_of(
             "seconds": number(low=0),
         }
     )
-    trained = [p for group in stepper.param_groups for p in group["params"]]
-    numbers = {name: k for k, p in enumerate(trained) for name, other in weights.named().items() if other is p}
+    numbers = {
+        name: k for k, p in enumerate(order(stepper, weights.stepped)) for name, other in named.items() if other is p
+    }
 
     def check(value: Any, where: str, sizes: dict[str, int]) -> None:
         """A parameter of which the optimizer keeps nothing had no gradient: it is what it was."""
         whole(value, where, sizes)
         for name, k in numbers.items():
             if k not in value["optimizer"]["state"]:
-                law = equal_to(initial[name])
-                tensor("float32 float64 float16 bfloat16", " ".join(map(str, initial[name].shape)), law=law)(
+                law = partial(_unchanged, initial[name], named[name])
+                tensor("float32 float64 float16 bfloat16", " ".join(map(str, named[name].shape)), law=law)(
                     value["model"][name], f"model.{name}, of which the optimizer keeps nothing,", sizes
                 )
 
@@ -68,6 +74,10 @@ def state_of(
 def weights_of(module: nn.Module) -> Check:
     """The check of a module's weights."""
     return record({name: like(value) for name, value in module.state_dict().items()})
+
+
+def _unchanged(initial: Tensor, parameter: Tensor, value: Tensor) -> str:
+    return equal_to(initial)(mine(value, parameter))
 
 
 def _random() -> Check:
@@ -81,14 +91,14 @@ def _random() -> Check:
     return tensor("uint8", str(len(torch.get_rng_state())), law=law)
 
 
-def kept_by(step: int, stepper: torch.optim.Optimizer) -> Check:
+def kept_by(step: int, stepper: torch.optim.Optimizer, stepped: Sequence[Tensor] = ()) -> Check:
     """The check of what an optimizer keeps after at most so many steps; takes one of zero gradients to see it."""
     for group in stepper.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     stepper.step()
     stepper.zero_grad(set_to_none=True)
-    example = stepper.state_dict()
+    example = optimizer_state(stepper, stepped)
     groups = [
         record({key: number(low=0) if key == "lr" else exactly(value) for key, value in group.items()})
         for group in example["param_groups"]  # whose rate is set anew at every step

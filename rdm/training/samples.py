@@ -11,6 +11,7 @@ from rdm.distributed import rank
 from rdm.files.pictures import save_grid
 from rdm.generators.protocol import Generator, sampled
 from rdm.randomness import stream
+from rdm.scaling.sharding import is_sharded
 from rdm.surviving.ranks import alone
 from rdm.surviving.saving import spared
 from rdm.training.loss import Loss
@@ -24,9 +25,9 @@ def draw_grid(
     """Pictures from the conditions that the losses ask for, from noise and conditions that are the same at every step.
 
     A column a condition where there are few, else as they are drawn; one row of the grid in a forward pass. `shown`
-    says that the disk is full.
+    says that the disk is full. Every rank draws them where the model is sharded.
     """
-    if rank() > 0 or not isinstance(model, Generator):
+    if not isinstance(model, Generator) or (rank() > 0 and not is_sharded(model)):
         return
     conditions = next((loss.conditions for loss in losses if loss.conditions is not None), model.conditions)
     count = None if conditions is None else conditions.count
@@ -38,6 +39,6 @@ def draw_grid(
         condition = moved(conditions.read(which), noise.device)
     with alone("drawing samples"):
         images = torch.cat([part.cpu() for part in sampled(model, noise, condition, columns)])
-        if images.ndim == 4:  # other items have no picture
+        if rank() == 0 and images.ndim == 4:  # other items have no picture
             with spared(f"samples of step {step}", shown):
                 save_grid(out / "samples" / f"{step:08d}.png", images, columns=columns)

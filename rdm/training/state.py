@@ -1,16 +1,19 @@
 """What training changes, and all that a step depends on: written to checkpoints and taken back from them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from rdm.distributed import gather, rank, world_size
-from rdm.errors import CorruptFileError, InputError, MismatchError, NonFiniteError
+from rdm.distributed import gather, rank, together
+from rdm.errors import CorruptFileError, MismatchError, NonFiniteError
 from rdm.files.schema import expect
+from rdm.randomness import stream
 from rdm.scaling.averages import Averages
+from rdm.scaling.stepped import load_optimizer, optimizer_state, parts
 from rdm.scaling.weights import Weights
 from rdm.training.loss import Loss
 from rdm.training.resumed import state_of
@@ -24,6 +27,7 @@ class Trained:
     Args:
         weights, optimizer, averages, losses: what is trained, by what, moving averages of it, and on what.
         skips: steps that were not taken.
+        seed: of random states of ranks that a checkpoint has none of.
         seconds: spent before this process.
     """
 
@@ -32,6 +36,7 @@ class Trained:
     averages: Averages
     losses: Sequence[Loss]
     skips: Skips
+    seed: int
     seconds: float = 0.0
 
     def step(self) -> None:
@@ -44,7 +49,7 @@ class Trained:
         """The model for good with the weights that are kept, the first average where there is one; in float32."""
         kept = self.averages.first
         self.weights.close()
-        self.weights.model.load_state_dict(kept)
+        self.weights.show(kept)
         return self.weights.model.eval()
 
     @property
@@ -58,20 +63,22 @@ class Trained:
             Diverged: the last update destroyed the weights.
         """
         try:
-            check_finite({}, {f"after the update, {name}": value for name, value in self.weights.state().items()})
+            with together():
+                check_finite({}, {f"after the update, {name}": value for name, value in self.weights.state().items()})
         except NonFiniteError as error:
             self.skips.fail(step, error)
         cuda = gather(torch.cuda.get_rng_state(self._device)) if self._device.type == "cuda" else None
         return {
-            "model": self.weights.state(),
+            "model": self.weights.parts(self.weights.state()),
             **self.averages.state(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": parts(optimizer_state(self.optimizer, self.weights.stepped)),
             "losses": [loss.state() for loss in self.losses],
             "random": {"cpu": gather(torch.get_rng_state()), "cuda": cuda},
             "skips": [self.skips.total, self.skips.row],
             "seconds": seconds,
         }
 
+    @together()
     def restore(self, step: int, state: dict[str, Any]) -> None:
         """Take back what `state` gave.
 
@@ -81,22 +88,25 @@ class Trained:
         device, name = self._device, f"checkpoint {step:08d}"
         check = state_of(step, self.weights, self.averages, self.optimizer, len(self.losses))
         expect(state, check, name, "delete it to go on from the one before")
-        self.weights.load(state["model"])
+        self.weights.load(self.weights.mine(state["model"]))
         self.averages.restore(state)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, self.weights.stepped, state["optimizer"])
         for loss, inner in zip(self.losses, state["losses"], strict=True):
             try:
                 loss.restore(_moved(inner, device))
             except (CorruptFileError, MismatchError) as error:
                 raise type(error)(f"{name}: {error}") from error
-        written = len(state["random"]["cpu"])
-        if world_size() != written:
-            raise InputError(f"{name} is of {written} processes, there are {world_size()}; resume it with as many")
-        torch.set_rng_state(state["random"]["cpu"][rank()])
-        if device.type == "cuda" and state["random"]["cuda"] is not None:
-            torch.cuda.set_rng_state(state["random"]["cuda"][rank()], device)
+        _put(state["random"]["cpu"], torch.set_rng_state, stream(self.seed, "resumed", step, rank()))
+        if device.type == "cuda":
+            source = stream(self.seed, "resumed", step, rank(), device=device)
+            _put(state["random"]["cuda"] or [], partial(torch.cuda.set_rng_state, device=device), source)
         self.skips.total, self.skips.row = state["skips"]
         self.seconds = state["seconds"]
+
+
+def _put(states: Sequence[Tensor], put: Callable[[Tensor], object], source: torch.Generator) -> None:
+    """This rank's random state of those that were written, or that of a source where it has none."""
+    put(states[rank()] if rank() < len(states) else source.get_state())
 
 
 def _moved(tree: Any, device: torch.device) -> Any:
