@@ -88,6 +88,15 @@ def same(a: Path, b: Path) -> bool:
     )
 
 
+def reached(out: Path, children: list[int]) -> None:
+    """Wait until a run that was started writes its log, or has ended."""
+    log, since = out / "log.jsonl", time.time_ns()
+    while not (log.exists() and log.stat().st_mtime_ns > since):
+        if os.waitid(os.P_PID, children[0], os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        time.sleep(0.002)
+
+
 def cut(out: Path) -> bool:
     """Cut off the end of the newest checkpoint, if there is one to go back to."""
     *before, newest = complete_checkpoints(out / "checkpoints") or [None]
@@ -103,8 +112,10 @@ def killed(folder: Path, kills: int, ranks: int, seed: int) -> dict[str, int]:
     with seeded(0):  # imports what all of them need
         train(**arguments("queue", folder / "warm", **changes(1)))
     end(begin(whole, ranks))
+    children = begin(folder / "timed", ranks)
+    reached(folder / "timed", children)
     began = time.monotonic()
-    end(begin(folder / "timed", ranks))
+    end(children)
     length = time.monotonic() - began
     while found["kills"] < kills:
         out, run, done, tries = folder / str(run), run + 1, False, 0
@@ -113,6 +124,8 @@ def killed(folder: Path, kills: int, ranks: int, seed: int) -> dict[str, int]:
             assert tries < 100, (folder / "said").read_text()[-2000:]
             full = (draw.uniform(0, length), draw.uniform(0, length / 4)) if draw.random() < 0.15 else (0, 0)
             children = begin(out, ranks, full)
+            if draw.random() < 0.8:  # else it is killed while it starts
+                reached(out, children)
             time.sleep(draw.uniform(0, length))
             accident = draw.choices(["kill", "term", "usr1 and kill"], [7, 1, 2])[0]
             if accident.startswith("usr1"):
