@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=_path, metavar="DIR", help="run folder (default: runs/<name of the file>)")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder")
     train.add_argument("--dry-run", action="store_true", help="print what it would hold and how long it would take")
+    train.add_argument("--profile", action="store_true", help="print where the time of a step went, at the end")
     train.add_argument("--restricted", action="store_true", help="refuse imports, foreign includes, unregistered names")
     train.set_defaults(run=_train)
 
@@ -72,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sample = commands.add_parser("sample", help="draw a run's generator: the same items on any number of ranks")
     sample.add_argument("run_folder", type=_path, metavar="RUN")
-    _drawing_options(sample, "50000")
+    process.drawing_options(sample, "50000")
     sample.add_argument("--seed", type=int, default=0, help="of noise and classes (0)")
     sample.add_argument("--batch", type=int, default=32, metavar="N", help="items a forward pass (32)")
     sample.add_argument(
@@ -122,12 +123,12 @@ def _reference_parser(commands: Any) -> None:
     reference.add_argument(
         "--rows-dtype", choices=("float16", "bfloat16", "float32"), help="type of all rows (float32)"
     )
-    _form_options(reference)
+    process.form_options(reference)
     reference.add_argument("--per-class", action="store_true", help="moments of every class too")
     reference.add_argument("--landmarks", type=int, default=0, metavar="M", help="k-means centres for Nystrom kernels")
     reference.add_argument("--member", metavar="NAME", help="which encoder's moments an .npz gets")
     reference.add_argument("--save-every", type=float, default=20.0, metavar="SECONDS", help="state kept beside (20)")
-    _reading_options(reference)
+    process.reading_options(reference)
     reference.set_defaults(run=_reference)
 
 
@@ -145,7 +146,7 @@ def _evaluate_parser(commands: Any) -> None:
     evaluate.add_argument("--member", metavar="NAME", help="of an .npz of moments: its encoder in --battery")
     evaluate.add_argument("--json", type=_path, metavar="FILE", help="also write the metrics here")
     evaluate.add_argument("--chart", type=_path, metavar="FILE.svg", help="draw ratios by encoder, with intervals")
-    _drawing_options(evaluate, "the fresh split's")
+    process.drawing_options(evaluate, "the fresh split's")
     evaluate.add_argument(
         "--set",
         action="append",
@@ -153,7 +154,7 @@ def _evaluate_parser(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="argument of the reference's battery, over its own",
     )
-    _reading_options(evaluate)
+    process.reading_options(evaluate)
     evaluate.set_defaults(run=_evaluate, default=evaluate.get_default)
 
 
@@ -164,35 +165,9 @@ def _encode_parser(commands: Any) -> None:
     encode.add_argument("--out", type=_path, required=True, metavar="DIR", help="folder of shards, a source from then")
     encode.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="argument of the encoder")
     encode.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float32", help="of floats kept")
-    _form_options(encode)
-    _reading_options(encode)
+    process.form_options(encode)
+    process.reading_options(encode)
     encode.set_defaults(run=_encode)
-
-
-def _form_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--size", type=int, metavar="S", help="crop pictures to S x S, cut or pad sound to S samples")
-    command.add_argument("--channels", type=int, choices=(1, 3), help="colour of all pictures (default: the first's)")
-
-
-def _reading_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--seed", type=int, default=0, help="of samples, subsets and noise (0)")
-    command.add_argument("--batch", type=int, default=32, metavar="N", help="items a forward pass (32)")
-    command.add_argument(
-        "--workers", type=int, default=0, metavar="N", help="processes that read items (0: none apart)"
-    )
-    command.add_argument("--skip-broken", action="store_true", help="leave out items that cannot be read")
-
-
-def _drawing_options(command: argparse.ArgumentParser, n: str) -> None:
-    command.add_argument("-n", "--n", type=int, metavar="N", help=f"items to draw from a run (default: {n})")
-    command.add_argument("--steps", type=int, metavar="K", help="steps of its solver (default: the run's)")
-    command.add_argument(
-        "--condition", metavar="A,B,C", help="classes in turn, or 'all' of them (default: drawn at random)"
-    )
-    command.add_argument("--average", metavar="NAME", help="weight average of a run, or 'none' (default: its first)")
-    command.add_argument(
-        "--trust-config", action="store_true", help="let a run's config.gin import and run code, as train does"
-    )
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -201,7 +176,14 @@ def _train(options: argparse.Namespace) -> None:
 
     if options.dry_run:
         return dry_run(options.config, options.bind, restricted=options.restricted)
-    train_run(options.config, options.bind, options.out, resume=options.resume, restricted=options.restricted)
+    train_run(
+        options.config,
+        options.bind,
+        options.out,
+        resume=options.resume,
+        restricted=options.restricted,
+        profile=options.profile,
+    )
 
 
 def _reference(options: argparse.Namespace) -> None:

@@ -60,6 +60,7 @@ from rdm.registry import (
 )
 from rdm.rehearsing.expected import expected
 from rdm.rehearsing.step import Does, Keeps, Rehearsal
+from rdm.timing.regions import region
 from rdm.training.augmentation import Augmentation
 from rdm.training.auxiliary import Auxiliary
 from rdm.training.loss import Fed, Loss, Setting
@@ -164,6 +165,7 @@ __all__ = [
     "record",
     "Reference",
     "refuse_if_confined",
+    "region",
     "Rehearsal",
     "Representation",
     "representations",

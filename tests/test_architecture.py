@@ -25,7 +25,7 @@ rdm.population rdm.scaling
 rdm.references rdm.generators
 rdm.matching
 rdm.data rdm.surviving
-rdm.files
+rdm.files rdm.timing
 rdm.progress rdm.terminal rdm.escape rdm.trust rdm.distributed rdm.randomness rdm.registry rdm.numbers rdm.errors
 """
 FLOOR = {room: -k for k, line in enumerate(FLOORS.split("\n")) for room in line.split()}

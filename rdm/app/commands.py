@@ -5,7 +5,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ from rdm.reports.sweep import INDEX, write_sweep_report
 from rdm.scaling.sharding import is_sharded
 from rdm.surviving.ranks import started
 from rdm.terminal import print_table, say
+from rdm.timing.regions import Profile, profiled
 from rdm.training.loop import train
 from rdm.training.run import last_logged
 
-RESULT, REPORT = "result.json", "report.html"
+RESULT, REPORT, PROFILE = "result.json", "report.html", "profile.json"
 COLUMNS = {"": "this run"}
 RATIOS = "distances are ratios to fresh real data: 1, less is better; "
 
@@ -44,8 +45,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("RDM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rdm")
 
 
-def train_run(path: Path, bindings: Sequence[str], out: Path | None, *, resume: bool, restricted: bool) -> Path:
+def train_run(
+    path: Path, bindings: Sequence[str], out: Path | None, *, resume: bool, restricted: bool, profile: bool = False
+) -> Path:
     """Train what the gin file says, evaluate it where it says so, write result and report; returns the run folder.
+
+    With `profile`, where the time of a step of this process's rank 0 went is printed and written to profile.json.
 
     Raises:
         InputError: the folder holds a run already and `resume` was not asked for, or another process trains in it.
@@ -65,7 +70,8 @@ def train_run(path: Path, bindings: Sequence[str], out: Path | None, *, resume: 
                 _check_same_configuration(out, text)
             _check_ranks_alike(text)
             with _alone_in(out):
-                _train(arguments, evaluation, out, text, resume=resume)
+                with _profiled(out, arguments) if profile else nullcontext():
+                    _train(arguments, evaluation, out, text, resume=resume)
     return out
 
 
@@ -96,6 +102,26 @@ def _train(arguments: dict[str, Any], evaluation: Judge | None, out: Path, text:
         if not (finished and (out / REPORT).exists()):
             _draw_report(out)
         _print_result(out)
+
+
+@contextmanager
+def _profiled(out: Path, arguments: dict[str, Any]) -> Iterator[None]:
+    """Time the regions of a run; however it ends, rank 0 says where the time went."""
+    taken = Profile(cuda=str(arguments.get("device", "cpu")).startswith("cuda"))
+    try:
+        with profiled(taken):
+            yield
+    finally:
+        if rank() == 0 and taken.steps:
+            write_json(out / PROFILE, taken.record())
+            total = sum(taken.seconds.values())
+            print_table(
+                ["part of a step", "times a step", "ms a step", "share"],
+                taken.rows(),
+                caption=f"{taken.steps:,} steps of {1000 * total / taken.steps:.3g} ms",
+                right=[1, 2, 3],
+                unbroken=[0, 1, 2, 3],
+            )
 
 
 def _check_ranks_alike(text: str) -> None:

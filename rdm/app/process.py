@@ -100,3 +100,32 @@ def setting(text: str) -> tuple[str, Any]:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return key, value
+
+
+def form_options(command: argparse.ArgumentParser) -> None:
+    """Flags for the form of items."""
+    command.add_argument("--size", type=int, metavar="S", help="crop pictures to S x S, cut or pad sound to S samples")
+    command.add_argument("--channels", type=int, choices=(1, 3), help="colour of all pictures (default: the first's)")
+
+
+def reading_options(command: argparse.ArgumentParser) -> None:
+    """Flags for how items are read."""
+    command.add_argument("--seed", type=int, default=0, help="of samples, subsets and noise (0)")
+    command.add_argument("--batch", type=int, default=32, metavar="N", help="items a forward pass (32)")
+    command.add_argument(
+        "--workers", type=int, default=0, metavar="N", help="processes that read items (0: none apart)"
+    )
+    command.add_argument("--skip-broken", action="store_true", help="leave out items that cannot be read")
+
+
+def drawing_options(command: argparse.ArgumentParser, n: str) -> None:
+    """Flags for what is drawn from a run, `n` items by default."""
+    command.add_argument("-n", "--n", type=int, metavar="N", help=f"items to draw from a run (default: {n})")
+    command.add_argument("--steps", type=int, metavar="K", help="steps of its solver (default: the run's)")
+    command.add_argument(
+        "--condition", metavar="A,B,C", help="classes in turn, or 'all' of them (default: drawn at random)"
+    )
+    command.add_argument("--average", metavar="NAME", help="weight average of a run, or 'none' (default: its first)")
+    command.add_argument(
+        "--trust-config", action="store_true", help="let a run's config.gin import and run code, as train does"
+    )

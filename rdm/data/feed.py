@@ -10,6 +10,7 @@ from torch import Tensor
 from rdm.data.dataset import Data, Part
 from rdm.distributed import rank, world_size
 from rdm.randomness import stream
+from rdm.timing.regions import region
 
 
 class Order:
@@ -56,6 +57,7 @@ class Feed:
         self._parts: Iterator[Part] = iter(())
         self._next = -1
 
+    @region("data and noise")
     def at(self, step: int) -> Rows:
         """This rank's rows of a step; fewer where items are left out."""
         if step != self._next:

@@ -37,6 +37,7 @@ from rdm.api import (
     losses,
     portion,
     rank,
+    region,
     stream,
     tried,
     world_size,
@@ -152,6 +153,7 @@ class Matching(Loss):
         if self.reference is not None:
             self._try_out(model)
 
+    @region("data and noise")
     def _draw(self, model: nn.Module, n: int, purpose: int | str) -> tuple[Tensor, Condition | None]:
         assert isinstance(model, Generator)
         seed, device = self.setting.seed, self.setting.device

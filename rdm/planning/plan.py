@@ -12,7 +12,10 @@ from rdm.data.dataset import Data
 from rdm.generators.protocol import Generator
 from rdm.planning.sizes import Held, Sizes
 from rdm.rehearsing.step import Does, Keeps
+from rdm.scaling.arithmetic import Arithmetic
 from rdm.scaling.averages import Averages, as_averages
+from rdm.scaling.modules import recompute
+from rdm.scaling.weights import Held as Form
 from rdm.scaling.weights import Weights
 from rdm.training.loop import train
 from rdm.training.loss import Loss, Setting, size_of
@@ -82,12 +85,14 @@ def planned(arguments: Mapping[str, Any], data: Data | None, sizes: Sizes, *, ra
     if data is not None and data.held:
         walk.plan.kept.append(Keeps("data", data.held, f"{data.name}, {len(data):,} items"))
     with sizes(ANSWER), walk.held:
-        model, losses = arguments["model"].train(), arguments["losses"]
-        weights = walk.weights(model)
+        model, losses = recompute(arguments["model"].train(), arguments["checkpointing"]), arguments["losses"]
+        weights = walk.weights(model, arguments["parameters"])
         walk.update(weights, arguments["optimizer"], foreach=cuda)
         walk.averages(Averages(as_averages(arguments["average"]), weights, size_of(losses)), cuda=cuda)
+        arithmetic = Arithmetic(setting.device, arguments["precision"], arguments["parameters"], tf32=False)
         for loss in losses:
-            walk.loss(loss, model, setting, ranks)
+            with arithmetic():
+                walk.loss(loss, model, setting, ranks)
     walk.held.forget()
     return walk.plan
 
@@ -99,11 +104,11 @@ class _Walk:
         self.plan, self.held = Plan(), Held()
         self._kept = self._noted = 0  # bytes that were counted as kept; all at the last word
 
-    def weights(self, model: nn.Module) -> Weights:
+    def weights(self, model: nn.Module, held: Form) -> Weights:
         """Weights, and what the optimizer steps."""
         self.plan.parameters += _parts(model)
         count = sum(p.numel() for p in model.parameters())
-        found = Weights(model)
+        found = Weights(model, held)
         kinds = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
         self._keep(Keeps("weights", _bytes(_held(model)), f"{count:,} parameters in {', '.join(kinds)}"))
         if isinstance(model, Generator) and (behind := model.behind):

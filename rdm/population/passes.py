@@ -26,6 +26,7 @@ from rdm.population.replay import (
     sketch,
 )
 from rdm.population.term import TINY, Pull, Step, Term, finite, gradient, norm
+from rdm.timing.regions import region
 
 Look = Callable[[Tensor], None]  # what sees the first items
 
@@ -90,6 +91,7 @@ def measure(
 
 
 @exact()
+@region("statistics and distances")
 def pull(term: Term, summary: Summary | NonFiniteError, live: int, generator: torch.Generator | None) -> Pull:
     """Pass 2: the distance of the population that ranks and memory make of a summary, and its cotangent.
 
@@ -125,7 +127,7 @@ class Once:
             found, summary = term.measure(leaf, self.chunk)
             pulls.append(pull(term, summary, live, generator))
             assert found is not None and isinstance(summary, Summary)
-            with own_types():
+            with own_types(), region(f"encoder {term.representation.name}"):
                 summary.value.backward(pulls[-1].cotangent)
             self.gradients.append(gradient(leaf))
             if self.memory.keeps_rows:
@@ -137,7 +139,9 @@ class Once:
         if hand is not None:
             items = self.items
             del self.items
-            hand(items, _sum([scale.to(g) * g for scale, g in zip(scales, self.gradients, strict=True)]), last=True)
+            whole = _sum([scale.to(g) * g for scale, g in zip(scales, self.gradients, strict=True)])
+            with region("generator, backward"):
+                hand(items, whole, last=True)
         return torch.stack([norm(each) for each in self.gradients])
 
 
@@ -186,7 +190,8 @@ class Twice:
                 except (InputError, NonFiniteError) as error:
                     problem = problem or error  # told when all is computed, as other ranks compute
             if hand is not None:
-                hand(items, _sum(found), last=i + 1 == len(chunks))
+                with region("generator, backward"):
+                    hand(items, _sum(found), last=i + 1 == len(chunks))
         restore_random_state(device, after)
         if problem is not None:
             raise problem

@@ -52,6 +52,7 @@ from rdm.references.file import Reference
 from rdm.references.pairing import as_reference, real_sides
 from rdm.references.targets import bound
 from rdm.registry import balances, memories
+from rdm.timing.regions import region
 
 
 class Population:
@@ -319,6 +320,7 @@ class Population:
             warn_of_range(items, {term.representation.name: term.representation.inputs for term in self.terms})
         self._looked = True
 
+    @region("memory")
     def _write(self, batches: list[Summary], rows: list[Cat]) -> dict[str, float]:
         """Pass 4: the memory takes this step's batch, of all ranks; returns the shares of mass that it dropped."""
         self._writes += 1

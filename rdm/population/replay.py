@@ -18,6 +18,7 @@ from rdm.distributed import largest
 from rdm.errors import InputError
 from rdm.matching.autocast import own_types
 from rdm.matching.statistic import checked_weights, refuse_gradient
+from rdm.timing.regions import region
 
 Generate = Callable[..., Tensor]
 DIRECTIONS = 4
@@ -78,7 +79,8 @@ def generated(generate: Generate, chunk: Chunk) -> Tensor:
     """
     if not callable(generate):
         raise InputError(f"generate must be called as generate(noise); got {type(generate).__name__}")
-    items = generate(chunk.noise) if chunk.condition is None else generate(chunk.noise, chunk.condition)
+    with region("generator, forward" if torch.is_grad_enabled() else "generator, first pass"):
+        items = generate(chunk.noise) if chunk.condition is None else generate(chunk.noise, chunk.condition)
     if not isinstance(items, Tensor):
         raise InputError(f"generate() must return a tensor of items; got {type(items).__name__}")
     rows = len(chunk.noise)

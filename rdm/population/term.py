@@ -17,6 +17,7 @@ from rdm.matching.statistic import Cat, Summary, checked
 from rdm.population.remembered import Remembered
 from rdm.population.replay import Chunk
 from rdm.randomness import stream
+from rdm.timing.regions import region
 
 FLOOR_DRAWS = 8
 TINY = 1e-300
@@ -32,7 +33,8 @@ class Term(Remembered):
 
     def encode(self, items: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Checked features, and the chunk's weights."""
-        features = self.representation(self.wide(items), chunk.condition)
+        with region(f"encoder {self.representation.name}"):
+            features = self.representation(self.wide(items), chunk.condition)
         features, equal = checked(features, side=f"generated features of {self.representation.name!r}")
         return features, equal if chunk.weights is None else chunk.weights
 
@@ -74,6 +76,7 @@ class Term(Remembered):
             values.append(float(self.objective.distance(summary, self.target, generator=directions)))
         return sum(values) / len(values)
 
+    @region("statistics and distances")
     @own_types()
     def measure(self, items: Tensor, chunk: Chunk) -> tuple[Cat, Summary] | tuple[None, NonFiniteError]:
         """The chunk's rows and their summary; or why there are none, of which every rank is told before any goes on."""
@@ -90,7 +93,8 @@ class Term(Remembered):
         slices = self.representation.slices(len(leaf))
         parts = self.statistic.kind.split(cotangent, [rows.stop - rows.start for rows in slices])
         for rows, part in zip(slices, parts, strict=True):
-            self._measured(*self.encode(leaf[rows], chunk.part(rows))).value.backward(part)
+            with region(f"encoder {self.representation.name}"):
+                self._measured(*self.encode(leaf[rows], chunk.part(rows))).value.backward(part)
         return gradient(leaf)
 
     def _measured(self, features: Tensor, weights: Tensor) -> Summary:

@@ -129,7 +129,7 @@ class Rehearsal:
             return
         statistic, target = small.made()
         row = torch.zeros(1, width, dtype=torch.float64)
-        term = Term(member, objective, 1.0, row, statistic, target)
+        term = Term(objective, row, statistic, target, self.memory, representation=member, weight=1.0)
         if side is not None and side.fresh:
             term.fresh = torch.zeros(side.fresh, width)
         yield Keeps(f"target under {member.name}", _bytes(statistic, target, row, term.fresh), note)
@@ -209,8 +209,7 @@ class Rehearsal:
         """The cotangent of the batch, and what is not counted."""
         leaf = batch.value.detach().requires_grad_()
         try:
-            population, _ = self.memory.read(term.past, type(batch)(leaf, batch.weight), self.size, term.statistic)
-            term.objective.distance(population, term.target, generator=torch.Generator()).backward()
+            term.read(type(batch)(leaf, batch.weight), self.size, torch.Generator()).value.backward()
         except Exception as error:  # whatever cannot be done without values
             return torch.zeros_like(leaf), f"its own working memory is not counted ({type(error).__name__})"
         return leaf.grad, ""

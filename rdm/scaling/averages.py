@@ -18,6 +18,7 @@ from rdm.numbers import Positive, Range, Share, check_fields
 from rdm.registry import averages
 from rdm.scaling.sharding import local
 from rdm.scaling.weights import Weights
+from rdm.timing.regions import region
 
 Spread = Annotated[float, Range(least=1e-3, most=0.28)]
 
@@ -180,6 +181,7 @@ class Averages:
             copies = {name: _copied(tensor, each) for name, tensor in weights.state().items()}
             self.held[each.called] = copies | {name: _wide(copies[name]) for name in weights.averaged}
 
+    @region("averages")
     @torch.no_grad()
     def update(self) -> None:
         """Take the weights of a step."""

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from rdm.distributed import summed
 from rdm.scaling.sharding import is_split, local
+from rdm.timing.regions import region
 
 
 @torch.no_grad()
+@region("clipping")
 def clipped(parameters: Iterable[Tensor], largest: float | None) -> float:
     r"""Scale gradients, summed over ranks before, to a norm of at most `largest`; returns the norm that they had.
 

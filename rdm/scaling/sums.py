@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rdm.distributed import Summing, active, summed
 from rdm.scaling.sharding import is_split, parts_of
+from rdm.timing.regions import region
 
 BUCKET = 25 * 2**20  # bytes; that of torch's DDP
 
@@ -37,6 +38,7 @@ class _Bucket:
     absent: list[Tensor] = field(default_factory=list)  # those that had none on this rank
     sent: Summing | None = None
 
+    @region("sums over ranks")
     def send(self) -> None:
         """Begin the sum; what is missing counts as zero."""
         self.absent = [p for p in self.held if p.grad is None]
@@ -45,6 +47,7 @@ class _Bucket:
         flat = [p.grad.reshape(-1) for p in self.held if p.grad is not None]
         self.sent = Summing(flat[0] if len(flat) == 1 else torch.cat(flat))
 
+    @region("sums over ranks")
     def receive(self) -> None:
         """End the sum."""
         assert self.sent is not None

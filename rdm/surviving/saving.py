@@ -18,6 +18,7 @@ from rdm.files.store import remove_folder
 from rdm.surviving.keeping import Keeping
 from rdm.surviving.ranks import WRITER, alone
 from rdm.terminal import say
+from rdm.timing.regions import region
 
 TRIES = 3  # checkpoints in a row that find the disk full before the run ends
 FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
@@ -50,6 +51,7 @@ class Saver:
         paths = complete_checkpoints(folder) if rank() == 0 else []
         self._rows = {int(path.name): _row(path) for path in paths if int(path.name) <= start}
 
+    @region("checkpoints")
     def save(
         self, step: int, state: dict[str, Any], row: Mapping[str, float], after: Callable[[], object] = lambda: None
     ) -> Path:

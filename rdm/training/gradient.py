@@ -8,10 +8,12 @@ from rdm.scaling.arithmetic import Arithmetic
 from rdm.scaling.norm import clipped
 from rdm.scaling.sums import GradientSums
 from rdm.scaling.weights import Weights
+from rdm.timing.regions import OTHER, region
 from rdm.training.loss import Loss
 from rdm.training.run import check_finite, joined
 
 
+@region(OTHER)  # with which a step begins
 def take_gradient(
     weights: Weights,
     losses: Sequence[Loss],

@@ -19,6 +19,7 @@ from rdm.files.store import write_text
 from rdm.progress import Reporter
 from rdm.surviving.saving import spared
 from rdm.terminal import say
+from rdm.timing.regions import region
 
 
 class Diverged(RuntimeError):
@@ -104,6 +105,7 @@ class Log:
         kept = [row for row in (read_log(path) if path.exists() else []) if row["step"] <= start]
         write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
 
+    @region("log")
     def write(self, record: Mapping[str, float]) -> None:
         """Append one object."""
         self._waiting += json.dumps(record) + "\n"

@@ -14,11 +14,13 @@ from rdm.randomness import stream
 from rdm.scaling.sharding import is_sharded
 from rdm.surviving.ranks import alone
 from rdm.surviving.saving import spared
+from rdm.timing.regions import region
 from rdm.training.loss import Loss
 
 ROWS, COLUMNS, FEW = 8, 8, 10  # with up to FEW different conditions, each has its column
 
 
+@region("grids")
 def draw_grid(
     out: Path, model: nn.Module, losses: Sequence[Loss], step: int, seed: int, shown: Callable[[str], object]
 ) -> None:

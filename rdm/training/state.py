@@ -15,6 +15,7 @@ from rdm.randomness import stream
 from rdm.scaling.averages import Averages
 from rdm.scaling.stepped import load_optimizer, optimizer_state, parts
 from rdm.scaling.weights import Weights
+from rdm.timing.regions import region
 from rdm.training.loss import Loss
 from rdm.training.resumed import state_of
 from rdm.training.run import Skips, check_finite
@@ -39,6 +40,7 @@ class Trained:
     seed: int
     seconds: float = 0.0
 
+    @region("optimizer")
     def step(self) -> None:
         """Update weights, what the model holds of them, and their averages."""
         self.optimizer.step()
@@ -56,6 +58,7 @@ class Trained:
     def _device(self) -> torch.device:
         return next(self.weights.model.parameters()).device
 
+    @region("checkpoints")
     def state(self, step: int, seconds: float) -> dict[str, Any]:
         """Everything that the next step depends on, after so many steps and seconds of the run.
 
