@@ -119,7 +119,7 @@ def test_wrong_arguments_are_one_line_and_leave_nothing(at, capsys):
         "did you mean 'objectives.mmd'": ["train", "generator.gin", "--bind", "objectives.mdm.bandwidth = 1"],
         "bandwidth must be a number from": ["train", "generator.gin", "--bind", "objectives.mmd.bandwidth = -1"],
         "there are none": ["train", "generator.gin", "--bind", "generators.mlp_flow.weights = 'no'"],
-        "finished run with": ["report", "no"],
+        "expected a run with": ["report", "no"],
         "there is none": ["evaluate", "no"],
         "rdm list takes one of": ["list", "no"],
         "restricted mode": ["train", "generator.gin", "--restricted", "--bind", "import os"],

@@ -183,10 +183,10 @@ def list_members(kind: str | None) -> None:
 
 
 def draw_report(folder: Path) -> Path:
-    """Draw report.html of a run folder or of a sweep's; returns its path."""
+    """Draw report.html of a run folder, at any time of the run, or of a sweep's; returns its path."""
     if (folder / INDEX).is_file():
         return write_sweep_report(folder)
-    _existing(folder / "result.json")
+    _existing(folder / "log.jsonl")
     return write_report(folder)
 
 
@@ -266,7 +266,7 @@ def _print_metrics(metrics: dict[str, Metric]) -> None:
 
 def _existing(path: Path) -> Path:
     if not path.is_file():
-        raise InputError(f"expected a finished run with {path}; there is none")
+        raise InputError(f"expected a run with {path}; there is none")
     return path
 
 

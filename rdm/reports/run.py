@@ -43,16 +43,19 @@ svg { max-width: 100%; height: auto } pre { background: #f4f4f8; padding: 1rem; 
 
 
 def write_report(folder: Path) -> Path:
-    """Draw the report of a finished run into its folder; returns its path.
+    """Draw the report of a run into its folder, one that has not finished as far as it is; returns its path.
 
     Raises:
-        InputError: matplotlib is not installed.
+        InputError: no run there, or matplotlib is not installed.
     """
-    result, metrics = read_result(folder / "result.json", *FIELDS)
     log, configuration = read_log(folder / "log.jsonl"), read_text(folder / "config.gin")
+    summary, metrics = _so_far(log), dict[str, Metric]()
+    if (folder / "result.json").exists():
+        result, metrics = read_result(folder / "result.json", *FIELDS)
+        summary = _summary(result)
     body = [
         f"<h1>{html.escape(folder.name)}</h1>",
-        f'<p class="note">{html.escape(_summary(result))}</p>',
+        f'<p class="note">{html.escape(summary)}</p>',
     ]
     if metrics:
         body += ["<h2>Results</h2>", _table(metrics)]
@@ -78,6 +81,13 @@ def read_result(path: Path, *needed: str) -> tuple[dict[str, Any], dict[str, Met
 def _summary(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {result['versions'].get(name, '?')}" for name in ("rdm", "torch"))
     return f"{result['steps']} steps in {result['seconds']:.0f} s, seed {result['seed']}, {versions}"
+
+
+def _so_far(log: list[dict[str, float]]) -> str:
+    """Of a run without a result."""
+    if not log:
+        return "not finished; nothing is logged yet"
+    return f"not finished; {log[-1]['step']:.0f} steps in {log[-1].get('seconds', 0.0):.0f} s are logged"
 
 
 def write_page(folder: Path, body: Sequence[str]) -> Path:
