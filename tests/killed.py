@@ -32,8 +32,8 @@ FULL = 20_000  # bytes of the largest file on a full disk: the log and pictures 
 
 
 def changes(ranks: int) -> dict:
-    """What is changed of the run of `tests.test_train`."""
-    return {"steps": STEPS, "samples_every": None, "keep": 3}
+    """What is changed of the run of `tests.test_train`; several ranks share out the model."""
+    return {"steps": STEPS, "samples_every": None, "keep": 3, "shard": ranks > 1}
 
 
 def trains(out: Path, number: int, ranks: int, port: int, full: tuple[float, float]) -> int:

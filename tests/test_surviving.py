@@ -260,9 +260,10 @@ def test_a_rank_that_dies_hangs_stops_or_fails_ends_the_others_with_its_number(t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills, ranks", [(int(os.environ.get("RDM_KILLS", "5")), 1)])
-def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path, kills, ranks):
+@pytest.mark.parametrize("ranks", [1, 2], ids=["alone", "sharded over two"])
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path, ranks):
     """Signals, full disks and damaged checkpoints among the kills; RDM_KILLS says how many there are."""
+    kills = int(os.environ.get("RDM_KILLS", "5"))
     shown = subprocess.run(
         [sys.executable, "-m", "tests.killed", str(tmp_path), str(kills), str(ranks), "0"],
         capture_output=True, text=True, cwd=Path(__file__).parent.parent, env={**os.environ, "OMP_NUM_THREADS": "1"},
