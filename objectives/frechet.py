@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from objectives._frechet_solver import FrechetSolver
 from objectives._linalg import above_rounding, graded_factor, mean_and_covariance, range_basis
 from rdm.api import Moments, Objective, Real, Sum, Traits, objectives
 
@@ -44,7 +45,8 @@ class Frechet(Objective):
         gives the biased covariance; "fd_loss" the biased one of the generated side and the other of the reference, as
         Yang et al. (2026) mix them with their moving average of moments. The value is biased upwards by O(1/n).
     Cost:
-        n d^2 + d^3, memory d^2, in float64; the eigenproblem is n x n, not d x d, where 2 n + 16 <= d.
+        n d^2 + d^3, memory d^2, in float64; the eigenproblem is n x n, not d x d, where 2 n + 16 <= d. With a memory
+        and a tolerance about 7 n d^2, and d^3 now and then (`rdm.Population`).
 
     Raises:
         InputError: an effective number of rows not above `correction`, on either side.
@@ -74,6 +76,10 @@ class Frechet(Objective):
         """The squared distance of the Gaussian fit of `summary` from the target's."""
         squared = _SquaredDistance.apply(summary.value, summary.weight, target, 1 if self.correction == 1 else 0)
         return squared + (squared.clamp_min(0) - squared).detach()  # rounding below 0; the gradient is kept
+
+    def solver(self, tolerance: float) -> FrechetSolver:
+        """Follows the moments in the eigenbasis of an earlier step (`objectives._frechet_solver`)."""
+        return FrechetSolver(tolerance, 1 if self.correction == 1 else 0)
 
 
 class _SquaredDistance(torch.autograd.Function):

@@ -31,7 +31,7 @@ from rdm.matching.balance import Balance, SelfNormalized, Terms, Uniform
 from rdm.matching.distances import median_distance, squared_distances
 from rdm.matching.memory import EMA, Memory, NoMemory, Queue
 from rdm.matching.metric import Distance, Estimate, Measure, Metric, Z, between, generated, of_groups, of_share
-from rdm.matching.objective import Objective, Traits, by_member
+from rdm.matching.objective import Follower, Objective, Seen, Solved, Traits, by_member
 from rdm.matching.real import Gaussian, Real, draw, thin
 from rdm.matching.representation import Battery, Precision, Representation, assemble
 from rdm.matching.statistic import Cat, Moments, Samples, Statistic, Sum, Summary, checked
@@ -109,6 +109,7 @@ __all__ = [
     "expected",
     "FlowGenerator",
     "FlowMap",
+    "Follower",
     "Fraction",
     "Gaussian",
     "generated",
@@ -175,12 +176,14 @@ __all__ = [
     "Samples",
     "Seed",
     "seeded",
+    "Seen",
     "SelfNormalized",
     "Setting",
     "Several",
     "Share",
     "Size",
     "sizes_alone",
+    "Solved",
     "Solver",
     "Source",
     "sources",

@@ -25,6 +25,7 @@ from rdm.api import (
     NonFiniteError,
     Objective,
     Population,
+    Positive,
     Reference,
     Rehearsal,
     Setting,
@@ -49,8 +50,8 @@ class Matching(Loss):
     """Distance of the generated population from the data under every member of a battery (`rdm.Population`).
 
     Args:
-        objective, battery, memory, balance, normalize_gradient, reference: see `rdm.Population`. With a reference the
-            data set is not read.
+        objective, battery, memory, balance, normalize_gradient, tolerance, reference: see `rdm.Population`.
+            With a reference the data set is not read.
         conditions: what the generator is asked for (registry "conditions"); None for its own, classes uniformly.
         population: images generated a step, over all ranks.
         chunk: images in one forward pass; None for all of a rank's at once.
@@ -66,6 +67,7 @@ class Matching(Loss):
         memory: Memory | None = None,
         balance: Balance | None = None,
         normalize_gradient: bool = False,
+        tolerance: Positive | None = None,
         warm_up: Size = 0,
         conditions: Conditions | None = None,
         reference: Reference | Path | str | Mapping[str, Reference | Path | str] | None = None,
@@ -78,6 +80,7 @@ class Matching(Loss):
         self.objective, self.battery, self.population = objective, battery, population
         self.size = population
         self.options = {"chunk": chunk, "memory": memory, "balance": balance, "normalize_gradient": normalize_gradient}
+        self.options["tolerance"] = tolerance
         self.warm_up, self.conditions = warm_up, conditions
 
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
@@ -111,6 +114,8 @@ class Matching(Loss):
         for name, value in taken.distances.items():
             logged[f"distance/{name}"] = float(value)
             logged[f"coefficient/{name}"] = taken.coefficients[name]
+        for name, report in taken.solvers.items():
+            logged |= {f"solver_{key}/{name}": value for key, value in report.items()}
         for name, share in taken.shares.items():
             logged[f"gradient_share/{name}"] = share
             logged[f"dropped/{name}"] = taken.dropped[name]

@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,16 @@ from rdm.matching.statistic import Cat, Statistic, Sum, Summary
 from rdm.registry import memories
 
 Past = Summary | Queued
+
+
+class Change(NamedTuple):
+    """A population's sums are those of the one before times `kept`, and those of `rows`, of which the live come first.
+
+    Rows that left have weights below 0.
+    """
+
+    kept: float
+    rows: Cat
 
 
 class Memory(ABC):
@@ -41,6 +51,10 @@ class Memory(ABC):
         `batch` is the objective's summary, or the rows themselves where `keeps_rows`; of these `measured` is the
         summary, by which their `statistic` is kept up.
         """
+
+    def change(self, past: Any, batch: Cat) -> Change | None:
+        """How the population that `read` makes of past and batch differs from the past; None: not said."""
+        return None
 
     def effective(self, rows: int, share: float) -> int:
         """How many independent rows vary as little as the population that so many live ones keep a share of."""
@@ -139,8 +153,11 @@ class EMA(Memory):
         """Decayed past and batch; share 1 - decay once there is a past."""
         if past is None:
             return batch, 1.0
-        old, new = past.scale(self.decay / past.mass), batch.scale((1 - self.decay) / batch.mass)
-        return statistic.kind.merge([old, new]), 1 - self.decay
+        return past.mixed(self.decay / past.mass, batch, (1 - self.decay) / batch.mass), 1 - self.decay
+
+    def change(self, past: Any, batch: Cat) -> Change | None:
+        """All decays, and the batch comes."""
+        return None if past is None else Change(self.decay, batch.scale((1 - self.decay) / batch.mass))
 
     def effective(self, rows: int, share: float) -> int:
         """1 over the sum of squared weights of an average that has run for long."""
@@ -155,12 +172,11 @@ class EMA(Memory):
         self, past: Any, batch: Summary, statistic: Statistic | None = None, measured: Summary | None = None
     ) -> tuple[Summary, float]:
         """The same average, detached, without its oldest rows: its mass is 1 less what is missing."""
-        batch = batch.detach().scale(1 / batch.mass)
+        batch, share = batch.detach(), 1 / batch.mass.detach()
         if past is None:
-            return batch, 0.0
+            return batch.scale(share), 0.0
         missing = self.decay * (1 - float(past.mass))  # what was dropped before fades as fast as what is kept
-        kept = past.scale(self.decay).prune(self.floor - missing)
-        average = type(batch).merge([kept, batch.scale(1 - self.decay)])
+        average = past.mixed(self.decay, batch, (1 - self.decay) * share, drop=self.floor - missing)
         return average, max(0.0, 1 - float(average.mass))
 
 
@@ -227,6 +243,15 @@ class Queue(Memory):
         value = measured.detach().scale(n / measured.mass).value
         queue = queue.followed(left, statistic).pushed(counted, self.size, value)
         return queue.followed(left, statistic), 0.0
+
+    def change(self, past: Any, batch: Cat) -> Change | None:
+        """The batch comes, and the oldest rows leave."""
+        n = len(batch.weight)
+        kept = min(len(past or ()), max(self.size - n, 0))
+        if kept == 0:
+            return None
+        gone, come = past.newest(len(past), but=kept), batch.scale(n / batch.mass)
+        return Change(1.0, Cat.merge([come, gone.scale(-1.0)]))
 
     def packed(self, past: Any) -> list[Tensor] | None:
         """Rows and weights, and where it is kept the sum."""

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from rdm.errors import InputError
 from rdm.matching.autocast import in_own_types
+from rdm.matching.memory import Change
 from rdm.matching.real import Real
-from rdm.matching.statistic import Statistic, Summary, checked, refuse_gradient
+from rdm.matching.statistic import Cat, Statistic, Summary, checked, refuse_gradient
 from rdm.numbers import check_fields
 from rdm.registry import by_name, objectives
 
@@ -60,6 +61,51 @@ class Objective(ABC):
     @abstractmethod
     def distance(self, summary: Summary, target: Any, *, generator: torch.Generator | None = None) -> Tensor:
         """The formula: a float64 scalar from the generated summary and the target, differentiable in the former."""
+
+    def solver(self, tolerance: float) -> "Follower":
+        """What follows a population through a memory, its gradient within a relative tolerance.
+
+        Raises:
+            InputError: this objective has none.
+        """
+        raise InputError(f"{type(self).__name__} has no solver that follows a memory; leave the tolerance out")
+
+
+class Seen(NamedTuple):
+    """What a solver sees of a step."""
+
+    live: Cat  # the batch of all ranks, with gradient
+    population: Summary  # that the memory makes of it, detached
+    share: float  # of the population's mass that the batch is
+    change: Change | None  # since the population before; None where that is not known
+
+
+class Solved(NamedTuple):
+    """What it gives: the distance, differentiable in the live rows, what it wants back, and what to log."""
+
+    value: Tensor
+    state: dict[str, Tensor] | None
+    report: dict[str, float]
+
+
+class Follower(ABC):
+    """How an objective follows a population through a memory, faster than anew at each step and within a tolerance.
+
+    It is a frozen dataclass, as the objective is: what it keeps goes in and out as its state, which whoever has the
+    memory holds beside the past.
+    """
+
+    @abstractmethod
+    def solve(self, seen: Seen, statistic: Statistic, target: Any, state: dict[str, Tensor] | None) -> Solved:
+        """One step, from the state that the step before left; None: there is none, or the population is another."""
+
+    @abstractmethod
+    def check(self, state: dict[str, Tensor], past: Summary, statistic: Statistic, target: Any) -> None:
+        """Refuse a state that is not of this population.
+
+        Raises:
+            CorruptFileError: so it is.
+        """
 
 
 def by_member(given: Objective | str | Mapping[str, Objective | str], names: Iterable[str]) -> dict[str, Objective]:

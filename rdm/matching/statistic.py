@@ -6,8 +6,10 @@ ranks and memories all follow from `merge`, `split` and `scale`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +18,8 @@ from torch import Tensor
 
 from rdm.errors import InputError, NonFiniteError
 from rdm.numbers import EDGE
+
+Factor = float | Tensor
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,18 @@ class Summary(ABC):
         """Kish's effective number of rows, (sum w)^2 / sum w^2 (Kish 1965); n for equal weights."""
 
     @abstractmethod
-    def scale(self, factor: float | Tensor) -> "Summary":
+    def scale(self, factor: Factor) -> "Summary":
         """Multiply every row's weight by `factor`."""
 
     @abstractmethod
-    def prune(self, mass: float) -> "Summary":
-        """Drop the first rows, which are the oldest, as far as they weigh at most `mass`; where that frees memory."""
+    def mixed(
+        self, mine: Tensor | float, other: "Summary", theirs: Tensor | float, drop: float | None = None
+    ) -> "Summary":
+        """The union with `other`, both with their rows' weights multiplied.
+
+        Of these rows the first, which are the oldest, are dropped as far as they weigh at most `drop`, where that frees
+        memory.
+        """
 
     @classmethod
     @abstractmethod
@@ -79,15 +89,18 @@ class Sum(Summary):
     def count(self) -> Tensor:  # noqa: D102
         return self.weight[0].square() / self.weight[1]
 
-    def scale(self, factor: float | Tensor) -> "Sum":  # noqa: D102
+    def scale(self, factor: Factor) -> "Sum":  # noqa: D102
         return type(self)(self.value * factor, torch.stack([self.weight[0] * factor, self.weight[1] * factor**2]))
 
-    def prune(self, mass: float) -> "Sum":  # noqa: D102
-        return self
+    def mixed(self, mine: Factor, other: Summary, theirs: Factor, drop: float | None = None) -> "Sum":  # noqa: D102
+        factor = torch.as_tensor(theirs).to(other.value)
+        value = (self.value * mine).addcmul_(other.value, factor)  # one copy of what may be large
+        mass, squares = self.weight * mine + other.weight * theirs, self.weight * mine**2 + other.weight * theirs**2
+        return type(self)(value, torch.stack([mass[0], squares[1]]))
 
     @classmethod
     def merge(cls, parts: Sequence[Summary]) -> "Sum":  # noqa: D102
-        return cls(_total(p.value for p in parts), _total(p.weight for p in parts))
+        return cls(reduce(add, (p.value for p in parts)), reduce(add, (p.weight for p in parts)))
 
     @classmethod
     def compact(cls, parts: Sequence[Summary]) -> list[Summary]:  # noqa: D102
@@ -112,10 +125,15 @@ class Cat(Summary):
     def count(self) -> Tensor:  # noqa: D102
         return self.weight.sum().square() / self.weight.square().sum()
 
-    def scale(self, factor: float | Tensor) -> "Cat":  # noqa: D102
+    def scale(self, factor: Factor) -> "Cat":  # noqa: D102
         return type(self)(self.value, self.weight * factor)
 
-    def prune(self, mass: float) -> "Cat":  # noqa: D102
+    def mixed(self, mine: Factor, other: Summary, theirs: Factor, drop: float | None = None) -> "Cat":  # noqa: D102
+        own = self.scale(mine)
+        return Cat.merge([own if drop is None else own.prune(drop), other.scale(theirs)])
+
+    def prune(self, mass: float) -> "Cat":
+        """Drop the first rows, which are the oldest, as far as they weigh at most `mass`."""
         keep = (self.weight.cumsum(0) > mass) & (self.weight > 0)
         return type(self)(self.value[keep], self.weight[keep])
 
@@ -130,13 +148,6 @@ class Cat(Summary):
     @classmethod
     def split(cls, cotangent: Tensor, rows: Sequence[int]) -> Sequence[Tensor]:  # noqa: D102
         return cotangent.split(list(rows))
-
-
-def _total(tensors: Iterable[Tensor]) -> Tensor:
-    first, *rest = tensors
-    for tensor in rest:
-        first = first + tensor
-    return first
 
 
 class Statistic(ABC):
@@ -198,7 +209,7 @@ class Moments(Statistic):
 
 
 class _MomentSums(torch.autograd.Function):
-    """[sum w y ; sum w y y^T] block by block, so that no float64 copy of all rows is held, nor kept for the gradient.
+    """[sum w y ; sum w y y^T] in blocks of 4 MiB: no float64 copy of all rows is held, nor kept for the gradient.
 
     The gradient in a row, w (g + (G + G^T) y), takes one matrix product, that in its weight, g y + y^T G y, no other.
     """
@@ -208,10 +219,15 @@ class _MomentSums(torch.autograd.Function):
         ctx.save_for_backward(features, weights, shift)
         d = len(shift)
         value = torch.zeros(d + 1, d, dtype=torch.float64, device=features.device)
-        for k in _row_blocks(features):
+        parts = _blocks(d, max(256, -(-d // 4)))
+        for k in _blocks(len(features), max(64, 2**19 // features.shape[1])):
             y = features[k] - shift  # float64: the shift is
             value[0] += weights[k] @ y
-            value[1:].addmm_((y * weights[k, None]).T, y)
+            scaled = y * weights[k, None]
+            for rows in parts:  # the lower half, block by block
+                value[1:][rows, : rows.stop].addmm_(scaled[:, rows].T, y[:, : rows.stop])
+        for rows in parts:
+            value[1:][: rows.start, rows] = value[1:][rows, : rows.start].T
         return value
 
     @staticmethod
@@ -219,7 +235,7 @@ class _MomentSums(torch.autograd.Function):
         features, weights, shift = ctx.saved_tensors
         first, second = cotangents[0][0], cotangents[0][1:] + cotangents[0][1:].T
         gradient, of_weights = torch.empty_like(features), torch.empty_like(weights)
-        for k in _row_blocks(features):
+        for k in _blocks(len(features), max(64, 2**19 // features.shape[1])):
             y = features[k] - shift
             pull = torch.addmm(first, y, second)
             of_weights[k] = torch.einsum("nd,nd->n", y, pull + first) / 2
@@ -227,10 +243,8 @@ class _MomentSums(torch.autograd.Function):
         return gradient, of_weights, None
 
 
-def _row_blocks(rows: Tensor) -> list[slice]:
-    """Blocks of rows of about 4 MiB in float64."""
-    size = max(64, 2**19 // rows.shape[1])
-    return [slice(start, start + size) for start in range(0, len(rows), size)]
+def _blocks(length: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def _same_dimension(features: Tensor, shift: Tensor) -> None:

@@ -16,11 +16,11 @@ from rdm.matching.memory import Memory, NoMemory
 from rdm.matching.objective import Objective
 from rdm.matching.real import Gaussian, Real
 from rdm.matching.statistic import Cat, checked, refuse_gradient
-from rdm.population.remembered import Remembered, moved
+from rdm.population.remembered import Remembered, followed, moved
 from rdm.references.file import Member, Reference
 from rdm.registry import memories, objectives
 
-PAST = "past."
+PAST, SOLVED = "past.", "solved."
 
 
 class Loss(nn.Module):
@@ -35,6 +35,8 @@ class Loss(nn.Module):
             or FD-loss' .npz of mu and sigma); or a `rdm.api.Gaussian` of moments alone.
         memory: what of earlier calls joins the features (`rdm.EMA`, `rdm.Queue`), or its registered name.
         reference_weights: of reference rows.
+        tolerance: relative error of the gradient that the memory's population may be followed with from call to call
+            (see `rdm.Population`); `report` says its bound.
 
     In training mode each call is a step: the memory takes its features, detached. In eval() it is read and left as it
     is. The past is in `state_dict()` and is moved by `to()`; arithmetic stays in its own types under autocast and
@@ -68,6 +70,7 @@ class Loss(nn.Module):
         *,
         memory: Memory | str | None = None,
         reference_weights: Tensor | None = None,
+        tolerance: float | None = None,
         **hyperparameters: Any,
     ):
         super().__init__()
@@ -81,8 +84,9 @@ class Loss(nn.Module):
         real = _real(reference, reference_weights, chosen)
         statistic, target = chosen.bind(real)
         kept = NoMemory() if memory is None else memories.take(memory, Memory)
-        self._held = Remembered(objective=chosen, row=real.mean[None], statistic=statistic, target=target, memory=kept)
-        self.share = 1.0
+        follower = followed(chosen, kept, tolerance)
+        self._held = Remembered(chosen, real.mean[None], statistic, target, kept, follower)
+        self.share, self.report = 1.0, dict[str, float]()
 
     def forward(
         self, features: Tensor, weights: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -96,13 +100,15 @@ class Loss(nn.Module):
     def _stepped(self, features: Tensor, weights: Tensor | None, generator: torch.Generator | None) -> Tensor:
         if not self._held.objective.traits.learned_weights:
             refuse_gradient(weights, "weights", f"detach them: {type(self._held.objective).__name__} learns no weights")
+        if self._held.solver is not None:
+            refuse_gradient(weights, "weights", "detach them: a population that is followed learns no weights")
         return in_own_types(partial(self._value, generator), features, weights)
 
     def _value(self, generator: torch.Generator | None, features: Tensor, weights: Tensor | None) -> Tensor:
         rows, masses = checked(features, weights)
-        batch = merge_across_ranks(self._held.statistic.measure(rows, masses))
+        batch = merge_across_ranks(self._held.live.measure(rows, masses))
         found = self._held.read(batch, int(total(len(rows))), generator)
-        self.share = found.share
+        self.share, self.report = found.share, found.report
         if self.training:
             kept = merge_across_ranks(Cat(rows.detach(), masses.detach())) if self._held.memory.keeps_rows else None
             self._held.write(found.batch, kept)
@@ -121,21 +127,23 @@ class Loss(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        for k, part in enumerate(self._held.packed() or []):
-            destination[f"{prefix}{PAST}{k}"] = part
+        parts = {f"{PAST}{k}": part for k, part in enumerate(self._held.packed() or [])}
+        parts |= {f"{SOLVED}{name}": part for name, part in (self._held.solved or {}).items()}
+        destination.update({prefix + name: part for name, part in parts.items()})
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:  # type: ignore[override]
-        mine = {key: value for key, value in state_dict.items() if key.startswith(prefix + PAST)}
+        mine = {key: value for key, value in state_dict.items() if key.startswith((prefix + PAST, prefix + SOLVED))}
         super()._load_from_state_dict({k: v for k, v in state_dict.items() if k not in mine}, prefix, *args)
         error_msgs: list[str] = args[-1]
         held, device = self._held, self._held.row.device
-        past = [value.detach().to(device, copy=True) for _, value in sorted(mine.items())] or None
+        copied = {key.removeprefix(prefix): value.detach().to(device, copy=True) for key, value in mine.items()}
+        past = [value for key, value in sorted(copied.items()) if key.startswith(PAST)] or None
+        solved = {key.removeprefix(SOLVED): v for key, v in copied.items() if key.startswith(SOLVED)} or None
         try:
             if past is not None:
-                expect(
-                    past, held.memory.held(held.row, held.statistic), "the past of a rdm.Loss", "give that of its like"
-                )
-            held.past = held.memory.unpacked(past, held.statistic)
+                like = held.memory.held(held.row, held.statistic)
+                expect(past, like, "the past of a rdm.Loss", "give that of its like")
+            held.restore(past, solved)
         except InputError as error:
             error_msgs.append(str(error))
 

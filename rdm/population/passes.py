@@ -81,10 +81,10 @@ def measure(
                 if not isinstance(part, Summary) or cat is None:
                     problems.setdefault(k, part)
                     continue
-                parts[k] = term.statistic.kind.compact([*parts[k], part])
+                parts[k] = term.live.kind.compact([*parts[k], part])
             if rows:
                 found[k].append(cat)
-    merged = (problems.get(k) or term.statistic.kind.merge(parts[k]) for k, term in enumerate(terms))
+    merged = (problems.get(k) or term.live.kind.merge(parts[k]) for k, term in enumerate(terms))
     summaries = list[Summary | NonFiniteError](merged)
     replayable = [chunk._replace(random=random) for chunk, random in zip(chunks, states, strict=True)]
     return Measured(replayable, summaries, [Cat.merge(r) for r in found if r], torch.cat(seen))
@@ -103,7 +103,7 @@ def pull(term: Term, summary: Summary | NonFiniteError, live: int, generator: to
     found = term.read(batch, live, generator)
     if leaf.requires_grad:
         found.value.backward()
-    return Pull(found.value.detach(), gradient(leaf), found.share, found.batch)
+    return Pull(found.value.detach(), gradient(leaf), found.share, found.batch, found.report)
 
 
 class Once:
@@ -173,7 +173,7 @@ class Twice:
         after = random_state(device)
         rows = [len(chunk.noise) for chunk in chunks if not chunk.idle]
         cotangents = [scale * each.cotangent for scale, each in zip(scales, pulls, strict=True)]
-        shares = [t.statistic.kind.split(c, rows) for t, c in zip(self.terms, cotangents, strict=True)]
+        shares = [t.live.kind.split(c, rows) for t, c in zip(self.terms, cotangents, strict=True)]
         norms, problem = list[Tensor](), None
         for i, chunk in enumerate(chunks):
             restore_random_state(device, chunk.random)

@@ -36,6 +36,7 @@ from rdm.numbers import Count, check
 from rdm.population.adding import Added, Passes, Watch
 from rdm.population.handing import Handed, Sums, check_equal_on_ranks, check_given, reached
 from rdm.population.passes import Hand, Look, Measured, Once, Taken, Twice, measure
+from rdm.population.remembered import followed
 from rdm.population.replay import (
     Chunk,
     Generate,
@@ -46,7 +47,7 @@ from rdm.population.replay import (
     restore_random_state,
     warn_of_range,
 )
-from rdm.population.state import BALANCE, check_population
+from rdm.population.state import BALANCE, check_population, kept, restored
 from rdm.population.term import Pull, Step, Term, Weighing, finite, kinds, refuse_signed
 from rdm.references.file import Reference
 from rdm.references.pairing import as_reference, real_sides
@@ -74,6 +75,7 @@ class Population:
         memory: what of the past joins the live batch (`NoMemory`, `EMA`, `Queue`), or its registered name.
         balance: how the members' terms are weighed against each other, or its registered name.
         normalize_gradient: divide the gradient by the share that the memory leaves to the live batch.
+        tolerance: relative error of the gradient, for a memory's population to be followed (`Step.solvers`); or None.
         cache: folder for encoded reference features and for what objectives make of the reference.
         shared: every rank builds this population at the same time: each then reads its share of a reference's rows.
 
@@ -99,6 +101,7 @@ class Population:
         memory: Memory | str | None = None,
         balance: Balance | str | None = None,
         normalize_gradient: bool = False,
+        tolerance: float | None = None,
         cache: Path | None = None,
         shared: bool = False,
     ):
@@ -119,7 +122,8 @@ class Population:
         self._watch = Watch()
         for member, weight, real in zip(self.battery.members, self.battery.member_weights, reals, strict=True):
             each, fresh = chosen[member.name], None if real.fresh is None else real.fresh.cpu()
-            made = (each, real.mean[None], *bound(each, replace(real, shared=shared), cache), self.memory)
+            bind, solver = bound(each, replace(real, shared=shared), cache), followed(each, self.memory, tolerance)
+            made = (each, real.mean[None], *bind, self.memory, solver)
             self.terms.append(Term(*made, representation=member, weight=weight, fresh=fresh))
         self.weighing.check()
 
@@ -227,11 +231,10 @@ class Population:
 
     def state(self) -> dict[str, Any]:
         """What changes from step to step, for a checkpoint (see `rdm.files.store.pack`)."""
-        pasts = {t.representation.name: t.packed() for t in self.terms}
         made_by = {name: type(each).__name__ for name, each in (("memory", self.memory), ("balance", self.balance))}
         made_by |= {"objective": kinds(self.terms)} | ({"reference": self.reference} if self.reference else {})
         balance = dict(zip(BALANCE, (self.weighing.state, self.weighing.pulls), strict=True))
-        return {"pasts": pasts, **balance, "made_by": made_by, "writes": self._writes}
+        return {**kept(self.terms), **balance, "made_by": made_by, "writes": self._writes}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take back what `state` gave.
@@ -242,9 +245,7 @@ class Population:
         check("state", state, dict)
         pasts = {t.representation.name: self.memory.held(t.row, t.statistic) for t in self.terms}
         check_population(state, self.state(), pasts)
-        taken = [self.memory.unpacked(state["pasts"][t.representation.name], t.statistic) for t in self.terms]
-        for term, past in zip(self.terms, taken, strict=True):
-            term.past = past
+        self.terms[:] = [restored(term, state) for term in self.terms]
         self.weighing.state, self.weighing.pulls = (state.get(key) for key in BALANCE)
         self._writes = state.get("writes", 0)
 
@@ -308,7 +309,8 @@ class Population:
         weights = coefficients * raw.new_tensor([term.weight for term in self.terms])
         applied = dict(zip(names, coefficients.tolist(), strict=True))
         shares = {name: pull.share for name, pull in zip(names, pulls, strict=True)}
-        return Step((weights * raw).sum(), distances, applied, shares, {}), weights * self._units(pulls)
+        said = {name: pull.report for name, pull in zip(names, pulls, strict=True) if pull.report}
+        return Step((weights * raw).sum(), distances, applied, shares, {}, said), weights * self._units(pulls)
 
     def _units(self, pulls: Sequence[Pull]) -> Tensor:
         """What a term of weight and coefficient 1 is multiplied by."""
@@ -325,5 +327,4 @@ class Population:
         """Pass 4: the memory takes this step's batch, of all ranks; returns the shares of mass that it dropped."""
         self._writes += 1
         merged = [merge_across_ranks(r) for r in rows] or [None for _ in batches]
-        taken = zip(self.terms, batches, merged, strict=True)
-        return {term.representation.name: term.write(batch, found) for term, batch, found in taken}
+        return {t.representation.name: t.write(b, r) for t, b, r in zip(self.terms, batches, merged, strict=True)}

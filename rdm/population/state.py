@@ -1,10 +1,12 @@
 """What the state of a population must hold to be restored, checked before any of it is taken."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from rdm.errors import MismatchError
-from rdm.files.schema import Check, anything, expect, mapped, maybe, number, record, tensor, text
+from rdm.files.schema import Check, anything, expect, finite, mapped, maybe, number, record, tensor, text
+from rdm.population.term import Term
 
 BALANCE = "balance", "pulls"  # what a population keeps for its balance, a number a member
 
@@ -22,6 +24,7 @@ def check_population(state: Any, mine: Mapping[str, Any], pasts: Mapping[str, Ch
         **dict.fromkeys(BALANCE, balance),
         "made_by": mapped(text()),
         "writes": number(int, low=0),
+        "solvers": mapped(maybe(mapped(finite(any_type=True)))),
     }  # which older ones do not say
     expect(state, record({"pasts": mapped(anything)}, later), name, remedy)
     sides = (state["pasts"], state.get("made_by", mine["made_by"])), (mine["pasts"], mine["made_by"])
@@ -32,3 +35,21 @@ def check_population(state: Any, mine: Mapping[str, Any], pasts: Mapping[str, Ch
     empty = state.get("writes", 0) == 0  # only then has a memory that keeps a past none
     held = record({name: maybe(check) if empty else check for name, check in pasts.items()})
     expect(state["pasts"], held, "the memories of a population", remedy)
+
+
+def kept(terms: Sequence[Term]) -> dict[str, Any]:
+    """What terms remember, by member."""
+    pasts = {term.representation.name: term.packed() for term in terms}
+    solvers = {term.representation.name: term.solved for term in terms if term.solver is not None}
+    return {"pasts": pasts, **({"solvers": solvers} if solvers else {})}
+
+
+def restored(term: Term, state: Mapping[str, Any]) -> Term:
+    """A term that remembers what was kept, which `check_population` has looked at.
+
+    Raises:
+        CorruptFileError: sums or a solver's basis that are not of the rows.
+    """
+    name, found = term.representation.name, replace(term)
+    found.restore(state["pasts"][name], state.get("solvers", {}).get(name))
+    return found

@@ -91,7 +91,7 @@ class Term(Remembered):
         """The chunk's cotangent pulled back to its items, one micro-batch of the encoder at a time."""
         leaf = self.leaf(items)
         slices = self.representation.slices(len(leaf))
-        parts = self.statistic.kind.split(cotangent, [rows.stop - rows.start for rows in slices])
+        parts = self.live.kind.split(cotangent, [rows.stop - rows.start for rows in slices])
         for rows, part in zip(slices, parts, strict=True):
             with region(f"encoder {self.representation.name}"):
                 self._measured(*self.encode(leaf[rows], chunk.part(rows))).value.backward(part)
@@ -102,11 +102,11 @@ class Term(Remembered):
         held: list[Tensor] = []
 
         def value(features: Tensor, weights: Tensor) -> Tensor:
-            found = self.statistic.measure(features, weights)
+            found = self.live.measure(features, weights)
             held.append(found.weight)
             return found.value
 
-        return self.statistic.kind(in_own_types(value, features, weights), held[0])
+        return self.live.kind(in_own_types(value, features, weights), held[0])
 
 
 class Step(NamedTuple):
@@ -117,6 +117,7 @@ class Step(NamedTuple):
     coefficients: dict[str, float]  # what the balance multiplies it by
     shares: dict[str, float]  # share of the gradient that the memory leaves to the live batch
     dropped: dict[str, float]  # share of its mass that the memory lacks, dropped to stay bounded
+    solvers: dict[str, dict[str, float]] = {}  # what solvers say of their error, where there are any
 
 
 class Pull(NamedTuple):
@@ -126,6 +127,7 @@ class Pull(NamedTuple):
     cotangent: Tensor
     share: float
     batch: Summary
+    report: dict[str, float]
 
 
 class Weighing:
