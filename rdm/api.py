@@ -60,6 +60,7 @@ from rdm.registry import (
 )
 from rdm.rehearsing.expected import expected
 from rdm.rehearsing.step import Does, Keeps, Rehearsal
+from rdm.scaling.sharding import copied
 from rdm.timing.regions import region
 from rdm.training.augmentation import Augmentation
 from rdm.training.auxiliary import Auxiliary
@@ -85,6 +86,7 @@ __all__ = [
     "Conditions",
     "confined",
     "conventions",
+    "copied",
     "CorruptFileError",
     "Count",
     "Data",

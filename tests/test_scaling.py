@@ -19,7 +19,7 @@ from rdm.losses.matching import Matching
 from rdm.matching.representation import Representation
 from rdm.randomness import seeded
 from rdm.scaling.norm import clipped
-from rdm.scaling.sharding import chosen, is_sharded, is_split, local, parts_of, sharded
+from rdm.scaling.sharding import chosen, copied, is_sharded, is_split, local, parts_of, sharded
 from rdm.scaling.sums import GradientSums
 from rdm.training.loop import train
 from tests import processes
@@ -103,6 +103,8 @@ def gradients_on_a_rank(rank: int, ranks: int) -> dict:
     found["average"] = {name: p.grad.full_tensor() for name, p in model.named_parameters() if is_split(p)}
     found["local norm"] = sum(float(local(p.grad).square().sum()) for p in model.parameters() if is_split(p)) ** 0.5
     found["norm"] = clipped([p for p in model.parameters() if is_split(p)], None)
+    with pytest.raises(InputError, match="Net is sharded and cannot be copied; give the network that the copy is for"):
+        copied(model)
     with pytest.raises(RuntimeError, match="came after the last backward pass of the last loss"):
         late(sharded(net(), False, CPU))
     return found
@@ -126,7 +128,7 @@ def test_modules_are_chosen_by_name():
     nested = nn.Sequential(nn.ModuleList([nn.ModuleList([Block()]), nn.Tanh()]), Block())
     assert chosen(nested, True) == ["0.0.0"]
     with pytest.raises(
-        InputError, match=r"Net has no module 'block.\*' with weights; it has inlet, outlet, blocks, bl"
+        InputError, match=r"Net has no module 'block.\*' with weights; it has inlet, outlet, blocks.*, bl"
     ):
         chosen(model, ["block.*"])
     with pytest.raises(InputError, match="Sequential has no nn.ModuleList whose entries have weights"):
@@ -134,6 +136,10 @@ def test_modules_are_chosen_by_name():
     model.outlet.weight = nn.Parameter(torch.ones(6, 8))
     model.blocks[1].tied = model.outlet
     with pytest.raises(InputError, match="Net shares weights between blocks.1 and the rest, which"):
+        chosen(model, True)
+    model = net()
+    model.blocks[1].scale = nn.Parameter(torch.ones(()))
+    with pytest.raises(InputError, match="Net.blocks.1.scale is one number, which cannot be split; give it a dim"):
         chosen(model, True)
     alone = sharded(net(), True, CPU)  # nothing is split where there is one process
     assert not is_sharded(alone)

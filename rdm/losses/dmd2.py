@@ -1,6 +1,5 @@
 """Distribution matching distillation with a network for the fake score."""
 
-import copy
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from rdm.api import (
     Positive,
     Setting,
     anything,
+    copied,
     expect,
     losses,
     mapped,
@@ -77,8 +77,8 @@ class DMD2(Dreamed):
         """Place the teacher; the fake network starts."""
         flow = refuse_others(self, model)
         super().prepare(model, setting, resumed=resumed)
-        teacher = copy.deepcopy(flow) if isinstance(self.given, str) else self.given
-        fake = self.fake or copy.deepcopy(teacher if any(True for _ in teacher.parameters()) else flow)
+        teacher = copied(flow) if isinstance(self.given, str) else self.given
+        fake = self.fake or copied(teacher if any(True for _ in teacher.parameters()) else flow)
         for each in (teacher, fake):
             if tuple(each.shape) != tuple(flow.shape):
                 raise InputError(f"dmd2: states of teacher and fake network are {each.shape}, the model's {flow.shape}")

@@ -1,6 +1,5 @@
 """Distribution matching distillation of flow maps without a network for the fake score."""
 
-import copy
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +15,7 @@ from rdm.api import (
     Positive,
     Setting,
     Share,
+    copied,
     expect,
     losses,
     over,
@@ -135,7 +135,7 @@ class FSFDMD(Dreamed):
         """Copy or place the teacher."""
         flow = refuse_others(self, model, maps=True)
         super().prepare(model, setting, resumed=resumed)
-        teacher = copy.deepcopy(flow) if isinstance(self.given, str) else self.given
+        teacher = copied(flow) if isinstance(self.given, str) else self.given
         if tuple(teacher.shape) != tuple(flow.shape):
             raise InputError(f"fsf_dmd: the teacher's states are {teacher.shape}, the model's {flow.shape}")
         self.teacher: Any = teacher.to(setting.device).eval().requires_grad_(False)

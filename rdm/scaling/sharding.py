@@ -7,6 +7,7 @@ averaged. Modules that are not named stay whole on every rank. Every rank must c
 Source: Zhao et al. (2023), "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel".
 """
 
+import copy
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -37,11 +38,10 @@ def chosen(model: nn.Module, names: Shard) -> list[str]:
             blocks.0.norm); True for the entries of the outermost `nn.ModuleList`s; False for none.
 
     Raises:
-        InputError: a pattern that no module with weights has; a weight that modules inside and outside share.
+        InputError: a pattern that no module with weights has; a weight that modules inside and outside share; one
+            that is a single number.
     """
-    modules = {
-        name: module for name, module in model.named_modules() if name and any(True for _ in module.parameters())
-    }
+    modules = {name: module for name, module in model.named_modules() if name and _can_be(module)}
     if isinstance(names, bool):
         found = [name for name in _entries(model, "") if name in modules] if names else []
         if names and not found:
@@ -55,6 +55,11 @@ def chosen(model: nn.Module, names: Shard) -> list[str]:
                 raise InputError(f"{_owner(model)} has no module {pattern!r} with weights; it has {known}")
         found = [name for name in modules if any(_matches(name, pattern) for pattern in names)]
     _refuse_shared(model, found)
+    for name in found:
+        if scalar := next((n for n, p in modules[name].named_parameters() if p.ndim == 0), None):
+            raise InputError(
+                f"{_owner(model)}.{name}.{scalar} is one number, which cannot be split; give it a dimension"
+            )
     return found[::-1]
 
 
@@ -89,6 +94,17 @@ def sharded(model: M, names: Shard, device: torch.device, held: str = "float32")
             parts.append(part)
         share_comm_ctx(parts)
     return model.to(device)
+
+
+def copied(model: M) -> M:
+    """A copy of a model.
+
+    Raises:
+        InputError: it is sharded, and nobody has all of it.
+    """
+    if is_sharded(model):
+        raise InputError(f"{_owner(model)} is sharded and cannot be copied; give the network that the copy is for")
+    return copy.deepcopy(model)
 
 
 def parts_of(model: nn.Module) -> "list[FSDPModule]":
@@ -136,6 +152,11 @@ def _entries(module: nn.Module, prefix: str) -> Iterator[str]:
             yield place
         else:
             yield from _entries(child, f"{place}.")
+
+
+def _can_be(module: nn.Module) -> bool:
+    """Whether a module computes something by weights of its own; lists of modules are never called."""
+    return type(module).forward is not nn.Module.forward and any(True for _ in module.parameters())
 
 
 def _matches(name: str, pattern: str) -> bool:
