@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 import rdm
+import rdm.distributed
 from rdm.data.dataset import Dataset
 from rdm.errors import InputError
 from rdm.files.checkpoint import complete_checkpoints, read_checkpoint
@@ -118,6 +119,11 @@ def late(model: nn.Module) -> None:
         for _ in range(2):
             with sums.passes(last=True):
                 model(ROWS).sum().backward()
+
+
+def test_what_is_not_finite_on_one_rank_in_either_pass_is_left_out_on_all(on_two):
+    rows = [json.loads(line) for line in (on_two / "spoilt" / "log.jsonl").read_text().splitlines()]
+    assert [row["skipped"] for row in rows] == [0, 1, 2, 2, 2] and ["loss" in row for row in rows] == [1, 0, 0, 1, 1]
 
 
 def test_modules_are_chosen_by_name():
@@ -250,6 +256,25 @@ WAYS_TO_TRAIN = [(case, shard, torch.float64) for case in CASES for shard in (Fa
 WAYS_TO_TRAIN += [("fd, ema", True, torch.float32), ("mmd, accumulated", False, torch.float32)]
 
 
+class Spoilt(nn.Module):
+    """Pixels, which are no numbers on the second rank in a call of the first pass and in one of the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, items):
+        self.calls += rdm.distributed.rank()
+        return items.flatten(1) * (float("nan") if self.calls in (8, 15) else 1.0)
+
+
+def spoilt(chunk: int) -> Matching:
+    return Matching(rdm.objective("mmd"), rdm.Battery((Representation("spoilt", Spoilt()),)), 11, chunk)
+
+
+CASES["spoilt"] = spoilt, "sgd"
+
+
 def place(folder: Path, ranks: int, case: str, shard, dtype: torch.dtype) -> Path:
     return folder / f"{ranks}, {case}, {'sharded' if shard else 'whole'}, {dtype}"
 
@@ -271,6 +296,7 @@ def on_a_rank(rank: int, ranks: int, folder: str) -> None:
             chunk = 1 if case.startswith("gated") else 2
             trained(case, place(Path(folder), ranks, case, shard, dtype), shard=shard, chunk=chunk, dtype=dtype)
         if ranks == 2:
+            trained("spoilt", Path(folder) / "spoilt", shard=True, chunk=2)
             for way, shard in (("whole", False), ("sharded", ["net.blocks.*"])):
                 again = Path(folder) / f"again, {way}"
                 if rank == 0:
