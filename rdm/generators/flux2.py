@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rdm.api import Count, InputError, first_line, generators, require
+from rdm.api import Count, InputError, first_line, generators, require, sizes_alone
 from rdm.generators.parts.latent import Latents, Vae
 from rdm.generators.parts.presets import Rule, follow, load, presets
 
@@ -165,8 +166,8 @@ class Flux2(Latents):
 
 
 def _table(contexts: str, size: int) -> np.ndarray:
-    """Contexts of prompts, on disk."""
-    if contexts == RANDOM:
+    """Contexts of prompts, on disk; a dry run, which has none, takes random ones."""
+    if contexts == RANDOM or (sizes_alone() and not Path(contexts).exists()):
         return np.random.default_rng(0).standard_normal((16, 48, size), dtype=np.float32)
     try:
         table = np.load(contexts, mmap_mode="r", allow_pickle=False)

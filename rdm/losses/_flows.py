@@ -13,9 +13,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rdm.api import (
     Condition,
     Conditions,
+    Does,
     Fed,
     FlowGenerator,
     InputError,
+    Keeps,
     Loss,
     Rows,
     Setting,
@@ -128,6 +130,12 @@ class Row(NamedTuple):
     whole: int  # rows of all ranks
 
 
+def held_by(name: str, module: nn.Module) -> Keeps:
+    """The weights of a network beside the model."""
+    tensors = (*module.parameters(), *module.buffers())
+    return Keeps(name, sum(t.nbytes for t in tensors), f"{sum(t.numel() for t in tensors):,} numbers")
+
+
 class Dreamed(Loss):
     """A loss of what the model itself generates: `batch` rows of noise and conditions a step over all ranks."""
 
@@ -145,6 +153,19 @@ class Dreamed(Loss):
         if self.batch < world_size():
             raise InputError(f"a batch of {self.batch} leaves ranks without rows; there are {world_size()}")
         self.conditions = flow.conditions if self.conditions is None else self.conditions.fitted(None)
+
+    def rehearse(self, model: nn.Module, setting: Setting, ranks: int) -> Iterator[Keeps | Does]:
+        """Prepared as it is; then the rows of one rank."""
+        whole, self.batch = self.batch, len(portion(self.batch, 0, ranks))
+        self.prepare(model, setting, resumed=False)
+        yield from self.keeps()
+        self.add(model, self.draw(model, 0), 0, 1.0)
+        yield Does(f"{type(self).__name__}, all of it", 1)
+        self.batch = whole
+
+    def keeps(self) -> Iterator[Keeps]:
+        """What it holds from step to step beside the model; nothing by default."""
+        yield from ()
 
     def backward(self, model: nn.Module, step: int, scale: float = 1.0) -> dict[str, float]:
         """One batch; a rank without rows adds nothing."""

@@ -1,6 +1,6 @@
 """Distribution matching distillation with a network for the fake score."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from rdm.api import (
     Count,
     FlowGenerator,
     InputError,
+    Keeps,
     Positive,
     Setting,
     anything,
@@ -24,7 +25,7 @@ from rdm.api import (
     stream,
     weights_of,
 )
-from rdm.losses._flows import Dreamed, Row, noised, refuse_others
+from rdm.losses._flows import Dreamed, Row, held_by, noised, refuse_others
 
 LEAST_NORM = 1e-3  # of the normaliser
 SPAN = 0.02, 0.98  # of times at which samples are judged
@@ -84,6 +85,12 @@ class DMD2(Dreamed):
                 raise InputError(f"dmd2: states of teacher and fake network are {each.shape}, the model's {flow.shape}")
         self.teacher: Any = teacher.to(setting.device).eval().requires_grad_(False)
         self.beside = Auxiliary(fake.to(setting.device).requires_grad_(True), self.optimizer, self.clip)
+
+    def keeps(self) -> Iterator[Keeps]:
+        """The teacher, and the fake network with its gradient and optimizer."""
+        yield held_by("teacher", self.teacher)
+        network = held_by("fake network", self.beside.network)
+        yield network._replace(bytes=4 * (network.bytes or 0), note=f"{network.note}, gradient, two of an Adam")
 
     def add(self, model: Any, rows: Row, step: int, factor: float) -> dict[str, float]:
         """The fake network learns, then the model."""

@@ -1,6 +1,6 @@
 """Distribution matching distillation of flow maps without a network for the fake score."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from rdm.api import (
     FlowGenerator,
     Fraction,
     InputError,
+    Keeps,
     Positive,
     Setting,
     Share,
@@ -23,7 +24,7 @@ from rdm.api import (
     stream,
     weights_of,
 )
-from rdm.losses._flows import Dreamed, Row, Velocity, arrival, noised, refuse_others, shifted
+from rdm.losses._flows import Dreamed, Row, Velocity, arrival, held_by, noised, refuse_others, shifted
 
 LEAST = 1e-3  # of times, which velocities are divided by
 
@@ -139,6 +140,10 @@ class FSFDMD(Dreamed):
         if tuple(teacher.shape) != tuple(flow.shape):
             raise InputError(f"fsf_dmd: the teacher's states are {teacher.shape}, the model's {flow.shape}")
         self.teacher: Any = teacher.to(setting.device).eval().requires_grad_(False)
+
+    def keeps(self) -> Iterator[Keeps]:
+        """The teacher."""
+        yield held_by("teacher", self.teacher)
 
     def add(self, model: Any, rows: Row, step: int, factor: float) -> dict[str, float]:
         """One jump of the sampler, judged on its way."""

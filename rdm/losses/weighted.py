@@ -1,10 +1,11 @@
 """A loss with a weight of its own, so that several go together in one run."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 
-from rdm.api import Loss, Nonnegative, Setting, Size, losses
+from rdm.api import Does, Keeps, Loss, Nonnegative, Setting, Size, losses
 
 
 @losses.register("weighted")
@@ -55,6 +56,10 @@ class Weighted(Loss):
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
         """As the loss."""
         self.loss.prepare(model, setting, resumed=resumed)
+
+    def rehearse(self, model: nn.Module, setting: Setting, ranks: int) -> Iterator[Keeps | Does]:
+        """As the loss."""
+        yield from self.loss.rehearse(model, setting, ranks)
 
     def backward(self, model: nn.Module, step: int, scale: float = 1.0) -> dict[str, float]:
         """The loss's gradient, weighted."""
