@@ -209,7 +209,7 @@ def test_guidance_is_of_each_item_and_spares_the_second_pass():
     assert guided(velocity, t, None, 9, 2.0, (0.0, 1.0))[:, 0].tolist() == [9, 9, 9]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "gaussian_mixture"])  # which has no parameters
 def test_gradients_reach_every_parameter(family):
     model = built(family, **generators[family].examples[0])
     model.clamp = False  # a gradient that a clamp stops is none of the network's

@@ -130,6 +130,12 @@ class Row(NamedTuple):
     whole: int  # rows of all ranks
 
 
+def placed(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module on a device; left alone where it is there, as tensors of sizes alone must be."""
+    there = all(t.device.type == device.type for t in (*module.parameters(), *module.buffers()))
+    return module if there and device.index is None else module.to(device)
+
+
 def held_by(name: str, module: nn.Module) -> Keeps:
     """The weights of a network beside the model."""
     tensors = (*module.parameters(), *module.buffers())

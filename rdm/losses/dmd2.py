@@ -25,7 +25,7 @@ from rdm.api import (
     stream,
     weights_of,
 )
-from rdm.losses._flows import Dreamed, Row, held_by, noised, refuse_others
+from rdm.losses._flows import Dreamed, Row, held_by, noised, placed, refuse_others
 
 LEAST_NORM = 1e-3  # of the normaliser
 SPAN = 0.02, 0.98  # of times at which samples are judged
@@ -83,8 +83,8 @@ class DMD2(Dreamed):
         for each in (teacher, fake):
             if tuple(each.shape) != tuple(flow.shape):
                 raise InputError(f"dmd2: states of teacher and fake network are {each.shape}, the model's {flow.shape}")
-        self.teacher: Any = teacher.to(setting.device).eval().requires_grad_(False)
-        self.beside = Auxiliary(fake.to(setting.device).requires_grad_(True), self.optimizer, self.clip)
+        self.teacher: Any = placed(teacher, setting.device).eval().requires_grad_(False)
+        self.beside = Auxiliary(placed(fake, setting.device).requires_grad_(True), self.optimizer, self.clip)
 
     def keeps(self) -> Iterator[Keeps]:
         """The teacher, and the fake network with its gradient and optimizer."""

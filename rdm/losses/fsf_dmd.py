@@ -24,7 +24,7 @@ from rdm.api import (
     stream,
     weights_of,
 )
-from rdm.losses._flows import Dreamed, Row, Velocity, arrival, held_by, noised, refuse_others, shifted
+from rdm.losses._flows import Dreamed, Row, Velocity, arrival, held_by, noised, placed, refuse_others, shifted
 
 LEAST = 1e-3  # of times, which velocities are divided by
 
@@ -139,7 +139,7 @@ class FSFDMD(Dreamed):
         teacher = copied(flow) if isinstance(self.given, str) else self.given
         if tuple(teacher.shape) != tuple(flow.shape):
             raise InputError(f"fsf_dmd: the teacher's states are {teacher.shape}, the model's {flow.shape}")
-        self.teacher: Any = teacher.to(setting.device).eval().requires_grad_(False)
+        self.teacher: Any = placed(teacher, setting.device).eval().requires_grad_(False)
 
     def keeps(self) -> Iterator[Keeps]:
         """The teacher."""
