@@ -36,7 +36,7 @@ from rdm.references.partial import sound_states
 from rdm.registry import generators, representations
 from tests.forge import altered, forgeries, places, put, trees
 
-shares = pytest.mark.parametrize("share", [0.1, pytest.param(0.5, marks=pytest.mark.slow)])
+shares = pytest.mark.parametrize("share", [0.05, pytest.param(0.2, marks=pytest.mark.slow)])
 
 
 def each(forged: Iterable, share: float) -> list:

@@ -1,6 +1,6 @@
 """Honest intervals: over 200 draws from a known law, the 95 % interval covers the truth 90 to 99 % of the time.
 
-The truth is the mean over new generated sets of the same size (of 500 draws, or in closed form), given the real
+The truth is the mean over new generated sets of the same size (of 300 draws, or in closed form), given the real
 side; ratios draw both sides of the line anew.
 """
 
@@ -8,15 +8,10 @@ import pytest
 import torch
 
 import rdm
-from rdm.data.dataset import Dataset
-from rdm.judging.evaluation import Evaluation
 from rdm.matching.metric import Measure, Metric
-from rdm.matching.objective import Objective
 from rdm.matching.real import Real
-from rdm.matching.representation import Battery
-from tests.problems import Given
 
-N, D, DRAWS, MORE = 200, 16, 200, 300
+N, D, DRAWS, MORE = 200, 16, 200, 100
 SMALL = {
     "kid": {"size": 100, "subsets": 20},
     "kid_spread": {"size": 100, "subsets": 20},
@@ -67,50 +62,9 @@ def _mean_distance(measure: Measure, y: torch.Tensor, g: torch.Generator, change
 @pytest.mark.slow
 @pytest.mark.parametrize("change", LAWS.values(), ids=LAWS)
 def test_fd_at_infinity_covers_the_populations_distance(change):
-    """At equality the truth is close to 99 % (0.988 in 3,600 draws): 200 draws would not tell."""
+    """At equality, where the truth is close to 99 % (0.988 in 3,600 draws), 200 draws would not tell."""
     g, roots = torch.Generator().manual_seed(1), torch.arange(1, D + 1, dtype=torch.float64) ** -0.5
     truth = D * change.get("shift", 0) ** 2 + float((roots * (change.get("scale", 1) - 1)).square().sum())
     measure = rdm.metric("fd_infinity")
-    found = [measure(law(N, g, **change), Real(law(2 * N, g)), seed=s) for s in range(8 * DRAWS)]
+    found = [measure(law(N, g, **change), Real(law(2 * N, g)), seed=s) for s in range(DRAWS if change else 8 * DRAWS)]
     assert 0.9 <= covered(found, truth) <= 0.99, covered(found, truth)
-
-
-DIVIDED = {
-    "frechet": rdm.objective("frechet"),
-    "sw": rdm.objective("sliced_wasserstein", root=True, projections=16),
-    "rff": rdm.objective("mmd_rff", features=64),
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("change", "classes"), [(SHIFTED, 1), (SAME, 4), (SHIFTED, 4)])
-def test_a_runs_ratio_covers_that_of_new_generated_and_fresh_sets(change, classes):
-    """Of the same labels, where there are any. A bootstrap of both sets covered 0.79 (frechet, shifted, one class)."""
-    g = torch.Generator().manual_seed(1)
-    reference, battery = items(2 * N, classes, g), Battery((rdm.representation("identity"),))
-
-    def once(seed: int) -> dict[str, Metric]:
-        evaluation = Evaluation(reference, items(N, classes, g), battery, DIVIDED, seed=seed)
-        return evaluation(Given(items(N, classes, g, **change).images))
-
-    found = [once(seed) for seed in range(DRAWS)]
-    for name, objective in DIVIDED.items():
-        means = [_mean_of(objective, reference, g, **each) for each in (change, SAME)]
-        share = covered([metrics[f"{name}/identity"] for metrics in found], means[0] / means[1])
-        assert 0.9 <= share <= 0.99, (name, share, means)
-
-
-def items(n: int, classes: int, g: torch.Generator, **change: float) -> Dataset:
-    """Rows of the law inside [0, 1], where items live; classes lie far apart in one coordinate, equally many items."""
-    labels = torch.arange(n) % classes
-    images = 0.4 + 0.05 * law(n, g, **change)
-    images[:, -1] += 0.1 * labels
-    return Dataset("law", images, labels, classes=classes)
-
-
-def _mean_of(objective: Objective, reference: Dataset, g: torch.Generator, **change: float) -> float:
-    statistic, target = objective.bind(Real.of(reference.images))
-    ones = torch.ones(N, dtype=torch.float64)
-    measured = (statistic.measure(items(N, reference.classes, g, **change).images, ones) for _ in range(300))
-    values = [float(objective.distance(summary, target)) for summary in measured]
-    return sum(values) / len(values)
