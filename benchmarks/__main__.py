@@ -6,13 +6,14 @@ import platform
 
 import torch
 
-from benchmarks import battery, evaluation, flows, objectives, population, shards
+from benchmarks import battery, binding, evaluation, flows, memories, objectives, population, shards
 
 parser = argparse.ArgumentParser(description="Times beside peers in one process, accuracy and peak memory.")
 parser.add_argument("--device", default="cpu")
 parser.add_argument(
     "--only",
-    help="one: mmd, energy, frechet, sliced, sinkhorn, references, population, battery, evaluation, flows, shards",
+    help="one: mmd, energy, frechet, sliced, sinkhorn, references, memories (bound, queues, followed), binding, "
+    "population, battery, evaluation, flows, shards",
 )
 parser.add_argument("--rows", type=int, default=50_000, help="of the reference of shards; 1280000 in full (50000)")
 options = parser.parse_args()
@@ -20,6 +21,10 @@ torch.set_num_threads(1)
 where = torch.cuda.get_device_name() if options.device == "cuda" else f"{os.cpu_count()} cores, one thread used"
 print(f"torch {torch.__version__}, Python {platform.python_version()}, {options.device}: {where}")
 objectives.run(options.device, options.only)
+if options.only in (None, "memories", "bound", "queues", "followed"):
+    memories.run(options.device, options.only)
+if options.only == "binding" or options.only is None and options.device == "cpu":
+    binding.run()
 if options.only in (None, "population"):
     population.run(options.device)
 if options.only in (None, "battery"):

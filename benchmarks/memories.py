@@ -1,0 +1,165 @@
+"""Populations with a memory: a step beside the published one, whatever the queue's size; and a bound module's price."""
+
+import warnings
+from collections.abc import Callable, Iterator
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import rdm
+from benchmarks.bars import Bar, show
+from benchmarks.measure import milliseconds, peak
+from rdm.api import Cat, Gaussian, Memory, checked
+from rdm.population.loss import Loss
+
+
+class Law(NamedTuple):
+    """Rows of a power-law spectrum, its eigenvectors turned a little from the reference's."""
+
+    root: Tensor  # d d
+    reference: Gaussian
+    source: torch.Generator
+
+    @classmethod
+    def of(cls, d: int, device: str) -> "Law":
+        """Covariances of eigenvalues i^-1.3 and i^-1.2."""
+        g, numbers = torch.Generator().manual_seed(0), torch.arange(1, d + 1, dtype=torch.float64)
+        skew = torch.randn(d, d, generator=g) * 0.05 / d**0.5
+        root = torch.linalg.matrix_exp(skew - skew.T) * numbers.float() ** -0.65
+        fit = Gaussian(torch.zeros(d, dtype=torch.float64), torch.diag(numbers**-1.2), 50_000)
+        return cls(root.T.to(device), fit.to(device), g)
+
+    def draw(self, n: int) -> Tensor:
+        """Rows "n d"."""
+        return torch.randn(n, len(self.root), generator=self.source).to(self.root) @ self.root
+
+
+def filled(law: Law, memory: Memory, rows: int) -> Loss:
+    """A Fréchet loss whose memory holds so many rows."""
+    loss = Loss("frechet", law.reference, memory=memory)
+    held: Any = loss._held
+    for start in range(0, rows, 5000):
+        new = law.draw(min(5000, rows - start))
+        ones = torch.ones(len(new), dtype=torch.float64, device=new.device)
+        if start and not memory.keeps_rows:  # an average of all, not one that fades
+            held.past = held.past.mixed(start, held.statistic.measure(new, ones), 1.0)
+            held.past = held.past.scale(1 / held.past.mass)
+        else:
+            held.write(held.statistic.measure(new, ones), Cat(new, ones))
+    return loss
+
+
+def pulled(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The gradient of one step."""
+    rows = x.detach().requires_grad_()
+    return torch.autograd.grad(loss(rows), rows)[0]
+
+
+def published(law: Law, past: Tensor, share: float) -> Callable[[Tensor], Tensor]:
+    """The step of the published training code: moments joined, eigvalsh of R C R in float64, autograd through it."""
+    values, vectors = torch.linalg.eigh(law.reference.covariance)
+    root, trace = (vectors * values.sqrt()) @ vectors.T, values.sum()
+
+    def value(rows: Tensor) -> Tensor:
+        wide = rows.double()
+        first = share * wide.mean(0)
+        covariance = (1 - share) * past + share * (wide.T @ wide / len(wide)) - torch.outer(first, first)
+        product = root @ covariance @ root
+        overlap = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(1e-30).sqrt().sum()
+        return first.square().sum() + covariance.trace() + trace - 2 * overlap
+
+    return value
+
+
+def followed(device: str, *, d: int = 2048, n: int = 256, rows: int = 50_000, steps: int = 40) -> Iterator[Bar]:
+    """Steps within a tolerance beside the published one and the exact one; the exact ones are in the mean."""
+    law = Law.of(d, device)
+    memories: list[tuple[Memory, str]] = [(rdm.EMA(0.999), "ema .999"), (rdm.Queue(rows), f"queue {rows}")]
+    for memory, name in memories:
+        exact = filled(law, memory, rows)
+        loss = Loss("frechet", law.reference, memory=memory, tolerance=1e-3)
+        loss._held.past = exact._held.past  # which no step changes in place
+        past: Any = exact._held.past
+        value = past.summed(rows - n, exact._held.statistic) if memory.keeps_rows else past
+        peer = published(law, value.value[1:] / value.mass, 1e-3 if not memory.keeps_rows else n / rows)
+        x = law.draw(n)
+        theirs = min(milliseconds(lambda peer=peer, x=x: pulled(peer, x), device) for _ in range(2))
+        exact.eval()
+        ours = min(milliseconds(lambda exact=exact, x=x: pulled(exact, x), device) for _ in range(2))
+        used = [peak(lambda f=f, x=x: pulled(f, x), device) for f in (peer, exact)]
+        spent, reports = [], []
+        for _ in range(steps):
+            x = law.draw(n)
+            spent.append(milliseconds(lambda loss=loss, x=x: pulled(loss, x), device))
+            reports.append(loss.report)
+        usual = [ms for ms, report in zip(spent, reports, strict=True) if not report["exact"]]
+        exact._held.past = loss._held.past
+        x = law.draw(n)
+        wanted, got = pulled(exact, x), pulled(loss.eval(), x)
+        error, bound = float((got - wanted).norm() / wanted.norm()), max(r.get("bound", 0.0) for r in reports)
+        several = sum(r["exact"] for r in reports)
+        amortised = (sum(usual) / len(usual) * 127 + max(spent)) / 128 if several == 1 else sum(spent) / steps
+        print(f"\nfrechet, {name}, d = {d}, n = {n}: {steps} steps of tolerance 1e-3, {several:.0f} of them exact")
+        print(f"{'':34}{'ms':>9}{'ratio':>8}{'grad err':>10}{'peak MiB':>10}")
+        print(f"{'eigvalsh, autograd, float64':34}{theirs:9.0f}{1:8.2f}{'':>10}{used[0]:10.0f}")
+        print(f"{'rdm, exact':34}{ours:9.0f}{theirs / ours:8.2f}{0:10.1e}{used[1]:10.0f}")
+        print(f"{'rdm, a followed step':34}{median(usual):9.0f}{theirs / median(usual):8.2f}{error:10.1e}")
+        print(
+            f"{'rdm, exact ones included':34}{amortised:9.0f}{theirs / amortised:8.2f}{bound:10.1e}, the largest bound"
+        )
+        yield Bar(f"{name}: a followed step, of the published one's", theirs / median(usual), least=8)
+        yield Bar(f"{name}: exact ones included (128 steps)", theirs / amortised, least=25)
+        yield Bar(f"{name}: gradient error of a followed step", error, most=1e-3)
+        yield Bar(f"{name}: the exact step, of the published one's time", ours / theirs, most=0.9)
+        yield Bar(f"{name}: the exact step, of its memory", used[1] / used[0], most=0.5)
+
+
+def queues(device: str, *, d: int = 256, n: int = 256, sizes: tuple[int, int] = (2_000, 50_000)) -> Iterator[Bar]:
+    """A step of a queue, whatever its size."""
+    law = Law.of(d, device)
+    losses = [filled(law, rdm.Queue(size), size) for size in sizes]
+    times: list[list[float]] = [[], []]
+    for _ in range(40):
+        x = law.draw(n)
+        for k, loss in enumerate(losses):
+            times[k].append(milliseconds(lambda loss=loss, x=x: pulled(loss, x), device))
+    small, large = (median(each) for each in times)
+    print(f"\nfrechet, d = {d}, n = {n}: {small:.1f} ms with a queue of {sizes[0]}, {large:.1f} ms with {sizes[1]}")
+    yield Bar(f"queue: a step of {sizes[1]} rows, of {sizes[0]}", large / small, most=1.2)
+
+
+def bound(device: str, *, n: int = 1024, m: int = 8192, d: int = 256) -> Iterator[Bar]:
+    """`rdm.Loss` beside its objective on the target that it is bound to, and beside `rdm.distance`."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(n, d, generator=g).to(device), torch.randn(m, d, generator=g).to(device) * 1.1
+    print(f"\nrdm.Loss, {n} x {m} x {d}")
+    cases: list[tuple[str, dict[str, Any]]] = [("mmd", {"bandwidth": 22.0}), ("energy", {}), ("frechet", {})]
+    for name, options in cases:
+        loss = Loss(name, y, **options)
+        held = loss._held
+
+        def direct(rows: Tensor, held=held) -> Tensor:
+            return held.objective.distance(held.statistic.measure(*checked(rows)), held.target)
+
+        times: list[list[float]] = [[], []]
+        for _ in range(15):
+            for k, each in enumerate((loss, direct)):
+                times[k].append(milliseconds(lambda each=each: pulled(each, x), device))
+        whole = milliseconds(lambda name=name, o=options: pulled(lambda r: rdm.distance(name, r, y, **o), x), device)
+        ratio = min(times[0]) / min(times[1])
+        print(f"{name:34}{min(times[0]):9.1f} ms{ratio:8.3f} of the bound objective{whole:9.1f} ms by rdm.distance")
+        yield Bar(f"rdm.Loss: {name}, of its bound objective", ratio, most=1.02)
+
+
+def run(device: str, only: str | None = None) -> list[Bar]:
+    """All of them, with the bars that they hold."""
+    bars = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for benchmark in (bound, queues, followed):
+            if only in (None, "memories", benchmark.__name__):
+                bars += benchmark(device)
+    show(bars)
+    return bars
