@@ -111,6 +111,8 @@ class GradientSums:
         finally:
             for hook in self._hooks:
                 hook.remove()
+            for bucket in self._buckets:  # a step may be given up while its sums are on their way
+                bucket.sent, bucket.absent = None, []
             self._hooks, self._next, self.final = [], 0, False
 
     @contextmanager
