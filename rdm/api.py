@@ -22,7 +22,7 @@ from rdm.files.checkpoint import load_weights
 from rdm.files.encoded import EncodedItems
 from rdm.files.mapped import Table, open_table
 from rdm.files.schema import anything, expect, mapped, record
-from rdm.files.store import digest
+from rdm.files.store import digest, write_text
 from rdm.files.weights import hub_file, load_strictly, mismatches, read_weights, sizes_alone
 from rdm.generators.protocol import FlowGenerator, FlowMap, Generator, Solver, drawn, over, tried
 from rdm.judging.evaluation import Judge
@@ -52,11 +52,13 @@ from rdm.registry import (
     losses,
     memories,
     metrics,
+    monitors,
     nearest,
     networks,
     objectives,
     representations,
     sources,
+    trackers,
 )
 from rdm.rehearsing.expected import expected
 from rdm.rehearsing.step import Does, Keeps, Rehearsal
@@ -66,6 +68,8 @@ from rdm.training.augmentation import Augmentation
 from rdm.training.auxiliary import Auxiliary
 from rdm.training.loss import Fed, Loss, Setting
 from rdm.training.resumed import weights_of
+from rdm.training.run import Tracker
+from rdm.training.watching import Monitor
 from rdm.trust import confined, refuse_if_confined, require
 
 __all__ = [
@@ -140,6 +144,8 @@ __all__ = [
     "MismatchError",
     "mismatches",
     "Moments",
+    "Monitor",
+    "monitors",
     "moved",
     "nearest",
     "networks",
@@ -201,6 +207,8 @@ __all__ = [
     "tokens",
     "total",
     "Traits",
+    "Tracker",
+    "trackers",
     "tried",
     "Uniform",
     "UnknownNameError",
@@ -208,5 +216,6 @@ __all__ = [
     "weights_of",
     "Workers",
     "world_size",
+    "write_text",
     "Z",
 ]

@@ -182,6 +182,8 @@ datasets = Registry("dataset", "rdm.datasets")
 evaluations = Registry("evaluation", "rdm.datasets")
 memories = Registry("memory", "rdm.matching.memory")
 balances = Registry("balance", "rdm.matching.balance")
+trackers = Registry("tracker", "rdm.trackers")
+monitors = Registry("monitor", "rdm.monitors")
 averages = Registry("average", "rdm.scaling.averages")
 metrics = Registry("metric", "rdm.judging.metrics")
 conventions = Registry("convention", "rdm.judging.metrics")
@@ -199,6 +201,8 @@ registries = {
     "evaluations": evaluations,
     "memories": memories,
     "balances": balances,
+    "trackers": trackers,
+    "monitors": monitors,
     "averages": averages,
     "metrics": metrics,
     "conventions": conventions,

@@ -38,6 +38,8 @@ MEMBERS = (
     "rdm.judging.metrics",
     "rdm.generators",
     "rdm.losses",
+    "rdm.trackers",
+    "rdm.monitors",
 )
 FACES = "rdm", "rdm.api"  # which hand names on
 

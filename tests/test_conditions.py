@@ -28,7 +28,7 @@ from rdm.losses.matching import Matching
 from rdm.randomness import stream
 from rdm.registry import conditions, datasets, generators
 from rdm.training.loop import train
-from rdm.training.samples import draw_grid
+from rdm.training.watching import draw_grid
 
 CAPTIONS = ["a dark square", "one bright ring on black", "a ring", "stripes from left to right", "noise",
             "the lower half is bright", "a bright square in the middle", "two dots"]  # fmt: skip

@@ -164,7 +164,7 @@ def _curves(log: list[dict[str, Any]]) -> str:
         return '<p class="note">Nothing was logged.</p>'
     names = [
         name
-        for name in log[-1]
+        for name in dict.fromkeys(name for entry in log for name in entry)
         if name not in ("step", "seconds", "lr") and "_share/" not in name and "dropped/" not in name
     ]
     distances = [name for name in names if name.startswith("distance/")]

@@ -25,10 +25,10 @@ from rdm.surviving.saving import Saver
 from rdm.surviving.signals import requests
 from rdm.training.gradient import take_gradient
 from rdm.training.loss import Loss, Setting, closing, size_of
-from rdm.training.run import Log, Skips, check_rates
-from rdm.training.samples import draw_grid
+from rdm.training.run import Log, Rates, Skips, Tracker
 from rdm.training.schedule import Schedule, constant
 from rdm.training.state import Trained
+from rdm.training.watching import Monitor, draw_grid, watch
 
 
 @validated
@@ -60,6 +60,8 @@ def train(
     keep_hours: Positive | None = None,  # hours of the run, likewise
     keep_lowest: str | None = None,  # a number of the log: the checkpoint where it is lowest is kept
     keep_highest: str | None = None,  # likewise
+    monitors: Sequence[Monitor] = (),  # what is measured of the model now and then, into the log
+    trackers: Sequence[Tracker] = (),  # other programs that get the log's rows
     samples_every: Size | None = 100,  # steps; 0 or None for no pictures
     cache: Path | None = None,
     resume: bool = False,
@@ -84,14 +86,13 @@ def train(
     model = sharded(recompute(model.train(), checkpointing), shard, place, parameters)
     weights = Weights(compiled(model, compile), parameters)
     stepper, sums = optimizer(weights.groups), GradientSums(model, weights.stepped)
-    check_rates(stepper)
-    factor, base = schedule or constant(), [float(group["lr"]) for group in stepper.param_groups]
+    rates = Rates(stepper, schedule or constant())
     averages = Averages(as_averages(average), weights, size_of(losses))
     found = newest_readable(out / "checkpoints") if resume else None
     setting = Setting(None if data is None else data.to(place), seed, place, cache, sums.passes)
     with arithmetic():
-        for loss in losses:
-            loss.prepare(model, setting, resumed=found is not None)
+        for each in (*losses, *monitors):
+            each.prepare(model, setting, resumed=found is not None)
 
     # Go on from the newest checkpoint.
     start, state = found or (0, None)
@@ -103,11 +104,10 @@ def train(
     weights.publish()
     if prepared is not None:
         prepared()
-    log = Log(out / "log.jsonl", start)
+    log = Log(out / "log.jsonl", start, trackers)
 
-    began = time.monotonic()
-    shown = progress(steps, done=start, quiet=rank() > 0)
-    with closing([*losses, weights]), requests() as requested, shown as report, saver, expected(rank_timeout):
+    began, shown = time.monotonic(), progress(steps, done=start, quiet=rank() > 0)
+    with closing([*losses, weights, log]), requests() as requested, shown as report, saver, expected(rank_timeout):
         saver.shown = log.shown = report.say
         if start == 0 and samples_every:
             with arithmetic():
@@ -116,8 +116,7 @@ def train(
             # Gradient: every loss adds its own, each a function of seed, step and rank; summed over ranks and clipped.
             stepper.zero_grad(set_to_none=True)
             record = dict[str, float]()
-            for group, rate in zip(stepper.param_groups, base, strict=True):
-                group["lr"] = rate * factor((step + 0.5) / steps)  # the middle of the step: never the 0 of either end
+            rates.at((step + 0.5) / steps)  # the middle of the step: never the 0 of either end
             try:
                 record = take_gradient(weights, losses, step, sums=sums, arithmetic=arithmetic, clip=clip)
             except NonFiniteError as error:
@@ -129,9 +128,11 @@ def train(
 
             # Report: log, samples, checkpoint.
             done, seconds = step + 1, run.seconds + time.monotonic() - began
+            seen = watch(monitors, model, done, arithmetic, log.first, report.say)
             rate = stepper.param_groups[0]["lr"]
-            row: dict[str, float] = {"step": done, **record, "lr": rate, "skipped": skips.total, "seconds": seconds}
-            if done % log_every == 0 or done == steps:
+            spent = {"lr": rate, "skipped": skips.total, "seconds": seconds}
+            row: dict[str, float] = {"step": done, **record, **seen, **spent}
+            if seen or done % log_every == 0 or done == steps:
                 log.write(row)
             report.update(done, record)
             if samples_every and (done % samples_every == 0 or done == steps):

@@ -1,4 +1,4 @@
-"""What surrounds the training loop: the state of a run, its log, and requests to stop."""
+"""What surrounds the training loop: rates, steps left out, and the log with those who follow it."""
 
 import json
 import math
@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import NoReturn
+from typing import NoReturn, Protocol, runtime_checkable
 
 import torch
 
 from rdm.distributed import rank
-from rdm.errors import InputError, NonFiniteError
+from rdm.errors import InputError, NonFiniteError, first_line
 from rdm.files.records import read_log
-from rdm.files.store import write_text
+from rdm.files.store import read_text, write_text
 from rdm.progress import Reporter
 from rdm.surviving.saving import spared
 from rdm.terminal import say
@@ -91,19 +91,60 @@ def check_rates(stepper: torch.optim.Optimizer) -> None:
             raise InputError(f"the optimizer's lr must be a number above 0 and finite; got {group['lr']!r}")
 
 
+class Rates:
+    """Learning rates of an optimizer's groups: the given ones times a factor of the share of the run that is over."""
+
+    def __init__(self, stepper: torch.optim.Optimizer, factor: Callable[[float], float]):
+        check_rates(stepper)
+        self._stepper, self._factor = stepper, factor
+        self._base = [float(group["lr"]) for group in stepper.param_groups]  # a checkpoint puts groups of its own
+
+    def at(self, share: float) -> None:
+        """Put those of a share of the run."""
+        for group, rate in zip(self._stepper.param_groups, self._base, strict=True):
+            group["lr"] = rate * self._factor(share)
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Another program that gets the rows of a run's log, on rank 0; what it raises is said and ends only itself."""
+
+    def start(self, config: str, out: Path, step: int) -> None:
+        """Before the first row: the configuration, the run's folder, and after how many steps the run goes on.
+
+        What was logged of later steps, before the run was resumed, is void.
+        """
+        ...
+
+    def log(self, step: int, record: Mapping[str, float]) -> None:
+        """One row."""
+        ...
+
+    def finish(self) -> None:
+        """After the last row, also where the run ends early."""
+        ...
+
+
 class Log:
     """log.jsonl: one object a logged step; a resumed run drops what came after its checkpoint.
 
-    Rows that find the disk full wait in memory for the next ones.
+    Rows that find the disk full wait in memory for the next ones. `first` has the first number of every name.
     """
 
-    def __init__(self, path: Path, start: int):
+    def __init__(self, path: Path, start: int, trackers: Sequence[Tracker] = ()):
         self._path, self._waiting = path, ""
         self.shown: Callable[[str], object] = say
+        self.first, self._trackers = dict[str, float](), list[Tracker]()
         if rank() > 0:
             return
         kept = [row for row in (read_log(path) if path.exists() else []) if row["step"] <= start]
         write_text(path, "".join(f"{json.dumps(row)}\n" for row in kept))
+        for row in kept:
+            self.first = {**row, **self.first}
+        self._trackers += trackers
+        config = path.with_name("config.gin")
+        text = read_text(config) if config.exists() else ""
+        self._track(lambda tracker: tracker.start(text, path.parent, start))
 
     @region("log")
     def write(self, record: Mapping[str, float]) -> None:
@@ -111,6 +152,23 @@ class Log:
         self._waiting += json.dumps(record) + "\n"
         with spared(f"the row of step {record['step']:.0f} in {self._path}", self.shown):
             self.flush()
+        if rank() == 0:
+            self.first = {**record, **self.first}
+            self._track(lambda tracker: tracker.log(int(record["step"]), record))
+
+    def close(self) -> None:
+        """Let the trackers finish."""
+        self._track(lambda tracker: tracker.finish())
+
+    def _track(self, tell: Callable[[Tracker], object]) -> None:
+        """Tell the trackers; one that fails is left out from then on, and the run goes on."""
+        for tracker in list(self._trackers):
+            try:
+                tell(tracker)
+            except Exception as error:
+                self._trackers.remove(tracker)
+                name = type(tracker).__name__
+                self.shown(f"the tracker {name} failed and gets no more rows: {first_line(error)}; log.jsonl has all")
 
     def flush(self) -> None:
         """Append what waits, all of it or nothing.
