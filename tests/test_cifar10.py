@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 
 import rdm
+from experiments.cifar10.__main__ import JUDGES, RATIOS, TRAINED, Found, as_csv, curves, pictures, table
 from rdm.__main__ import main
 from rdm.app import config
 from rdm.app.sweep import axes
+from rdm.matching.metric import Metric
 from tests.shared_data import folder
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +54,27 @@ def test_the_data_set_is_both_splits(data):
             )
         assert torch.equal((part.items[0] * 255).round().byte(), torch.tensor(picture).permute(2, 0, 1))
         assert part.labels.tolist() == [3, 7]
+
+
+def test_tables_are_means_over_seeds_and_judges(tmp_path):
+    def found(run: str, seed: int, scale: float) -> Found:
+        of = {
+            f"{r}/{m}": Metric(scale * (1 + (m == "squeezenet")), 1, 9, 8, 0) for r in RATIOS for m in TRAINED + JUDGES
+        }
+        log = tmp_path / run / f"{seed}" / "log.jsonl"
+        (log.parent / "samples").mkdir(parents=True)
+        log.write_text("".join(f'{{"step": {k}, "distance/mobilenetv1_025": {1 / k}}}\n' for k in (1, 2)))
+        Image.new("RGB", (90, 70)).save(log.parent / "samples" / "compare 00 this run.png")
+        return Found(run, seed, of, log)
+
+    everything = [found("a", 0, 2.0), found("a", 1, 4.0), found("b", 0, 3.0)]
+    first, second = table(everything, "sw_r").splitlines()[2:]
+    assert first == "| a | 2 | 3 ± 1 | 3 ± 1 | 3 ± 1 | 3 ± 1 | 3 ± 1 | 6 ± 2 | 3.57 ± 1.2 |"  # 3 * 2 ** (1 / 4)
+    assert second == "| b | 1 | 3 | 3 | 3 | 3 | 3 | 6 | 3.57 |"
+    lines = as_csv(everything).splitlines()
+    assert len(lines) == 1 + 3 * 2 * 6 and lines[1] == "a,0,sw_r,mobilenetv1_025,2,1,9,8"
+    shown = Image.open(io.BytesIO(pictures(everything)))
+    assert shown.size == (90, 160) and Image.open(io.BytesIO(curves(everything))).width > 300
 
 
 @pytest.mark.slow

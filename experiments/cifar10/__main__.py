@@ -1,4 +1,4 @@
-"""python -m experiments.cifar10 STUDY [NAME=VERDICT.json ...] --csv FILE --curves FILE.png: tables of the study.
+"""python -m experiments.cifar10 STUDY [NAME=VERDICT.json ...] --csv FILE --curves PNG --pictures PNG: its tables.
 
 STUDY is the folder of `rdm sweep study.gin`, VERDICT.json what `rdm evaluate --json` wrote of the flow model.
 """
@@ -20,6 +20,7 @@ from rdm.reports.sweep import read_sweep
 JUDGES = "mobilenetv1_075", "mobilenetv1_100", "mobilenetv2_100", "squeezenet"  # no run trains on them
 TRAINED = "mobilenetv1_025", "mobilenetv1_050"  # the first alone in the run with one encoder
 RATIOS = "sw_r", "mmd_r"
+SHOWN = "compare 00 this run.png"
 
 
 class Found(NamedTuple):
@@ -96,9 +97,25 @@ def curves(everything: Sequence[Found]) -> bytes:
                 axis.plot([4096 * s / rows[-1]["step"] for s in steps], values, label=each.run, lw=1, marker=mark, ms=3)
             axis.set(title=member, xlabel="pictures", yscale="log")
     axes[0].set_ylabel("squared MMD of the step's pictures")
-    axes[-1].legend(fontsize=6)
+    axes[0].legend(fontsize=6)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
+
+
+def pictures(everything: Sequence[Found]) -> bytes:
+    """PNG with the first twenty pictures of every run of seed 0, from one noise, under its name."""
+    from PIL import Image, ImageDraw
+
+    shown = [(each.run, each.log.parent / "samples" / SHOWN) for each in everything if each.log and not each.seed]
+    strips = [(run, Image.open(path).convert("RGB")) for run, path in shown if path.is_file()]
+    width, height = max(strip.width for _, strip in strips), 66 + 14
+    whole = Image.new("RGB", (width, height * len(strips)), "white")
+    for k, (run, strip) in enumerate(strips):
+        ImageDraw.Draw(whole).text((2, k * height + 1), run, fill="black")
+        whole.paste(strip.crop((0, 0, strip.width, 66)), (0, k * height + 14))
+    buffer = io.BytesIO()
+    whole.quantize(255).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -109,6 +126,7 @@ def main() -> None:
     parser.add_argument("verdicts", nargs="*", metavar="NAME=VERDICT.json")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--curves", type=Path)
+    parser.add_argument("--pictures", type=Path)
     options = parser.parse_args()
     named = {name: Path(path) for name, _, path in (each.partition("=") for each in options.verdicts)}
     everything = list(found_in(options.study, named))
@@ -118,6 +136,8 @@ def main() -> None:
         write_text(options.csv, as_csv(everything))
     if options.curves is not None:
         write_bytes(options.curves, curves(everything))
+    if options.pictures is not None:
+        write_bytes(options.pictures, pictures(everything))
 
 
 if __name__ == "__main__":
