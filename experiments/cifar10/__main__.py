@@ -87,17 +87,19 @@ def curves(everything: Sequence[Found]) -> bytes:
 
     figure = Figure(figsize=(8, 3), dpi=80, layout="constrained")
     axes = figure.subplots(1, len(TRAINED), sharey=True)
-    for each in everything:
+    for k, each in enumerate(everything):
         rows = [] if each.log is None or each.seed or each.run.startswith("frechet") else read_log(each.log)
         for axis, member in zip(axes, TRAINED, strict=True):
             seen = [(row["step"], row[f"distance/{member}"]) for row in rows if f"distance/{member}" in row]
             if seen:
                 steps, values = zip(*seen, strict=True)
                 mark = "o" if len(steps) < 8 else None
-                axis.plot([4096 * s / rows[-1]["step"] for s in steps], values, label=each.run, lw=1, marker=mark, ms=3)
+                pictures = [4096 * step / rows[-1]["step"] for step in steps]
+                axis.plot(pictures, values, label=each.run, color=f"C{k % 10}", lw=1, marker=mark, ms=3)
             axis.set(title=member, xlabel="pictures", yscale="log")
     axes[0].set_ylabel("squared MMD of the step's pictures")
-    axes[0].legend(fontsize=6)
+    handles, names = axes[0].get_legend_handles_labels()
+    axes[-1].legend(handles, names, loc="upper left", bbox_to_anchor=(1, 1), fontsize=7)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
