@@ -1,0 +1,1 @@
+"""Flow maps: what a fake network costs and what its surrogate loses."""
