@@ -28,6 +28,10 @@ class ClassSums(Sum):
         value = torch.cat([self.value[:, :1] * factor**2, self.value[:, 1:] * factor], 1)
         return type(self)(value, super().scale(factor).weight)
 
+    def mixed(self, mine: Any, other: Summary, theirs: Any, drop: float | None = None) -> "ClassSums":
+        """Each side's squares of weights go with its own square."""
+        return type(self).merge([self.scale(mine), other.scale(theirs)])  # type: ignore[return-value]
+
 
 @dataclass(frozen=True)
 class ByClass(Statistic):

@@ -41,6 +41,8 @@ def build(name: str, folder) -> list[Representation]:
         raise
     made = []
     for network, entry in networks.items():
+        if not entry.examples:  # needs weights, and is no classifier
+            continue
         with seeded(0):
             module = networks.build(network, **entry.examples[0])
         run = folder / network

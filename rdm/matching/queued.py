@@ -175,7 +175,8 @@ class Queued:
         (old, new), scale, apart = run.rows, torch.zeros_like(run.peak), []
         for value, count, but in ((run.new, new, 0), (run.old, old + new, new)):
             rest = value.clone()
-            for piece in zip(*(each.split(PIECE) for each in _pair(self.newest(count, but=but))), strict=True):
+            held = self.newest(count, but=but)
+            for piece in zip(*(each.split(PIECE) for each in _pair(held)), strict=True) if len(held.weight) else ():
                 part = statistic.measure(*piece).value
                 rest, scale = rest - part, scale + _size(part)
             apart.append(_size(rest))
