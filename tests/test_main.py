@@ -138,7 +138,7 @@ def test_a_run_that_failed_before_its_first_checkpoint_may_be_mended_and_started
 def test_failures_while_running_have_status_1(at, capsys):
     bindings = "rdm.train.optimizer = @optimizers.adamw", "optimizers.adamw.lr = 1e30", "rdm.train.steps = 50"
     line = refused_running(capsys, "train", "classifier.gin", *(x for b in bindings for x in ("--bind", b)))
-    assert "gradient is not finite" in line
+    assert "loss is not finite" in line
 
 
 def refused_running(capsys, *arguments: str) -> str:

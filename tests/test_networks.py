@@ -176,7 +176,7 @@ def test_dit_reads_the_noise_of_its_diffusion_as_a_velocity():
     class Point(nn.Module):
         null = 0
 
-        def forward(self, x, step, labels):
+        def forward(self, x, step, labels, h):
             low = step.long().clamp(max=998)
             log = kept.log()
             a = (log[low] + (step - low) * (log[low + 1] - log[low])).exp().view(-1, 1, 1, 1)
