@@ -37,3 +37,6 @@ def printable(text: str) -> str:
     """A text on one line of any terminal: control characters, and bytes of names that are not UTF-8, as escapes."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+LOST: list[int] = []  # signals that a command was sent before: whoever still runs then never saw their exception

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 
 from rdm.distributed import total
+from rdm.errors import LOST
 from rdm.escape import printable
 from rdm.terminal import say, shown
 
@@ -73,9 +74,10 @@ class Interrupted(Exception):
 def stop_requests(*, together: bool = True) -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C or SIGTERM into a request that the loop reads; a second one interrupts at once.
 
+    One that was sent before and whose exception was lost, as Python loses those raised in a destructor, is one too.
     `together`: a request to any rank is one to all, which read it equally often.
     """
-    requested: list[int] = []
+    requested = list(LOST)
 
     def ask(number: int, frame: Any) -> None:
         if requested:

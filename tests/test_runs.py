@@ -12,11 +12,13 @@ import torch
 
 import rdm
 from rdm.__main__ import main
+from rdm.app.process import terminated_as_interrupted
 from rdm.distributed import started, together, words
 from rdm.files.checkpoint import complete_checkpoints, read_checkpoint
 from rdm.files.store import lock
 from rdm.judging.evaluation import Evaluation
 from rdm.losses.matching import Matching
+from rdm.progress import stop_requests
 from rdm.training.run import Diverged
 from tests import processes
 from tests.test_main import GENERATOR, refused, refused_running
@@ -183,6 +185,17 @@ def test_ctrl_c_at_any_early_moment_is_one_line(at):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1 and err.strip().splitlines()[-1].startswith("rdm: interrupted"), err
+
+
+def test_an_interrupt_whose_exception_is_lost_is_a_request_to_stop():
+    with terminated_as_interrupted():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with pytest.raises(KeyboardInterrupt):  # and nobody ends, as after a destructor
+                os.kill(os.getpid(), number)
+        with stop_requests(together=False) as stopping:
+            assert stopping()
+    with stop_requests(together=False) as stopping:
+        assert not stopping()
 
 
 class Spoilt(torch.nn.Module):

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rdm.errors import LOST
+
 
 def keep_freed_memory() -> None:
     """Let glibc keep the blocks that are freed for the next ones, as a long computation wants it.
@@ -30,11 +32,19 @@ def keep_freed_memory() -> None:
 @contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
     """SIGTERM ends a command as Ctrl-C does and SIGUSR1 ends none, where the command itself has no better answer."""
-    answers = {signal.SIGTERM: signal.default_int_handler, signal.SIGUSR1: signal.SIG_IGN}
+
+    def interrupt(number: int, frame: Any) -> None:
+        LOST.append(number)  # should the exception be lost
+        raise KeyboardInterrupt
+
+    answers: dict[int, Any] = {signal.SIGTERM: interrupt, signal.SIGUSR1: signal.SIG_IGN}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nobody above has it ignored
+        answers[signal.SIGINT] = interrupt
     before = {number: signal.signal(number, answer) for number, answer in answers.items()}
     try:
         yield
     finally:
+        LOST.clear()
         for number, answer in before.items():
             signal.signal(number, answer)
 
