@@ -260,8 +260,8 @@ else:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits what a process maps for its data, as Linux does")
 def test_a_folder_of_twice_the_memory_trains(tmp_path):
-    """192 MiB of pictures, on disk and as items, by processes that may take 96 more; all at once do not fit."""
-    allowed, side = 96 * 2**20, 256
+    """256 MiB of pictures, on disk and as items, by processes that may take 128 more; all at once do not fit."""
+    allowed, side = 128 * 2**20, 256
     n = 2 * allowed // side**2
     draw = np.random.default_rng(0)
     for i in range(n):
