@@ -47,14 +47,15 @@ def run_all(rank: int, folder: str, programs: list[Path], meeting: list[int]) ->
     torch.set_num_threads(1)
     with contextlib.suppress(InputError):  # lightning imports it, which is mended first where it does not fit
         require("torchvision", extra="vision", owner="lightning")
+    held = []  # what the programs made: torch's wrapper of one may wait for ever when it goes
     for program, port in zip(programs, meeting, strict=True):
         given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
         given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "examples"}
         os.environ |= {name: str(value) for name, value in given.items()}
-        runpy.run_path(str(program), run_name="__main__")
+        held.append(runpy.run_path(str(program), run_name="__main__"))
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-    os._exit(0)  # a process that has had a wrapper of torch's waits for ever at its ordinary end
+    os._exit(0)  # for the same reason
 
 
 def weights(run: Path) -> dict[str, Tensor]:
