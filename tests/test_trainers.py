@@ -18,6 +18,8 @@ from rdm.matching.representation import Battery
 from rdm.population.population import Population
 from tests.problems import Problem, relative_error
 
+HELD: list[DistributedDataParallel] = []  # torch's wrappers, which may wait for ever when they go
+
 chunks = pytest.mark.parametrize("chunk", [None, 7], ids=["whole", "chunks"])
 
 
@@ -264,7 +266,8 @@ def in_averaging(problem: Problem, population: Population, rank: int) -> None:
             population.backward(self.net, **of_two(problem, rank))
             return noise
 
-    DistributedDataParallel(Module())(torch.zeros(2))
+    HELD.append(DistributedDataParallel(Module()))
+    HELD[-1](torch.zeros(2))
 
 
 def uses_on_two_ranks(problem: Problem, population: Population, rank: int) -> Iterator[tuple[str, Any]]:
@@ -272,7 +275,8 @@ def uses_on_two_ranks(problem: Problem, population: Population, rank: int) -> It
     net, given = problem.net, lambda: of_two(problem, rank)
 
     def wrapped(**options: Any) -> DistributedDataParallel:
-        return DistributedDataParallel(net, **options)
+        HELD.append(DistributedDataParallel(net, **options))
+        return HELD[-1]
 
     def beside(model: nn.Module) -> None:
         own = model(problem.noise).square().sum()  # the same on both ranks, so that an average leaves it alone
@@ -346,7 +350,7 @@ def on_a_rank(rank: int, folder: str) -> None:
             found[f"{name}, {chunk}"] = words, [p.grad for p in problem.net.parameters() if words == ""]
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
-    os._exit(0)  # a process that has had a wrapper of torch's waits for ever at its ordinary end
+    os._exit(0)  # see HELD
 
 
 def test_two_ranks_get_the_gradient_of_both_however_they_are_wrapped(tmp_path):
