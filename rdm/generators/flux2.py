@@ -155,6 +155,8 @@ class Flux2(Latents):
                 'flux2: expected contexts "n tokens size", or contexts=FILE and rows of it; got '
                 + ("no condition" if condition is None else "rows and no file")
             )
+        if type(condition) is not Tensor:  # one of sizes alone, in a dry run
+            return like.new_zeros(len(condition), *self._contexts.shape[1:])
         return torch.from_numpy(self._contexts[condition.cpu().numpy()]).to(like)
 
     def latents(self, x: Tensor) -> Tensor:
