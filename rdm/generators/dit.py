@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rdm.api import Count, Fraction, Positive, Solver, generators
 from rdm.generators.parts.guidance import guided
-from rdm.generators.parts.interval import IntervalEmbedding
+from rdm.generators.parts.interval import IntervalEmbedding, MayBeMap
 from rdm.generators.parts.latent import SD_VAE, Latents
 from rdm.generators.parts.presets import Rule, follow, load, presets
 from rdm.generators.parts.transformer import (
@@ -103,7 +103,7 @@ _SMALL = {"shape": (4, 4, 4), "width": 16, "depth": 1, "heads": 2, "steps": 2, "
 
 
 @generators.register("sit", examples=(_SMALL,))
-class SiT(Latents):
+class SiT(Latents, MayBeMap):
     """SiT: the velocity of latents of the Stable Diffusion autoencoder (8 pixels a latent), data at t = 1 inside.
 
     Source: Ma et al. (2024), "SiT: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant
@@ -158,15 +158,7 @@ class SiT(Latents):
         """Tensors of a public file under the generator's names."""
         return follow(PUBLIC, state)
 
-    def velocity(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:  # noqa: D102
-        return self._evaluate(x, torch.zeros_like(t), t, condition)
-
-    def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:  # noqa: D102
-        if not self.is_map:
-            return super().average_velocity(x, r, t, condition)
-        return self._evaluate(x, t - r, t, condition)
-
-    def _evaluate(self, x: Tensor, h: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+    def evaluate(self, x: Tensor, h: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:  # noqa: D102
         def away(labels: Tensor) -> Tensor:
             return self.predicted(x, h, t, labels)
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from rdm.api import Count, FlowGenerator, Fraction, Positive, Solver, generators
+from rdm.api import Count, Fraction, Positive, Solver, generators
 from rdm.generators.parts.guidance import guided
-from rdm.generators.parts.interval import IntervalEmbedding
+from rdm.generators.parts.interval import IntervalEmbedding, MayBeMap
 from rdm.generators.parts.presets import Rule, follow, load, presets
 from rdm.generators.parts.transformer import (
     BottleneckPatchEmbedding,
@@ -121,7 +121,7 @@ class _Network(nn.Module):
         },
     ),
 )  # fmt: skip
-class JiT(FlowGenerator):
+class JiT(MayBeMap):
     """JiT: velocity (x - prediction) / max(t, 0.05), with guidance by a second forward pass inside an interval.
 
     Source: Li and He (2025), "Back to Basics: Let Denoising Generative Models Denoise". Class tokens join the patches
@@ -173,15 +173,7 @@ class JiT(FlowGenerator):
         """Tensors of a public file under the generator's names."""
         return follow(PUBLIC, state)
 
-    def velocity(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:  # noqa: D102
-        return self._evaluate(x, torch.zeros_like(t), t, condition)
-
-    def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:  # noqa: D102
-        if not self.is_map:
-            return super().average_velocity(x, r, t, condition)
-        return self._evaluate(x, t - r, t, condition)
-
-    def _evaluate(self, x: Tensor, h: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+    def evaluate(self, x: Tensor, h: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:  # noqa: D102
         def towards(labels: Tensor) -> Tensor:
             return (x - self.net(x, 1 - t, labels, h)) / t.clamp(min=LEAST_TIME).view(-1, 1, 1, 1)
 

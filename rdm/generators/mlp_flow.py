@@ -6,12 +6,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from rdm.api import Count, FlowGenerator, Size, generators, load_weights
-from rdm.generators.parts.interval import IntervalEmbedding
+from rdm.api import Count, Size, generators, load_weights
+from rdm.generators.parts.interval import IntervalEmbedding, MayBeMap
 
 
 @generators.register("mlp_flow", examples=({"width": 16, "depth": 1}, {"width": 16, "depth": 1, "map": True}))
-class MLPFlow(FlowGenerator):
+class MLPFlow(MayBeMap):
     """Velocity by residual blocks, each modulated by time and class (adaptive norm, zero at the start).
 
     Source of the blocks: Peebles and Xie (2023), "Scalable Diffusion Models with Transformers", without attention.
@@ -53,15 +53,7 @@ class MLPFlow(FlowGenerator):
         if weights is not None:
             load_weights(self, weights, fresh=("embed_interval.",))
 
-    def velocity(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:  # noqa: D102
-        return self._evaluate(x, torch.zeros_like(t), t, condition)
-
-    def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:  # noqa: D102
-        if not self.is_map:
-            return super().average_velocity(x, r, t, condition)
-        return self._evaluate(x, t - r, t, condition)
-
-    def _evaluate(self, x: Tensor, h: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+    def evaluate(self, x: Tensor, h: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:  # noqa: D102
         phase = t[:, None] * self.frequencies.to(x)
         embedding = self.embed_time(torch.cat([phase.sin(), phase.cos()], 1))
         embedding = embedding + self.embed_class(condition if condition is not None else torch.zeros_like(t).long())

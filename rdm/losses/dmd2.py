@@ -79,7 +79,8 @@ class DMD2(Dreamed):
         flow = refuse_others(self, model)
         super().prepare(model, setting, resumed=resumed)
         teacher = copied(flow) if isinstance(self.given, str) else self.given
-        fake = self.fake or copied(teacher if any(True for _ in teacher.parameters()) else flow)
+        start = teacher if any(True for _ in teacher.parameters()) else flow
+        fake = copied(start) if self.fake is None else self.fake
         for each in (teacher, fake):
             if tuple(each.shape) != tuple(flow.shape):
                 raise InputError(f"dmd2: states of teacher and fake network are {each.shape}, the model's {flow.shape}")

@@ -191,6 +191,8 @@ class FSFDMD(Dreamed):
         with torch.no_grad():
             for mine, new in zip(self.teacher.parameters(), model.parameters(), strict=True):
                 mine.lerp_(new.to(mine), 1 - self.decay)
+            for mine, new in zip(self.teacher.buffers(), model.buffers(), strict=True):
+                mine.copy_(new)
 
     def state(self) -> dict[str, Any]:
         """The teacher's weights, where it was made from the model."""

@@ -3,7 +3,6 @@
 Both happen in place, and names of parameters stay as they are, so that weights, averages and checkpoints fit.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,9 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from rdm.errors import InputError
 from rdm.numbers import check, check_fields
 from rdm.registry import nearest
-from rdm.scaling.sharding import _entries, _matches
+from rdm.scaling.sharding import Names, entries, matches
 
-Names = bool | Sequence[str]  # patterns of names, or True for the layers in the model's lists
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -32,14 +30,14 @@ def named(model: nn.Module, names: Names) -> list[nn.Module]:
     modules = {name: m for name, m in model.named_modules() if name and type(m).forward is not nn.Module.forward}
     owner = type(model).__name__
     if isinstance(names, bool):
-        found = list(_entries(model, "")) if names else []
+        found = list(entries(model, "")) if names else []
         if names and not found:
             raise InputError(f"{owner} has no nn.ModuleList, whose entries True stands for; name its modules")
         return [modules[name] for name in found if name in modules]
     for pattern in names:
-        if not any(_matches(name, pattern) for name in modules):
+        if not any(matches(name, pattern) for name in modules):
             raise InputError(f"{owner} has no module {pattern!r} that computes{nearest(pattern, modules)}")
-    return [module for name, module in modules.items() if any(_matches(name, pattern) for pattern in names)]
+    return [module for name, module in modules.items() if any(matches(name, pattern) for pattern in names)]
 
 
 def recompute(model: M, names: Names = True) -> M:

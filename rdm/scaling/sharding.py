@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
     from typing_extensions import TypeIs
 
-Shard = bool | Sequence[str]  # names of modules, or True for the layers in the model's lists
+Names = bool | Sequence[str]  # patterns of names of modules, or True for the layers in the model's lists
 M = TypeVar("M", bound=nn.Module)
 
 
-def chosen(model: nn.Module, names: Shard) -> list[str]:
+def chosen(model: nn.Module, names: Names) -> list[str]:
     """Names of the modules to be sharded, inner ones before those that hold them.
 
     Args:
@@ -43,17 +43,17 @@ def chosen(model: nn.Module, names: Shard) -> list[str]:
     """
     modules = {name: module for name, module in model.named_modules() if name and _can_be(module)}
     if isinstance(names, bool):
-        found = [name for name in _entries(model, "") if name in modules] if names else []
+        found = [name for name in entries(model, "") if name in modules] if names else []
         if names and not found:
             raise InputError(
                 f"{_owner(model)} has no nn.ModuleList whose entries have weights; shard=True shards those"
             )
     else:
         for pattern in names:
-            if not any(_matches(name, pattern) for name in modules):
+            if not any(matches(name, pattern) for name in modules):
                 known = ", ".join(dict.fromkeys(re.sub(r"\d+", "*", name) for name in modules))
                 raise InputError(f"{_owner(model)} has no module {pattern!r} with weights; it has {known}")
-        found = [name for name in modules if any(_matches(name, pattern) for pattern in names)]
+        found = [name for name in modules if any(matches(name, pattern) for pattern in names)]
     _refuse_shared(model, found)
     for name in found:
         if scalar := next((n for n, p in modules[name].named_parameters() if p.ndim == 0), None):
@@ -63,7 +63,7 @@ def chosen(model: nn.Module, names: Shard) -> list[str]:
     return found[::-1]
 
 
-def sharded(model: M, names: Shard, device: torch.device, held: str = "float32") -> M:
+def sharded(model: M, names: Names, device: torch.device, held: str = "float32") -> M:
     """Shard modules of a model over all ranks in place, and move the rest to the device; alone, only move it.
 
     Every rank must hold the same weights. A device never holds more whole modules than one at a time.
@@ -143,7 +143,7 @@ def mine(whole: Tensor, like: Tensor) -> Tensor:
     return rows
 
 
-def _entries(module: nn.Module, prefix: str) -> Iterator[str]:
+def entries(module: nn.Module, prefix: str) -> Iterator[str]:
     """Names of the entries of the outermost lists; of entries that are lists themselves, theirs."""
     for name, child in module.named_children():
         place = f"{prefix}{name}"
@@ -151,7 +151,7 @@ def _entries(module: nn.Module, prefix: str) -> Iterator[str]:
         if isinstance(module, nn.ModuleList) and not isinstance(child, containers):
             yield place
         else:
-            yield from _entries(child, f"{place}.")
+            yield from entries(child, f"{place}.")
 
 
 def _can_be(module: nn.Module) -> bool:
@@ -159,7 +159,8 @@ def _can_be(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward and any(True for _ in module.parameters())
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
+    """Whether a name is of a pattern, in which `*` stands for one part or some of its letters."""
     parts, wanted = name.split("."), pattern.split(".")
     return len(parts) == len(wanted) and all(map(fnmatchcase, parts, wanted))
 

@@ -1,9 +1,12 @@
 """How a velocity network learns about the length of a jump, and so becomes a flow map."""
 
 import math
+from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
+
+from rdm.api import FlowGenerator
 
 
 class IntervalEmbedding(nn.Module):
@@ -23,3 +26,21 @@ class IntervalEmbedding(nn.Module):
         """Embed lengths."""
         phase = h[:, None] * self.frequencies.to(h)
         return self.outlet(nn.functional.silu(self.inlet(torch.cat([phase.sin(), phase.cos()], 1))))
+
+
+class MayBeMap(FlowGenerator):
+    """A velocity network that is told the length of a jump too where `is_map`, and is a flow map then."""
+
+    @abstractmethod
+    def evaluate(self, x: Tensor, h: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """The mean velocity from t down to t - h (each n); of a network that is no map, the velocity at t."""
+
+    def velocity(self, x: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """v: over no time."""
+        return self.evaluate(x, torch.zeros_like(t), t, condition)
+
+    def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """u: by one evaluation of a map, by a step of the solver otherwise."""
+        if not self.is_map:
+            return super().average_velocity(x, r, t, condition)
+        return self.evaluate(x, t - r, t, condition)
