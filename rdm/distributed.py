@@ -204,6 +204,15 @@ def gather(tensor: Tensor) -> list[Tensor]:
     return [piece.to(tensor.device) for piece in pieces]
 
 
+def from_rank(source: int, tensor: Tensor) -> Tensor:
+    """One rank's tensor, on every rank; the others give any of its shape and type."""
+    if not active():
+        return tensor
+    whole = tensor.to(_device()).contiguous()
+    dist.broadcast(whole, source)
+    return whole.to(tensor.device)
+
+
 def concatenated(tensor: Tensor) -> Tensor:
     """Every rank's rows end to end, which may be unequally many; equal on every rank."""
     return _AllGather.apply(tensor.to(_device())).to(tensor.device) if active() else tensor

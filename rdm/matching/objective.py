@@ -39,6 +39,17 @@ class Traits(NamedTuple):
     learned_weights: bool = True  # the gradient in the generated rows' weights is given too
 
 
+class Portion(NamedTuple):
+    """Which of several summands: the `number`th of `of`, from 0."""
+
+    number: int
+    of: int
+
+    def takes(self, k: int) -> bool:
+        """Whether the k-th of many equal pieces of work belongs to it: they go round."""
+        return k % self.of == self.number
+
+
 class Objective(ABC):
     """A distance (or training signal) between a generated population and a reference.
 
@@ -61,6 +72,21 @@ class Objective(ABC):
     @abstractmethod
     def distance(self, summary: Summary, target: Any, *, generator: torch.Generator | None = None) -> Tensor:
         """The formula: a float64 scalar from the generated summary and the target, differentiable in the former."""
+
+    @property
+    def divisible(self) -> bool:
+        """Whether the distance is a sum whose summands `part` gives, so that ranks can share it out."""
+        return False
+
+    def part(
+        self, summary: Summary, target: Any, portion: Portion, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """One summand of a `divisible` distance, differentiable as it is; all together are `distance`.
+
+        Every rank gives the same population and draws the same from its `generator`. Where rounding puts the sum of a
+        non-negative objective below 0, it counts as 0, as the distance itself must see to.
+        """
+        raise NotImplementedError(f"{type(self).__name__} says that it is divisible and has no part")
 
     def solver(self, tolerance: float) -> "Follower":
         """What follows a population through a memory, its gradient within a relative tolerance.

@@ -111,7 +111,7 @@ class Loss(nn.Module):
         self.share, self.report = found.share, found.report
         if self.training:
             kept = merge_across_ranks(Cat(rows.detach(), masses.detach())) if self._held.memory.keeps_rows else None
-            self._held.write(found.batch, kept)
+            self._held.write(found.batch, kept, found.left)
         return found.value
 
     def extra_repr(self) -> str:

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from rdm.distributed import merge_across_ranks
 from rdm.errors import InputError, NonFiniteError
-from rdm.matching.autocast import Casting, exact, own_types
+from rdm.matching.autocast import Casting, own_types
 from rdm.matching.memory import Memory
 from rdm.matching.statistic import Cat, Summary
 from rdm.population.replay import (
@@ -25,7 +24,8 @@ from rdm.population.replay import (
     restore_random_state,
     sketch,
 )
-from rdm.population.term import TINY, Pull, Step, Term, finite, gradient, norm
+from rdm.population.sharing import pulled
+from rdm.population.term import TINY, Pull, Step, Term, gradient, norm
 from rdm.timing.regions import region
 
 Look = Callable[[Tensor], None]  # what sees the first items
@@ -90,22 +90,6 @@ def measure(
     return Measured(replayable, summaries, [Cat.merge(r) for r in found if r], torch.cat(seen))
 
 
-@exact()
-@region("statistics and distances")
-def pull(term: Term, summary: Summary | NonFiniteError, live: int, generator: torch.Generator | None) -> Pull:
-    """Pass 2: the distance of the population that ranks and memory make of a summary, and its cotangent.
-
-    There is none, zero, where the caller asks for no gradient.
-    """
-    summary = finite(summary)
-    leaf = summary.value.detach().requires_grad_(torch.is_grad_enabled())
-    batch = merge_across_ranks(type(summary)(leaf, summary.weight))
-    found = term.read(batch, live, generator)
-    if leaf.requires_grad:
-        found.value.backward()
-    return Pull(found.value.detach(), gradient(leaf), found.share, found.batch, found.report)
-
-
 class Once:
     """A single chunk, computed once; its graph is kept until the gradient goes on to the generator.
 
@@ -125,7 +109,7 @@ class Once:
         for term in self.terms:
             leaf = term.leaf(self.items)
             found, summary = term.measure(leaf, self.chunk)
-            pulls.append(pull(term, summary, live, generator))
+            pulls += pulled([term], [summary], live, generator)
             assert found is not None and isinstance(summary, Summary)
             with own_types(), region(f"encoder {term.representation.name}"):
                 summary.value.backward(pulls[-1].cotangent)
@@ -164,8 +148,7 @@ class Twice:
 
     def pulled(self, live: int, generator: torch.Generator | None) -> list[Pull]:
         """Pass 2."""
-        pairs = zip(self.terms, self.measured.summaries, strict=True)
-        return [pull(term, summary, live, generator) for term, summary in pairs]
+        return pulled(self.terms, self.measured.summaries, live, generator)
 
     def back(self, pulls: Sequence[Pull], scales: Tensor, hand: Hand | None) -> Tensor:
         """Pass 3: each chunk again, with gradient and its randomness replayed; returns as `Once` does."""

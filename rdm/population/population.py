@@ -117,9 +117,8 @@ class Population:
         refuse_signed(self.balance, chosen.values())
         self.terms: list[Term] = []
         self.weighing = Weighing(self.balance, self.terms)
-        self._looked, self._writes = False, 0  # at the range of what is generated; of the memory
+        self._looked, self._writes, self._watch = False, 0, Watch()  # at the range of what is generated; of the memory
         self.latest: Step | None = None  # what the newest step measured
-        self._watch = Watch()
         for member, weight, real in zip(self.battery.members, self.battery.member_weights, reals, strict=True):
             each, fresh = chosen[member.name], None if real.fresh is None else real.fresh.cpu()
             bind, solver = bound(each, replace(real, shared=shared), cache), followed(each, self.memory, tolerance)
@@ -214,7 +213,7 @@ class Population:
     def warm_up(self, generate: Generate, noise: Tensor, condition: Condition | None = None) -> None:
         """Write one batch of any size to the memory, chunk by chunk and without gradient, before the first step."""
         measured = self._measure(generate, noise, condition)
-        self._write([merge_across_ranks(finite(summary)) for summary in measured.summaries], measured.rows)
+        self._write([(merge_across_ranks(finite(each)), None) for each in measured.summaries], measured.rows)
 
     def try_out(self, generate: Generate, noise: Tensor, condition: Condition | None = None) -> None:
         """Refuse items that the encoders do not take, or features of another width; nothing changes."""
@@ -294,7 +293,7 @@ class Population:
             norms = taken.passes.back(taken.pulls, taken.scales, hand)
         self.weighing.kept = taken.kept
         self.weighing.keep(norms * taken.units)
-        dropped = self._write([pull.batch for pull in taken.pulls], taken.passes.rows)
+        dropped = self._write([(pull.batch, pull.left) for pull in taken.pulls], taken.passes.rows)
         self.latest = taken.step._replace(dropped=dropped)
         return self.latest
 
@@ -323,8 +322,9 @@ class Population:
         self._looked = True
 
     @region("memory")
-    def _write(self, batches: list[Summary], rows: list[Cat]) -> dict[str, float]:
-        """Pass 4: the memory takes this step's batch, of all ranks; returns the shares of mass that it dropped."""
+    def _write(self, read: list[tuple[Summary, dict[str, Tensor] | None]], rows: list[Cat]) -> dict[str, float]:
+        """Pass 4: the memory takes each batch of all ranks, and what reading it left; returns the shares dropped."""
         self._writes += 1
-        merged = [merge_across_ranks(r) for r in rows] or [None for _ in batches]
-        return {t.representation.name: t.write(b, r) for t, b, r in zip(self.terms, batches, merged, strict=True)}
+        merged = [merge_across_ranks(r) for r in rows] or [None for _ in read]
+        triples = zip(self.terms, read, merged, strict=True)
+        return {term.representation.name: term.write(batch, r, left) for term, (batch, left), r in triples}

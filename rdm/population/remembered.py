@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rdm.errors import CorruptFileError, InputError
 from rdm.matching.memory import Memory, NoMemory, Past
-from rdm.matching.objective import Follower, Objective, Seen
+from rdm.matching.objective import Follower, Objective, Portion, Seen
 from rdm.matching.queued import Queued
 from rdm.matching.statistic import Cat, Statistic, Summary
 from rdm.numbers import Positive, check
@@ -21,6 +21,7 @@ class Read(NamedTuple):
     share: float  # of the gradient, that the memory leaves to the batch
     batch: Summary  # detached, as it is to be written
     report: dict[str, float]  # of the solver, if there is one
+    left: dict[str, Tensor] | None  # what the solver wants back, once the batch is written
 
 
 class Unmeasured(Statistic):
@@ -45,23 +46,30 @@ class Remembered:
     solver: Follower | None = None
     past: Past | None = None
     solved: dict[str, Tensor] | None = None
-    _tried: tuple[Summary, dict[str, Tensor] | None] | None = None  # a batch that was read, and what it left
 
     @property
     def live(self) -> Statistic:
         """What is measured of a batch, of which the distance is taken."""
         return self.statistic if self.solver is None else Unmeasured()
 
-    def read(self, batch: Summary, rows: int, generator: torch.Generator | None) -> Read:
-        """The distance of the population that the memory makes of the batch of all ranks, of so many rows."""
+    def read(
+        self, batch: Summary, rows: int, generator: torch.Generator | None, portion: Portion | None = None
+    ) -> Read:
+        """The distance of the population that the memory makes of the batch of all ranks, of so many rows.
+
+        Or one summand of it.
+        """
         if self.solver is not None:
             return self._solved(self.solver, batch, rows)
         population, share = self.memory.read(self.past, batch, rows, self.statistic)
-        value = self.objective.distance(population, self.target, generator=generator)
-        return Read(value, share, batch.detach(), {})
+        if portion is None:
+            value = self.objective.distance(population, self.target, generator=generator)
+        else:
+            value = self.objective.part(population, self.target, portion, generator=generator)
+        return Read(value, share, batch.detach(), {}, None)
 
     def _solved(self, solver: Follower, batch: Summary, rows: int) -> Read:
-        """The same within the solver's tolerance; what it leaves counts once the batch is written."""
+        """The same within the solver's tolerance."""
         live = batch.detach()
         assert isinstance(batch, Cat) and isinstance(live, Cat)
         with torch.no_grad():
@@ -69,18 +77,16 @@ class Remembered:
             population, share = self.memory.read(self.past, measured, rows, self.statistic)
             change = self.memory.change(self.past, live)
         found = solver.solve(Seen(batch, population, share, change), self.statistic, self.target, self.solved)
-        self._tried = measured, found.state
-        return Read(found.value, share, measured, found.report)
+        return Read(found.value, share, measured, found.report, found.state)
 
-    def write(self, batch: Summary, rows: Cat | None) -> float:
-        """Take a batch of all ranks into the memory; the share of its mass that it drops."""
+    def write(self, batch: Summary, rows: Cat | None, left: dict[str, Tensor] | None = None) -> float:
+        """Take a batch of all ranks into the memory, and what reading it left; the share of its mass that it drops."""
         if not isinstance(batch, self.statistic.kind):  # written before any step
             batch = self.statistic.measure(batch.value, batch.weight)
         taken = rows if self.memory.keeps_rows else batch
         assert taken is not None
         self.past, dropped = self.memory.write(self.past, taken, self.statistic, batch)
-        read, left = self._tried or (None, None)
-        self.solved, self._tried = left if read is batch else None, None
+        self.solved = left
         return dropped
 
     def packed(self) -> list[Tensor] | None:
@@ -101,7 +107,7 @@ class Remembered:
                 )
             summary = taken.summed(len(taken), self.statistic) if isinstance(taken, Queued) else taken
             self.solver.check(solved, summary, self.statistic, self.target)
-        self.past, self.solved, self._tried = taken, solved, None
+        self.past, self.solved = taken, solved
 
 
 def followed(objective: Objective, memory: Memory, tolerance: float | None) -> Follower | None:

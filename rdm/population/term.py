@@ -128,6 +128,7 @@ class Pull(NamedTuple):
     share: float
     batch: Summary
     report: dict[str, float]
+    left: dict[str, Tensor] | None
 
 
 class Weighing:
