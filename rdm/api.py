@@ -62,17 +62,19 @@ from rdm.registry import (
 )
 from rdm.rehearsing.expected import expected
 from rdm.rehearsing.step import Does, Keeps, Rehearsal
-from rdm.scaling.sharding import copied
+from rdm.scaling.sharding import Names, copied
+from rdm.scaling.sums import Passes
 from rdm.timing.regions import region
 from rdm.training.augmentation import Augmentation
 from rdm.training.auxiliary import Auxiliary
-from rdm.training.loss import Fed, Loss, Setting
+from rdm.training.loss import Fed, Loss, Setting, Summed, accumulate, pieces
 from rdm.training.resumed import weights_of
 from rdm.training.run import Tracker
 from rdm.training.watching import Monitor
 from rdm.trust import confined, refuse_if_confined, require
 
 __all__ = [
+    "accumulate",
     "anything",
     "assemble",
     "Augmentation",
@@ -147,6 +149,7 @@ __all__ = [
     "Monitor",
     "monitors",
     "moved",
+    "Names",
     "nearest",
     "networks",
     "NoMemory",
@@ -160,6 +163,8 @@ __all__ = [
     "open_table",
     "over",
     "Part",
+    "Passes",
+    "pieces",
     "Population",
     "portion",
     "Positive",
@@ -201,6 +206,7 @@ __all__ = [
     "stream",
     "Sum",
     "Summary",
+    "Summed",
     "Table",
     "Terms",
     "thin",

@@ -2,19 +2,15 @@
 
 import copy
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing
 from torch import Tensor, nn
 
 import rdm
 from rdm.data.dataset import Dataset
 from rdm.errors import InputError
-from rdm.files.checkpoint import read_checkpoint
-from rdm.files.store import pack
 from rdm.generators.protocol import FlowGenerator, FlowMap, over
 from rdm.losses._flows import along, arrival, noised, shifted
 from rdm.losses.dmd2 import DMD2
@@ -24,7 +20,6 @@ from rdm.losses.mean_flow import MeanFlow
 from rdm.losses.weighted import Weighted
 from rdm.matching.representation import Battery
 from rdm.randomness import stream
-from rdm.training.loop import train
 from rdm.training.loss import Setting
 
 MEAN, ROOT = torch.tensor([1.0, -0.5]).double(), torch.tensor([[0.7, 0.2], [0.2, 0.4]]).double()
@@ -287,53 +282,6 @@ def test_a_weight_multiplies_the_gradient_of_every_kind_of_loss(chunk):
         assert all(not g.any() for g in none) and any(g.any() for g in plain)
         for one, three in zip(plain, gradient(Weighted(build(), weight=3.0)), strict=True):
             assert torch.allclose(three, 3 * one, rtol=1e-5, atol=1e-7)
-
-
-def study(out: Path, steps: int, *, resume: bool = False) -> nn.Module:
-    """Everything at once on five points of two dimensions."""
-    torch.manual_seed(0)
-    model = rdm.generator("mlp_flow", shape=(2,), classes=3, width=8, depth=1, map=True)
-    small = {"batch": 6}
-    losses = [
-        MeanFlow(derivative="difference", **small),
-        Weighted(FSFDMD("average", jumps=2, decay=0.5, **small), start=1, weight=0.5),
-        DMD2(updates=2, **small),
-        FSFDMD("initial", pseudo="diagonal", **small),
-    ]
-    items = torch.rand(5, 2, generator=torch.Generator().manual_seed(0))
-    data = Dataset("rows", items, torch.arange(5) % 3, 3)
-    return train(
-        model=model, losses=losses, steps=steps, out=out, data=data, resume=resume, checkpoint_every=2, samples_every=0
-    )
-
-
-def test_a_run_goes_on_bit_for_bit_with_teachers_averages_and_the_fake_network(tmp_path):
-    whole = study(tmp_path / "whole", 4)
-    study(tmp_path / "cut", 2)
-    again = study(tmp_path / "cut", 4, resume=True)
-    for a, b in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-    states = [pack(read_checkpoint(tmp_path / name / "checkpoints" / "00000004")[1])[0] for name in ("whole", "cut")]
-    assert states[0].keys() == states[1].keys()
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-
-
-def ranks(rank: int, folder: str, size: int) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet{size}", rank=rank, world_size=size)
-    try:
-        model = study(Path(folder) / f"run{size}", 3)
-        if rank == 0:
-            torch.save(model.state_dict(), f"{folder}/{size}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-def test_ranks_change_nothing(tmp_path):
-    """Six rows on one process and on two: the same parameters after three steps, but for rounding."""
-    torch.multiprocessing.spawn(ranks, (str(tmp_path), 2), nprocs=2)
-    alone = study(tmp_path / "alone", 3).state_dict()
-    for name, tensor in torch.load(tmp_path / "2.pt", weights_only=True).items():
-        assert torch.allclose(tensor, alone[name], rtol=1e-4, atol=1e-5), name
 
 
 NETWORKS = {

@@ -21,12 +21,16 @@ from rdm.api import (
     Loss,
     Rows,
     Setting,
+    Summed,
+    accumulate,
     drawn,
     first_line,
     moved,
     over,
+    pieces,
     portion,
     rank,
+    rows_of,
     stream,
     total,
     tried,
@@ -127,7 +131,11 @@ class Row(NamedTuple):
     condition: Condition | None
     uniform: Tensor  # "n 3" in [0, 1)
     again: Callable[[int], Tensor]  # other noise for the rows, by number
-    whole: int  # rows of all ranks
+
+    def part(self, which: slice) -> "Row":
+        """Some of them."""
+        condition = rows_of(self.condition, which)
+        return Row(self.noise[which], condition, self.uniform[which], lambda k: self.again(k)[which])
 
 
 def placed(module: nn.Module, device: torch.device) -> nn.Module:
@@ -143,10 +151,15 @@ def held_by(name: str, module: nn.Module) -> Keeps:
 
 
 class Dreamed(Loss):
-    """A loss of what the model itself generates: `batch` rows of noise and conditions a step over all ranks."""
+    """A loss of what the model itself generates: `batch` rows of noise and conditions a step over all ranks.
+
+    At most `chunk` of them go through the networks at once; None for all of a rank's.
+    """
 
     batch: int
+    chunk: int | None
     conditions: Conditions | None
+    logged: Sequence[str] = ("loss",)
 
     @property
     def size(self) -> int:  # type: ignore[override]
@@ -161,12 +174,13 @@ class Dreamed(Loss):
         self.conditions = flow.conditions if self.conditions is None else self.conditions.fitted(None)
 
     def rehearse(self, model: nn.Module, setting: Setting, ranks: int) -> Iterator[Keeps | Does]:
-        """Prepared as it is; then the rows of one rank."""
-        whole, self.batch = self.batch, len(portion(self.batch, 0, ranks))
+        """Prepared as it is; then the first rows of one rank, as often as it has such."""
+        parts = pieces(len(portion(self.batch, 0, ranks)), self.chunk)
+        whole, self.batch = self.batch, parts[0].rows.stop
         self.prepare(model, setting, resumed=False)
         yield from self.keeps()
-        self.add(model, self.draw(model, 0), 0, 1.0)
-        yield Does(f"{type(self).__name__}, all of it", 1)
+        self.backward(model, 0)
+        yield Does(f"{type(self).__name__}, all of it", len(parts))
         self.batch = whole
 
     def keeps(self) -> Iterator[Keeps]:
@@ -174,15 +188,19 @@ class Dreamed(Loss):
         yield from ()
 
     def backward(self, model: nn.Module, step: int, scale: float = 1.0) -> dict[str, float]:
-        """One batch; a rank without rows adds nothing."""
-        sums = self.add(model, self.draw(model, step), step, scale / self.batch)
+        """One batch."""
+        self.begin(model, step)
+        rows = self.draw(model, step)
+        parts, factor = pieces(len(rows.noise), self.chunk), scale / self.batch
+        sums = accumulate(parts, lambda part: self.summed(model, rows.part(part), step), factor, self.setting.passes)
         return {name: total(sums.get(name, 0.0)) / self.batch for name in self.logged}
 
-    logged: Sequence[str] = ("loss",)
+    def begin(self, model: Any, step: int) -> None:  # noqa: B027  (most have nothing to do)
+        """What comes before a step's rows."""
 
     @abstractmethod
-    def add(self, model: Any, rows: Row, step: int, factor: float) -> dict[str, float]:
-        """Add the gradient of the rows' sum times `factor`; return sums over the rows, by what is logged."""
+    def summed(self, model: Any, rows: Row, step: int) -> Summed:
+        """The loss summed over the rows, with its graph, and other sums over them, by what is logged."""
 
     def draw(self, model: Any, step: int, *purpose: int | str) -> Row:
         """Rows that are functions of seed, step and purpose, however they are shared out."""
@@ -197,7 +215,7 @@ class Dreamed(Loss):
 
         noise, condition = noise_of(0)
         uniform = torch.rand(self.batch, 3, generator=stream(seed, name, "times", *purpose, step), dtype=torch.float64)
-        return Row(noise, condition, uniform[mine].to(noise), lambda which: noise_of(which + 1)[0], self.batch)
+        return Row(noise, condition, uniform[mine].to(noise), lambda which: noise_of(which + 1)[0])
 
 
 def noised(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -13,14 +13,20 @@ from rdm.api import (
     FlowGenerator,
     InputError,
     Keeps,
+    Names,
+    Passes,
     Positive,
     Setting,
+    Share,
+    Summed,
+    accumulate,
     anything,
     copied,
     expect,
     losses,
     mapped,
     over,
+    pieces,
     record,
     stream,
     weights_of,
@@ -49,9 +55,13 @@ class DMD2(Dreamed):
         batch: rows a step, over all ranks; of every update of the fake network as well.
         updates: of the fake network for each step of the model.
         optimizer, clip: of the fake network.
+        average: decay of an average of its weights, by which samples are judged; None for the weights themselves.
+        shard: names of its modules that ranks share out, as `shard` of the run says which of the model's
+            ("blocks.*"; True for the layers in its lists). Teachers are whole on every rank.
         jumps: of the sampler that is trained, with equal times; at later ones it starts from noised samples of its own
             (backward simulation), the number drawn anew at each step and equal on all ranks.
         conditions: what the model is asked for; None for its own.
+        chunk: rows in one forward pass; None for all of a rank's.
 
     Cost: one forward and backward and an evaluation of both velocities; `updates` forwards of the model, and forwards
     and backwards of the fake network. Memory: the fake network with gradient and optimizer.
@@ -70,9 +80,13 @@ class DMD2(Dreamed):
         clip: Positive | None = 10.0,
         jumps: Count = 1,
         conditions: Conditions | None = None,
+        chunk: Count | None = None,
+        average: Share | None = None,
+        shard: Names = False,
     ):
         self.given, self.fake, self.batch, self.updates = teacher, fake, batch, updates
         self.optimizer, self.clip, self.jumps, self.conditions = optimizer, clip, jumps, conditions
+        self.chunk, self.average, self.shard = chunk, average, shard
 
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
         """Place the teacher; the fake network starts."""
@@ -85,28 +99,38 @@ class DMD2(Dreamed):
             if tuple(each.shape) != tuple(flow.shape):
                 raise InputError(f"dmd2: states of teacher and fake network are {each.shape}, the model's {flow.shape}")
         self.teacher: Any = placed(teacher, setting.device).eval().requires_grad_(False)
-        self.beside = Auxiliary(placed(fake, setting.device).requires_grad_(True), self.optimizer, self.clip)
+        fake = placed(fake, setting.device).requires_grad_(True)
+        self.beside = Auxiliary(
+            fake, self.optimizer, self.clip, average=self.average, shard=self.shard, device=setting.device
+        )
 
     def keeps(self) -> Iterator[Keeps]:
         """The teacher, and the fake network with its gradient and optimizer."""
         yield held_by("teacher", self.teacher)
-        network = held_by("fake network", self.beside.network)
-        yield network._replace(bytes=4 * (network.bytes or 0), note=f"{network.note}, gradient, two of an Adam")
+        network, times = held_by("fake network", self.beside.network), 4 + (self.average is not None)
+        yield network._replace(bytes=times * (network.bytes or 0), note=f"{network.note}, gradient, two of an Adam")
 
-    def add(self, model: Any, rows: Row, step: int, factor: float) -> dict[str, float]:
-        """The fake network learns, then the model."""
-        fake_loss = 0.0
+    def begin(self, model: Any, step: int) -> None:
+        """The fake network learns."""
         for k in range(self.updates):
-            with torch.no_grad():
-                seen = self.draw(model, step, "fake", k)
-                x = self._sample(model, seen, step)
-            fake_loss = self.beside.update(lambda x=x, seen=seen: self._learn(x, seen))
+            self.fake_loss = self._updated(model, step, k)
+
+    def _updated(self, model: Any, step: int, k: int) -> float:
+        rows = self.draw(model, step, "fake", k)
+        parts = pieces(len(rows.noise), self.chunk)
+
+        def add(passes: Passes) -> float:
+            learnt = accumulate(parts, lambda part: self._learnt(model, rows.part(part), step), 1 / self.batch, passes)
+            return learnt["loss"] / self.batch
+
+        return self.beside.update(add)
+
+    def summed(self, model: Any, rows: Row, step: int) -> Summed:
+        """Samples, and where they are pulled to."""
         x = self._sample(model, rows, step)
         pull = self._pull(x.detach(), rows)
         loss = 0.5 * (x - (x.detach() - pull)).float().square().flatten(1).mean(1).sum()
-        with self.setting.passes(last=True):
-            (factor * loss).backward()
-        return {"loss": float(loss.detach()), "fake_loss": fake_loss * len(x)}
+        return loss, {"fake_loss": self.fake_loss * len(x)}
 
     def _sample(self, model: Any, rows: Row, step: int) -> Tensor:
         """States at t = 0, by the last of a number of jumps; noised anew between them."""
@@ -119,18 +143,17 @@ class DMD2(Dreamed):
                 x = noised(x, rows.again(1 + j), t)
         return model.jump(x, 0.0, 1 - k / self.jumps, rows.condition)
 
-    def _learn(self, x: Tensor, rows: Row) -> float:
+    def _learnt(self, model: Any, rows: Row, step: int) -> Summed:
         """Flow matching on samples."""
-        fake = self.fake_network
+        with torch.no_grad():
+            x = self._sample(model, rows, step)
         t, z = self._time(rows), rows.again(0)
-        error = fake.velocity(noised(x, z, t), t, rows.condition) - (z - x)
-        loss = error.float().square().flatten(1).mean(1).sum() / rows.whole
-        loss.backward()
-        return float(loss.detach())
+        error = self.fake_network.velocity(noised(x, z, t), t, rows.condition) - (z - x)
+        return error.float().square().flatten(1).mean(1).sum(), {}
 
     def _pull(self, x: Tensor, rows: Row) -> Tensor:
-        with torch.no_grad():
-            t, fake = self._time(rows), self.fake_network
+        with torch.no_grad(), self.beside.shown() as fake:
+            t = self._time(rows)
             x_t = noised(x, rows.again(0), t)
             p_real, p_fake = (
                 x - x_t + over(t, x) * net.velocity(x_t, t, rows.condition) for net in (self.teacher, fake)

@@ -16,6 +16,7 @@ from rdm.api import (
     Positive,
     Setting,
     Share,
+    Summed,
     copied,
     expect,
     losses,
@@ -107,6 +108,7 @@ class FSFDMD(Dreamed):
         shift: moves the times at which rows are judged towards noise (Esser et al. 2024); 1 is uniform.
         decay: of the average that is its own teacher.
         conditions: what the model is asked for; None for its own.
+        chunk: rows in one forward pass; None for all of a rank's.
 
     Use Adam without momentum (beta1 = 0): the error is carried along the flow, and momentum makes it swing.
     Cost: one forward and backward, one forward of the model and two of the teacher.
@@ -125,12 +127,13 @@ class FSFDMD(Dreamed):
         shift: Positive = 1.0,
         decay: Share = 0.999,
         conditions: Conditions | None = None,
+        chunk: Count | None = None,
     ):
         if not least <= reach <= 1:
             raise InputError(f"fsf_dmd: expected steps in time 0 < least <= reach <= 1; got {least} and {reach}")
         self.given, self.batch, self.pseudo, self.jumps = teacher, batch, pseudo, jumps
         self.least, self.reach, self.at_end, self.shift = least, reach, at_end, shift
-        self.decay, self.conditions = decay, conditions
+        self.decay, self.conditions, self.chunk = decay, conditions, chunk
 
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
         """Copy or place the teacher."""
@@ -145,16 +148,16 @@ class FSFDMD(Dreamed):
         """The teacher."""
         yield held_by("teacher", self.teacher)
 
-    def add(self, model: Any, rows: Row, step: int, factor: float) -> dict[str, float]:
-        """One jump of the sampler, judged on its way."""
+    def begin(self, model: Any, step: int) -> None:
+        """A teacher that is the average takes the weights as they are before this step."""
         if self.given == "average":
             self._follow(model)
+
+    def summed(self, model: Any, rows: Row, step: int) -> Summed:
+        """One jump of the sampler, judged on its way."""
         at, condition = self._places(model, rows, step), rows.condition
         y, target = self._judged(model, rows, at, condition)
-        loss = ((y - target).float().square().flatten(1).mean(1) / (2 * at.d)).sum()
-        with self.setting.passes(last=True):
-            (factor * loss).backward()
-        return {"loss": float(loss.detach())}
+        return ((y - target).float().square().flatten(1).mean(1) / (2 * at.d)).sum(), {}
 
     def _judged(self, model: Any, rows: Row, at: Places, condition: Any) -> Target:
         def velocity(x: Tensor, r: Tensor, t: Tensor) -> Tensor:
@@ -187,7 +190,6 @@ class FSFDMD(Dreamed):
         return Places(x, torch.full_like(t, s), t, d)
 
     def _follow(self, model: nn.Module) -> None:
-        """The self-teacher takes the weights as they are before this step."""
         with torch.no_grad():
             for mine, new in zip(self.teacher.parameters(), model.parameters(), strict=True):
                 mine.lerp_(new.to(mine), 1 - self.decay)

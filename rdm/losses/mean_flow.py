@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from rdm.api import Conditions, Count, Fraction, InputError, Nonnegative, Positive, Rows, Setting, losses, over
+from rdm.api import Conditions, Count, Fraction, InputError, Nonnegative, Positive, Rows, Setting, Summed, losses, over
 from rdm.losses._flows import Noised, along, noised, normal_rows, refuse_others
 
 
@@ -31,6 +31,7 @@ class MeanFlow(Noised):
         derivative: "jvp", forward-mode differentiation, exact; or "difference", two more evaluations, where the
             network's attention knows no forward mode.
         conditions: as of flow matching.
+        chunk: items in one forward pass; None for all of a rank's.
 
     Cost: one forward and backward, and one forward of twice the cost for the derivative.
     Raises: InputError: a model that is no flow map; guidance or drop with one that has no label for no class.
@@ -51,10 +52,11 @@ class MeanFlow(Noised):
         drop: Fraction = 0.0,
         derivative: Literal["jvp", "difference"] = "jvp",
         conditions: Conditions | None = None,
+        chunk: Count | None = None,
     ):
         if guidance < 1:
             raise InputError(f"mean_flow: guidance is a scale from 1 (none); got {guidance}")
-        self.batch, self.conditions = batch, conditions
+        self.batch, self.conditions, self.chunk = batch, conditions, chunk
         self.tangent, self.equal, self.mean, self.deviation = tangent, equal, mean, deviation
         self.power, self.eps, self.guidance, self.drop, self.exact = power, eps, guidance, drop, derivative == "jvp"
 
@@ -68,7 +70,7 @@ class MeanFlow(Noised):
             )
         super().prepare(model, setting, resumed=resumed)
 
-    def add(self, model: Any, rows: Rows, streams: Sequence[torch.Generator], factor: float) -> dict[str, float]:
+    def summed(self, model: Any, rows: Rows, streams: Sequence[torch.Generator]) -> Summed:
         """Real items, noised at the later of two times."""
         x0 = model.encode(rows.items)
         z = normal_rows(x0, streams, model.noise_scale)
@@ -84,9 +86,7 @@ class MeanFlow(Noised):
         )
         error = (u + over(t - r, x) * slope - target).square().flatten(1).sum(1)
         loss = (error / (error.detach() + self.eps) ** self.power).sum()
-        with self.setting.passes(last=True):
-            (factor * loss).backward()
-        return {"loss": float(loss.detach()), "error": float(error.detach().sum())}
+        return loss, {"error": float(error.detach().sum())}
 
     def _times(self, x0: Tensor, streams: Sequence[torch.Generator]) -> tuple[Tensor, Tensor, Tensor]:
         """R <= t, and whether a row keeps its condition."""

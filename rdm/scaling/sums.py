@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from rdm.timing.regions import region
 BUCKET = 25 * 2**20  # bytes; that of torch's DDP
 
 
+@runtime_checkable
 class Passes(Protocol):
     """What a loss enters for each of its backward passes through the model, saying whether it is its last."""
 

@@ -6,7 +6,8 @@ draws for a row follows from seed, step and the row's number, so that the gradie
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from rdm.data.condition import Conditions
 from rdm.data.dataset import Data
 from rdm.data.feed import Feed, Rows, portion
-from rdm.distributed import agree, total
+from rdm.distributed import agree, largest, total
 from rdm.errors import InputError
 from rdm.files.schema import expect, record
 from rdm.generators.protocol import Generator, sampled
@@ -109,10 +110,47 @@ def closing(held: Sequence[Closable]) -> Iterator[None]:
             each.close()
 
 
+Summed = tuple[Tensor, Mapping[str, float]]  # a loss summed over rows, with its graph, and other sums to log
+
+
+class Piece(NamedTuple):
+    """Rows of one forward and backward pass; those of an idle one are there for ranks that wait, and count nothing."""
+
+    rows: slice
+    idle: bool = False
+
+
+def pieces(rows: int, chunk: int | None) -> list[Piece]:
+    """A rank's rows, at most `chunk` in one piece; as many pieces on every rank that has rows."""
+    if chunk is None:
+        return [Piece(slice(0, rows))] if rows else []
+    (count,) = largest(-(-rows // chunk))
+    parts = [portion(rows, k, count) for k in range(count)] if rows else []
+    return [Piece(slice(part.start, part.stop)) if part else Piece(slice(0, 1), idle=True) for part in parts]
+
+
+def accumulate(
+    parts: Sequence[Piece], of: Callable[[slice], Summed], factor: float, passes: Passes = alone
+) -> dict[str, float]:
+    """Add the gradient of the sum over all pieces times `factor`, one at a time; returns the sums, "loss" with them."""
+    sums = Counter[str]()
+    for number, part in enumerate(parts, 1):
+        loss, others = of(part.rows)
+        with passes(last=number == len(parts)):
+            (loss * (0.0 if part.idle else factor)).backward()
+        if not part.idle:
+            sums.update({"loss": float(loss.detach()), **others})  # pyright: ignore[reportArgumentType]  (floats)
+    return dict(sums)
+
+
 class Fed(Loss):
-    """A loss of real items: `batch` of them a step over all ranks, every item once an epoch (`rdm.data.feed`)."""
+    """A loss of real items: `batch` of them a step over all ranks, every item once an epoch (`rdm.data.feed`).
+
+    At most `chunk` of them go through the model at once; None for all of a rank's.
+    """
 
     batch: int
+    chunk: int | None = None
 
     @property
     def size(self) -> int:  # type: ignore[override]
@@ -140,23 +178,30 @@ class Fed(Loss):
         streams = [stream(self.setting.seed, type(self).__name__, step, k, device=device) for k in rows.numbers]
         if is_sharded(model):
             _refuse_none(rows)
-        sums = self.add(model, rows, streams, scale / self.batch) if streams else {}
+        parts = pieces(len(streams), self.chunk)
+
+        def of(part: slice) -> Summed:
+            return self.summed(model, Rows(rows.items[part], rows.labels[part], rows.numbers[part]), streams[part])
+
+        sums = accumulate(parts, of, scale / self.batch, self.setting.passes)
         return {name: total(sums.get(name, 0.0)) / self.batch for name in self.logged}
 
     def rehearse(self, model: nn.Module, setting: Setting, ranks: int) -> Iterator[Keeps | Does]:
         """One batch of items like the first; without data, of items like the generator's."""
-        self.setting, rows = setting, len(portion(self.batch, 0, ranks))
+        parts = pieces(len(portion(self.batch, 0, ranks)), self.chunk)
+        self.setting, rows = setting, parts[0].rows.stop
         items = _like_data(setting.data, rows) if setting.data is not None else _like_generated(model, rows)
         source, numbers = stream(setting.seed, "rehearsal"), list(range(rows))
         yield Does("a batch of items")
-        self.add(model, Rows(items, torch.zeros(rows).long(), numbers), [source] * rows, 1 / self.batch)
-        yield Does(f"{type(self).__name__}, forward and backward")
+        drawn = Rows(items, torch.zeros(rows).long(), numbers)
+        accumulate(parts[:1], lambda _: self.summed(model, drawn, [source] * rows), 1 / self.batch)
+        yield Does(f"{type(self).__name__}, forward and backward", len(parts))
 
     logged: Sequence[str] = ("loss",)
 
     @abstractmethod
-    def add(self, model: nn.Module, rows: Rows, streams: Sequence[torch.Generator], factor: float) -> dict[str, float]:
-        """Add the gradient of the rows' sum times `factor`; return sums over the rows, by what is logged.
+    def summed(self, model: nn.Module, rows: Rows, streams: Sequence[torch.Generator]) -> Summed:
+        """The loss summed over the rows, with its graph, and other sums over them, by what is logged.
 
         `streams` has a source of randomness for each row, which no other row draws from.
         """
