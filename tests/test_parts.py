@@ -59,7 +59,8 @@ def test_a_part_that_is_not_written_leaves_no_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(parts, "write_tensors", full)
     raised = write(tmp_path)
-    assert raised.keys() == {0, 1} and all(error.errno == errno.ENOSPC for error in raised.values())
+    assert {0, 1} <= raised.keys() and all(raised[k].errno == errno.ENOSPC for k in (0, 1))
+    assert 2 not in raised or raised[2].errno == errno.ENOENT  # late, when the first has cleared away already
     assert "rank 1: No space left on device" in str(raised[0])
     monkeypatch.setattr(parts, "write_tensors", real)
     monkeypatch.setattr(parts, "PATIENCE", 0.2)  # one that never comes

@@ -141,7 +141,7 @@ def test_a_plan_counts_what_follows_from_the_sizes(tmp_path):
     assert last.flops == pytest.approx(2 * first.flops, rel=0.03)  # but for the gradient in the noise
 
 
-@pytest.mark.parametrize("name", objectives)
+@pytest.mark.parametrize("name", [name for name in objectives if objectives[name].examples])
 def test_targets_have_the_sizes_of_real_ones(name):
     """Bound in small at other sizes, and by the real binding at this one."""
     objective = objectives.build(name, **objectives[name].examples[0])
