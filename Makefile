@@ -17,7 +17,8 @@ demo: $(VENV)/.core  ## post-train a one-step generator on the digits; table and
 	$(RDM) train experiments/digits/frechet_ema.gin --out $(RUNS)/frechet_ema --resume
 
 test: $(VENV)/.test  ## the whole CPU suite, slow tests included
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -m "not gpu" --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -m "not gpu" --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder \
+		--max-worker-restart 0
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff format --check .
