@@ -8,7 +8,7 @@ from torch import Tensor
 from objectives._distances import widened
 from objectives._kernels import Kernel
 from objectives._sums import cross_sum, self_sum
-from rdm.api import InputError, Real, Samples
+from rdm.api import UNDIVIDED, InputError, Objective, Portion, Real, Samples
 
 Estimator = Literal["biased", "unbiased"]
 WHOLE = 8192  # reference rows up to which their own double sum is exact
@@ -24,6 +24,18 @@ class KernelTarget(NamedTuple):
     repulsion: Tensor  # (), the reference's own double sum
 
 
+class Pairwise(Objective):
+    """What the distances by a kernel share: they are sums over pairs, of which a part has its share of the tiles."""
+
+    @property
+    def divisible(self) -> bool:  # noqa: D102
+        return True
+
+    def distance(self, summary: Any, target: KernelTarget, *, generator: Any = None) -> Tensor:
+        """The one part of one."""
+        return self.part(summary, target, UNDIVIDED)
+
+
 def kernel_target(kernel: Kernel, reference: Real, estimator: Estimator) -> tuple[Samples, KernelTarget]:
     """The rows to compare, and the reference's with their own double sum."""
     statistic = Samples(reference.mean if kernel.centred else torch.zeros_like(reference.mean))
@@ -35,14 +47,14 @@ def kernel_target(kernel: Kernel, reference: Real, estimator: Estimator) -> tupl
     return statistic, KernelTarget(kernel, rows, weights, _own(kernel, rows, weights, estimator))
 
 
-def discrepancy(summary: Any, target: KernelTarget, estimator: Estimator) -> Tensor:
-    """Repulsion within the population, attraction to the reference, and the reference's constant."""
+def discrepancy(summary: Any, target: KernelTarget, estimator: Estimator, portion: Portion) -> Tensor:
+    """Repulsion within the population, attraction to the reference, and the reference's constant, in the first part."""
     weights = summary.weight / summary.mass
     rows = widened(summary.value) if target.kernel.exact else summary.value
-    repulsion = _within(target.kernel, rows, weights, estimator)
-    squared = repulsion - 2 * cross_sum(target.kernel, rows, weights, target.rows, target.weights)
-    squared = squared + target.repulsion
-    return above_zero(squared) if estimator == "biased" else squared
+    repulsion = _within(target.kernel, rows, weights, estimator, portion)
+    squared = repulsion - 2 * cross_sum(target.kernel, rows, weights, target.rows, target.weights, portion.mirrored)
+    squared = squared + target.repulsion if portion.number == 0 else squared
+    return above_zero(squared) if estimator == "biased" and portion == UNDIVIDED else squared
 
 
 def above_zero(squared: Tensor) -> Tensor:
@@ -82,10 +94,12 @@ def projected(across: Tensor, within: Tensor, mass: Tensor, whole: Tensor) -> Te
     return 2 * (across + within) / any_pair - within / own
 
 
-def _within(kernel: Kernel, rows: Tensor, weights: Tensor, estimator: Estimator) -> Tensor:
+def _within(
+    kernel: Kernel, rows: Tensor, weights: Tensor, estimator: Estimator, portion: Portion = UNDIVIDED
+) -> Tensor:
     if estimator == "biased":
-        return self_sum(kernel, rows, weights, diagonal=True)
+        return self_sum(kernel, rows, weights, diagonal=True, portion=portion)
     pairs = 1 - weights.square().sum()
     if bool(pairs <= 1e-12):
         raise InputError('estimator "unbiased" needs at least 2 rows of positive weight a side; got 1; use "biased"')
-    return self_sum(kernel, rows, weights, diagonal=False) / pairs
+    return self_sum(kernel, rows, weights, diagonal=False, portion=portion) / pairs

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rdm.api import UNDIVIDED, Portion
+
 BLOCK = 2**20  # projected rows handled at a time: 8 MiB as sorted keys
 
 
@@ -43,10 +45,10 @@ def sort_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (keys ^ ((keys >> 31) & 0x7FFFFFFF)).view(torch.float32), halves[..., 0].long()
 
 
-def blocks(projections: int, rows: int) -> list[slice]:
-    """Blocks of projections, of so many rows each."""
-    size = max(16, BLOCK // rows)
-    return [slice(start, min(start + size, projections)) for start in range(0, projections, size)]
+def blocks(projections: int, rows: int, portion: Portion = UNDIVIDED) -> list[slice]:
+    """Blocks of a portion of the projections, of so many rows each."""
+    size, here = max(16, BLOCK // rows), portion.rows(projections)
+    return [slice(start, min(start + size, here.stop)) for start in range(here.start, here.stop, size)]
 
 
 def equal(weights: Tensor) -> bool:
@@ -89,14 +91,22 @@ def cell_means(y: Steps, levels: Tensor, *, even: bool) -> Steps:
 
 
 def mean_cost(
-    x: Tensor, weights: Tensor, vectors: Tensor, reference: Callable[[slice], Steps], p: float, rows: int
+    x: Tensor,
+    weights: Tensor,
+    vectors: Tensor,
+    reference: Callable[[slice], Steps],
+    p: float,
+    rows: int,
+    portion: Portion = UNDIVIDED,
 ) -> Tensor:
     """Mean over directions of the integral over u of |x(u) - y(u)|^p, float64, differentiable in x and the weights.
+
+    A portion is the sum over its directions, divided by the number of all.
 
     `reference` gives the other side's steps, from so many `rows`, for some of the directions; true quantiles, no means
     over cells, where the weights require a gradient.
     """
-    return _MeanCost.apply(x, weights, vectors, reference, p, rows)
+    return _MeanCost.apply(x, weights, vectors, reference, p, rows, portion)
 
 
 def costs(
@@ -117,11 +127,13 @@ class _MeanCost(torch.autograd.Function):
     """The gradient is formed block by block with the value, so that nothing of size P n is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Tensor, vectors: Tensor, reference: Any, p: float, others: int) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weights: Tensor, vectors: Tensor, reference: Any, p: float, others: int, portion: Portion
+    ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         gradient = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         of_weights = torch.zeros_like(weights) if ctx.needs_input_grad[1] else None
-        for k in blocks(len(vectors), max(len(x), others)):
+        for k in blocks(len(vectors), max(len(x), others), portion):
             rows, order = sort_rows(vectors[k] @ x.T)
             mine, theirs = _steps(rows, order, weights), reference(k)
             cost, slope = _cost(mine, theirs, p, slope=gradient is not None)
@@ -135,9 +147,9 @@ class _MeanCost(torch.autograd.Function):
         return total / len(vectors)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         gradient, of_weights = (None if t is None else cotangents[0].to(t.dtype) * t for t in ctx.saved_tensors)
-        return gradient, of_weights, None, None, None, None
+        return gradient, of_weights, None, None, None, None, None
 
 
 def _steps(rows: Tensor, order: Tensor, weights: Tensor) -> Steps:

@@ -5,14 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
-from objectives._discrepancy import KernelTarget, discrepancy, kernel_target
+from objectives._discrepancy import KernelTarget, Pairwise, discrepancy, kernel_target
 from objectives._kernels import Gaussian
-from rdm.api import Objective, Real, Samples, Traits, objectives
+from rdm.api import Portion, Real, Samples, Traits, objectives
 
 
 @objectives.register("cmmd")
 @dataclass(frozen=True)
-class CMMD(Objective):
+class CMMD(Pairwise):
     r"""CLIP maximum mean discrepancy: 1000 times the biased squared MMD of a Gaussian kernel of bandwidth 10.
 
     .. math:: 1000 \Big( \sum_{ii'} a_i a_{i'} k(x_i, x_{i'}) - 2 \sum_{ij} a_i b_j k(x_i, y_j)
@@ -48,6 +48,6 @@ class CMMD(Objective):
         """Rows about the reference's mean; the target is the reference with its own sum."""
         return kernel_target(Gaussian((10.0,)), reference, "biased")
 
-    def distance(self, summary: Any, target: KernelTarget, *, generator: Any = None) -> Tensor:
+    def part(self, summary: Any, target: KernelTarget, portion: Portion, *, generator: Any = None) -> Tensor:
         """1000 times the biased discrepancy."""
-        return 1000 * discrepancy(summary, target, "biased")
+        return 1000 * discrepancy(summary, target, "biased", portion)

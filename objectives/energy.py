@@ -5,14 +5,14 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from objectives._discrepancy import Estimator, KernelTarget, discrepancy, kernel_target
+from objectives._discrepancy import Estimator, KernelTarget, Pairwise, discrepancy, kernel_target
 from objectives._kernels import Power
-from rdm.api import Objective, Range, Real, Samples, Traits, objectives
+from rdm.api import Portion, Range, Real, Samples, Traits, objectives
 
 
 @objectives.register("energy", examples=({}, {"exponent": 1.5, "estimator": "unbiased"}))
 @dataclass(frozen=True)
-class Energy(Objective):
+class Energy(Pairwise):
     r"""Energy distance: twice the mean distance across the sides minus the mean distances within them.
 
     .. math:: 2 \sum_{ij} a_i b_j |x_i - y_j|^a - \sum_{ii'} a_i a_{i'} |x_i - x_{i'}|^a
@@ -57,6 +57,6 @@ class Energy(Objective):
         """Rows about the reference's mean; the target is the reference with its own sum."""
         return kernel_target(Power(float(self.exponent)), reference, self.estimator)
 
-    def distance(self, summary: Any, target: KernelTarget, *, generator: Any = None) -> Tensor:
+    def part(self, summary: Any, target: KernelTarget, portion: Portion, *, generator: Any = None) -> Tensor:
         """Across minus within, as the discrepancy of the kernel -|x - y|^a."""
-        return discrepancy(summary, target, self.estimator)
+        return discrepancy(summary, target, self.estimator, portion)

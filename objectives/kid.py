@@ -5,14 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
-from objectives._discrepancy import KernelTarget, discrepancy, kernel_target
+from objectives._discrepancy import KernelTarget, Pairwise, discrepancy, kernel_target
 from objectives._kernels import Polynomial
-from rdm.api import Objective, Real, Samples, Traits, objectives
+from rdm.api import Portion, Real, Samples, Traits, objectives
 
 
 @objectives.register("kid")
 @dataclass(frozen=True)
-class KID(Objective):
+class KID(Pairwise):
     r"""Kernel Inception distance: the unbiased squared MMD of the cubic polynomial kernel.
 
     .. math:: \frac{\sum_{i \ne i'} a_i a_{i'} k(x_i, x_{i'})}{1 - \sum_i a_i^2} - 2 \sum_{ij} a_i b_j k(x_i, y_j)
@@ -57,6 +57,6 @@ class KID(Objective):
         """The rows as they are; the target is the reference with its own sum."""
         return kernel_target(Polynomial(), reference, "unbiased")
 
-    def distance(self, summary: Any, target: KernelTarget, *, generator: Any = None) -> Tensor:
+    def part(self, summary: Any, target: KernelTarget, portion: Portion, *, generator: Any = None) -> Tensor:
         """The unbiased discrepancy."""
-        return discrepancy(summary, target, "unbiased")
+        return discrepancy(summary, target, "unbiased", portion)

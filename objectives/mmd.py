@@ -6,9 +6,9 @@ from typing import Any, Literal
 from torch import Tensor
 
 from objectives._bandwidth import Bandwidth, bandwidths, is_fitted, radial
-from objectives._discrepancy import Estimator, KernelTarget, discrepancy, kernel_target
+from objectives._discrepancy import Estimator, KernelTarget, Pairwise, discrepancy, kernel_target
 from objectives._kernels import Kernel, Polynomial
-from rdm.api import Objective, Positive, Real, Samples, Traits, objectives
+from rdm.api import Portion, Positive, Real, Samples, Traits, objectives
 
 
 @objectives.register(
@@ -23,7 +23,7 @@ from rdm.api import Objective, Positive, Real, Samples, Traits, objectives
     ),
 )
 @dataclass(frozen=True)
-class MMD(Objective):
+class MMD(Pairwise):
     r"""Squared maximum mean discrepancy between both sides' kernel mean embeddings.
 
     .. math:: \sum_{ii'} a_i a_{i'} k(x_i, x_{i'}) - 2 \sum_{ij} a_i b_j k(x_i, y_j)
@@ -88,9 +88,9 @@ class MMD(Objective):
         """Rows about the reference's mean; the target is the reference with its fitted bandwidth and own sum."""
         return kernel_target(self._fitted(reference), reference, self.estimator)
 
-    def distance(self, summary: Any, target: KernelTarget, *, generator: Any = None) -> Tensor:
+    def part(self, summary: Any, target: KernelTarget, portion: Portion, *, generator: Any = None) -> Tensor:
         """Repulsion within the population, attraction to the reference, and the reference's constant."""
-        return discrepancy(summary, target, self.estimator)
+        return discrepancy(summary, target, self.estimator, portion)
 
     def _fitted(self, reference: Real) -> Kernel:
         if self.kernel == "polynomial":

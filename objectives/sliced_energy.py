@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from objectives._sorted import blocks, directions, sort_rows
-from rdm.api import Count, Objective, Real, Samples, Traits, objectives
+from rdm.api import UNDIVIDED, Count, Objective, Portion, Real, Samples, Traits, objectives
 
 
 class ProjectedTarget(NamedTuple):
@@ -64,26 +64,36 @@ class SlicedEnergy(Objective):
         vectors = directions(rows.value, self.projections, None)
         return statistic, ProjectedTarget(rows.value, rows.weight / rows.mass, vectors, vectors @ rows.value.T)
 
+    @property
+    def divisible(self) -> bool:  # noqa: D102
+        return True
+
     def distance(self, summary: Any, target: ProjectedTarget, *, generator: torch.Generator | None = None) -> Tensor:
         """The mean over directions, a block at a time; directions redrawn where there is a generator."""
+        return self.part(summary, target, UNDIVIDED, generator=generator)
+
+    def part(
+        self, summary: Any, target: ProjectedTarget, portion: Portion, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """What its share of the directions adds to the mean."""
         x, weights = summary.value, summary.weight / summary.mass
         vectors, known = target.directions.to(x.dtype), target.projections.to(x.dtype)
         if generator is not None:
             vectors = directions(x, self.projections, generator)
             known = vectors @ target.rows.to(x.dtype).T
-        return _MeanEnergy.apply(x, weights, vectors, known, target.weights)
+        return _MeanEnergy.apply(x, weights, vectors, known, target.weights, portion)
 
 
 class _MeanEnergy(torch.autograd.Function):
     """With D = F - G the value is 2 sum_k D_k^2 (t_{k+1} - t_k), its slope in t_k 2 (D_{k-1}^2 - D_k^2)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, vectors: Tensor, known: Tensor, b: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, a: Tensor, vectors: Tensor, known: Tensor, b: Tensor, portion: Portion) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=x.device)
         gradient = torch.zeros_like(x) if ctx.needs_input_grad[0] else None
         of_weights = torch.zeros_like(a) if ctx.needs_input_grad[1] else None
         signed = torch.cat([a, -b])  # the jumps of F - G
-        for k in blocks(len(vectors), len(signed)):
+        for k in blocks(len(vectors), len(signed), portion):
             vector = vectors[k]
             rows, order = sort_rows(torch.cat([vector @ x.T, known[k]], 1))
             gaps, between = signed[order].cumsum(1)[:, :-1], rows.diff(dim=1)
@@ -100,6 +110,6 @@ class _MeanEnergy(torch.autograd.Function):
         return total / len(vectors)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         gradient, of_weights = (None if t is None else cotangents[0].to(t.dtype) * t for t in ctx.saved_tensors)
-        return gradient, of_weights, None, None, None
+        return gradient, of_weights, None, None, None, None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from objectives._sorted import Steps, blocks, cell_means, costs, directions, equal, mean_cost, root, steps
-from rdm.api import Count, InputError, Objective, Range, Real, Samples, Traits, objectives
+from rdm.api import UNDIVIDED, Count, InputError, Objective, Portion, Range, Real, Samples, Traits, objectives
 
 
 class SlicedTarget(NamedTuple):
@@ -68,12 +68,23 @@ class SlicedWasserstein(_Sliced):
     4.0
     """
 
+    @property
+    def divisible(self) -> bool:
+        """The mean is; its root is not."""
+        return not self.root
+
     def distance(self, summary: Any, target: SlicedTarget, *, generator: torch.Generator | None = None) -> Tensor:
         """The mean over directions, a block at a time; directions redrawn where there is a generator."""
+        mean = self.part(summary, target, UNDIVIDED, generator=generator)
+        return root(mean, self.p) if self.root else mean
+
+    def part(
+        self, summary: Any, target: SlicedTarget, portion: Portion, *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """What its share of the directions adds to the mean."""
         x, weights = _representable(summary.value, target, self.p), summary.weight / summary.mass
         vectors, reference = _drawn(x, weights, target, self.projections, self.p, generator)
-        mean = mean_cost(x, weights, vectors, reference, self.p, len(target.rows))
-        return root(mean, self.p) if self.root else mean
+        return mean_cost(x, weights, vectors, reference, self.p, len(target.rows), portion)
 
 
 @objectives.register("max_sliced_wasserstein", examples=({"projections": 16}, {"projections": 16, "p": 1}))

@@ -31,7 +31,7 @@ from rdm.matching.balance import Balance, SelfNormalized, Terms, Uniform
 from rdm.matching.distances import median_distance, squared_distances
 from rdm.matching.memory import EMA, Memory, NoMemory, Queue
 from rdm.matching.metric import Distance, Estimate, Measure, Metric, Z, between, generated, of_groups, of_share
-from rdm.matching.objective import Follower, Objective, Seen, Solved, Traits, by_member
+from rdm.matching.objective import UNDIVIDED, Follower, Objective, Portion, Seen, Solved, Traits, by_member
 from rdm.matching.real import Gaussian, Real, draw, thin
 from rdm.matching.representation import Battery, Precision, Representation, assemble
 from rdm.matching.statistic import Cat, Moments, Samples, Statistic, Sum, Summary, checked
@@ -167,6 +167,7 @@ __all__ = [
     "pieces",
     "Population",
     "portion",
+    "Portion",
     "Positive",
     "Precision",
     "printable",
@@ -216,6 +217,7 @@ __all__ = [
     "Tracker",
     "trackers",
     "tried",
+    "UNDIVIDED",
     "Uniform",
     "UnknownNameError",
     "waveforms",

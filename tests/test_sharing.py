@@ -11,10 +11,12 @@ from torch import Tensor, nn
 import rdm
 from rdm.distributed import sum_gradients
 from rdm.errors import NonFiniteError
-from rdm.matching.objective import Objective
+from rdm.matching.objective import UNDIVIDED, Objective, Portion
+from rdm.matching.real import Real
 from rdm.matching.representation import Battery, Representation
 from rdm.population.population import Population
 from tests import processes
+from tests.conftest import objective_cases
 from tests.problems import D, Problem
 
 CALLS: Counter[str] = Counter()
@@ -26,7 +28,7 @@ def counted(objective: Objective, name: str, *, fails: int = -1) -> Objective:
 
     def called(method: str) -> Any:
         def call(self, *args, **options):
-            CALLS[f"{method} {name}"] += 1
+            CALLS[f"{method} {name}"] += all(each is not UNDIVIDED for each in args)  # a distance may be its only part
             if CALLS[f"{method} {name}"] == fails:
                 raise NonFiniteError("a sum has no end")
             return getattr(kind, method)(self, *args, **options)
@@ -60,6 +62,7 @@ CASES = {
     "drawn first": Case([DRAWN, SW, FD], {"balance": "self_normalized"}),
     "drawn last": Case([SW, FD, DRAWN], {}, chunk=None),
     "drawn alike": Case([SW, FD, SW], {"memory": rdm.EMA(0.5)}),
+    "drawn alike, in one pass": Case([SW, ("sliced_energy", {"projections": 3})], {}, chunk=None),
     "kernels": Case([("mmd", {}), ("energy", {}), ("cmmd", {})], {"normalize_gradient": True, "memory": rdm.EMA(0.8)}),
     "not finite": Case([FD] * 3, {"memory": rdm.EMA(0.7)}, steps=3, fails=2),
 }
@@ -162,3 +165,44 @@ def test_what_is_not_finite_where_it_is_computed_is_named_on_all_ranks(on_two):
     texts = [found["not finite"]["said"][1] for found in on_two]
     own = "the distance under 'third': a sum has no end"
     assert sorted(texts, key=len)[0] == own and sorted(texts, key=len)[1] in (f"rank 0: {own}", f"rank 1: {own}")
+
+
+DIVISIBLE = [case for case in objective_cases() if rdm.objective(case.values[0], **case.values[1]).divisible]
+
+
+@pytest.mark.parametrize("name, example", DIVISIBLE)
+@pytest.mark.parametrize("drawn", [False, True])
+def test_parts_of_a_distance_sum_to_it(monkeypatch, name, example, drawn):
+    """Value and gradients, each piece of work done once; more parts than pieces are empty ones."""
+    monkeypatch.setattr("objectives._sums.TILE", (8, 16))
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 4, generator=g, dtype=torch.float64) * s + s for n, s in ((30, 1.0), (40, 2.0)))
+    mass, objective = torch.rand(30, generator=g, dtype=torch.float64), rdm.objective(name, **example)
+    statistic, target = objective.bind(Real.of(y))
+
+    def taken(portions: list[Portion | None]) -> list[tuple[Tensor, ...]]:
+        found, drawn_state = list[tuple[Tensor, ...]](), None
+        for portion in portions:
+            rows, weights = x.clone().requires_grad_(), mass.clone().requires_grad_()
+            summary = statistic.measure(rows, weights)
+            source = torch.Generator().manual_seed(1) if drawn else None
+            options = {"generator": source}
+            value = (
+                objective.distance(summary, target, **options)
+                if portion is None
+                else objective.part(summary, target, portion, **options)
+            )
+            found.append((value.detach(), *torch.autograd.grad(value, (rows, weights))))
+            if source is not None:  # every part leaves the generator alike
+                assert drawn_state is None or torch.equal(source.get_state(), drawn_state)
+                drawn_state = source.get_state()
+        return found
+
+    (whole,) = taken([None])
+    for of in (1, 2, 3, 200):
+        parts = taken([Portion(k, of) for k in range(of)])
+        for got, wanted in zip(map(sum, zip(*parts, strict=True)), whole, strict=True):
+            torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-13)
+        shares = [float(part[1].norm() / whole[1].norm()) for part in parts]
+        assert of == 1 or of == 200 or min(shares) > 1e-3, "each has something to do"
+    assert shares.count(0.0) > 100

@@ -45,9 +45,17 @@ class Portion(NamedTuple):
     number: int
     of: int
 
-    def takes(self, k: int) -> bool:
-        """Whether the k-th of many equal pieces of work belongs to it: they go round."""
-        return k % self.of == self.number
+    def rows(self, n: int) -> slice:
+        """Its share of n equal pieces of work."""
+        return slice(n * self.number // self.of, n * (self.number + 1) // self.of)
+
+    @property
+    def mirrored(self) -> "Portion":
+        """That from the other end, for work that would come to one side if there were few pieces of every kind."""
+        return Portion(self.of - 1 - self.number, self.of)
+
+
+UNDIVIDED = Portion(0, 1)
 
 
 class Objective(ABC):
