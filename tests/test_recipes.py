@@ -113,7 +113,7 @@ def test_a_recipe_runs_three_steps_shrunk(recipe, place, tmp_path, monkeypatch):
     assert main(["train", str(recipe), "--out", str(tmp_path / "run"), *given]) == 0
 
 
-SOME = "fd_loss/base", "irdm/flux_marginal", "fsf_dmd/flow_map"
+SOME = "fd_loss/base", "irdm/flux_marginal", "fsf_dmd/scratch"
 FULL = [p for p in RECIPES if ALL or f"{p.parent.name}/{p.stem}" in SOME]
 
 

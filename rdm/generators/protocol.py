@@ -108,7 +108,7 @@ class FlowGenerator(Generator):
         return items.clamp(0, 1) if self.clamp else items
 
     def encode(self, items: Tensor) -> Tensor:
-        """States at t = 0 of items: pictures in [0, 1] mapped to [-1, 1]."""
+        """States at t = 0 of items, in their shape: pictures in [0, 1] mapped to [-1, 1]."""
         return items * 2 - 1
 
     def forward(self, noise: Tensor, condition: Tensor | None = None) -> Tensor:

@@ -21,7 +21,7 @@ from rdm.data.feed import Feed, Rows, portion
 from rdm.distributed import agree, largest, total
 from rdm.errors import InputError
 from rdm.files.schema import expect, record
-from rdm.generators.protocol import Generator, sampled
+from rdm.generators.protocol import FlowGenerator
 from rdm.randomness import stream
 from rdm.rehearsing.bound import valued
 from rdm.rehearsing.step import Does, Keeps
@@ -187,10 +187,10 @@ class Fed(Loss):
         return {name: total(sums.get(name, 0.0)) / self.batch for name in self.logged}
 
     def rehearse(self, model: nn.Module, setting: Setting, ranks: int) -> Iterator[Keeps | Does]:
-        """One batch of items like the first; without data, of items like the generator's."""
+        """One batch of items like the first; without data, of items like a flow's states."""
         parts = pieces(len(portion(self.batch, 0, ranks)), self.chunk)
         self.setting, rows = setting, parts[0].rows.stop
-        items = _like_data(setting.data, rows) if setting.data is not None else _like_generated(model, rows)
+        items = _like_data(setting.data, rows) if setting.data is not None else _like_states(model, rows)
         source, numbers = stream(setting.seed, "rehearsal"), list(range(rows))
         yield Does("a batch of items")
         drawn = Rows(items, torch.zeros(rows).long(), numbers)
@@ -229,17 +229,15 @@ def _like_data(data: Data, rows: int) -> Tensor:
     return torch.zeros(rows, *shape, dtype=dtype)
 
 
-def _like_generated(model: nn.Module, rows: int) -> Tensor:
-    """So many items of a generator.
+def _like_states(model: nn.Module, rows: int) -> Tensor:
+    """So many items of the form of a flow's states, which its `encode` keeps.
 
     Raises:
-        InputError: it is none, so that the data alone say what items are.
+        InputError: it is no flow, so that the data alone say what items are.
     """
-    if not isinstance(model, Generator):
+    if not isinstance(model, FlowGenerator):
         raise InputError("what items are is only known from the data, which are not here; give rdm.train.data")
-    with torch.no_grad():
-        (one,) = sampled(model, model.noise(1, torch.Generator()), None, 1)
-    return one.new_zeros(rows, *one.shape[1:])
+    return torch.zeros(rows, *model.shape)
 
 
 def _refuse_none(rows: Rows) -> None:
