@@ -17,35 +17,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # what __getattr__ hands out
     from rdm.generators.protocol import Generator
     from rdm.judging.streaming import Streaming
-    from rdm.matching.balance import Gated, GradientNorm, SelfNormalized, Uniform
-    from rdm.matching.memory import EMA, NoMemory, Queue
-    from rdm.matching.metric import Metric
+    from rdm.matching.balance import Balance, Gated, GradientNorm, SelfNormalized, Uniform
+    from rdm.matching.memory import EMA, Memory, NoMemory, Queue
+    from rdm.matching.metric import Measure, Metric
     from rdm.matching.objective import Objective, distance
     from rdm.matching.representation import Battery, Representation
     from rdm.population.loss import Loss
     from rdm.population.population import Population
     from rdm.references.file import Reference
-    from rdm.registry import (
-        balances,
-        batteries,
-        datasets,
-        generators,
-        memories,
-        metrics,
-        names,
-        objectives,
-        representations,
-    )
+    from rdm.registry import Registry, names
     from rdm.scaling.modules import recompute
 
-    balance = balances.build
-    battery = batteries.build
-    dataset = datasets.build
-    generator = generators.build
-    memory = memories.build
-    metric = metrics.build
-    objective = objectives.build
-    representation = representations.build
+    balance = Registry[Balance]("balance").build
+    battery = Registry[Battery]("battery").build
+    dataset = Registry[Any]("dataset").build  # Dataset, or Stored where it is read from disk
+    generator = Registry[Generator]("generator").build
+    memory = Registry[Memory]("memory").build
+    metric = Registry[Measure]("metric").build
+    objective = Registry[Objective]("objective").build
+    representation = Registry[Representation]("representation").build
     __version__: str
 
 _HOMES = {

@@ -5,7 +5,8 @@ A member registers itself above its class or function::
     @objectives.register("sliced_wasserstein", examples=(dict(projections=16),))
 
 and is found by every command, test and configuration. A registry loads the packages that may hold its members on the
-first look-up (`pkgutil`), so that a new file is seen without an import list. What a member is given is checked against
+first look-up (`pkgutil`), so that a new file is seen without an import list; then the modules of installed packages
+that an entry point of the group `rdm.members` names, whatever they register. What a member is given is checked against
 its annotations (`rdm.numbers`).
 """
 
@@ -13,18 +14,29 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from importlib.machinery import PathFinder
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from rdm.errors import InputError, UnknownNameError
+from rdm.errors import InputError, UnknownNameError, first_line
 from rdm.numbers import validated
 
 T = TypeVar("T", bound=Callable[..., Any])
 K = TypeVar("K")
 V = TypeVar("V")
+M = TypeVar("M")
+GROUP = "rdm.members"  # of entry points, each a module that registers what it holds
+HOME = Path(__file__).resolve().parent.parent  # where rdm is installed, and its packages beside it
+OWN = "rdm", "objectives", "representations"
 _LOADING = threading.RLock()  # one for all registries: members of one are imported while another loads
+_installed = {"begun": False, "done": False}  # the import of installed packages' modules
 
 
 class Entry(NamedTuple):
@@ -73,8 +85,8 @@ def by_name(what: str, given: Mapping[str, V], names: Iterable[str]) -> dict[str
     return {name: given[name] for name in names}
 
 
-class Registry(Mapping[str, Entry]):
-    """Members of one kind by name; reading it loads the packages where members live."""
+class Registry(Mapping[str, Entry], Generic[M]):
+    """Members of one kind by name; reading it loads the packages where members live, and installed ones."""
 
     def __init__(self, kind: str, *packages: str):
         self.kind = kind
@@ -94,6 +106,8 @@ class Registry(Mapping[str, Entry]):
         """Register the decorated class or function under `name`; a taken name is an error."""
 
         def add(given: T) -> T:
+            if str(getattr(given, "__module__", "")).partition(".")[0] not in OWN:
+                self._load_own()  # whose names are taken before yours
             build = validated(given, name)
             taken = self._entries.get(name)
             if taken is not None:
@@ -105,7 +119,7 @@ class Registry(Mapping[str, Entry]):
 
         return add
 
-    def build(self, name: str, /, **hyperparameters: Any) -> Any:
+    def build(self, name: str, /, **hyperparameters: Any) -> M:
         """Build the member called `name`; unknown names and hyperparameters are refused with the nearest valid one."""
         build = self[name].build
         accepted = inspect.signature(build).parameters
@@ -119,7 +133,8 @@ class Registry(Mapping[str, Entry]):
         if isinstance(given, kind):
             return given
         if isinstance(given, str):
-            return self.build(given)
+            built: Any = self.build(given)
+            return built
         found = f"the class {given.__name__} (call it)" if isinstance(given, type) else type(given).__name__
         raise InputError(f"expected a {kind.__name__} or the registered name of one; got {found}")
 
@@ -133,17 +148,26 @@ class Registry(Mapping[str, Entry]):
             self._entries = before
 
     def _loaded(self) -> dict[str, Entry]:
-        if not self._discovered:
-            with _LOADING:  # other threads wait; this one may read the registry while its members are imported
-                if not (self._discovered or self._loading):
-                    self._loading = True
-                    try:
-                        for package in self._packages:
-                            _import_members(package)
-                        self._discovered = True
-                    finally:
-                        self._loading = False
+        self._load_own()
+        if not self._loading:
+            _load_installed()
         return self._entries
+
+    def _load_own(self) -> None:
+        if self._discovered:
+            return
+        with _LOADING:  # other threads wait; this one may read the registry while its members are imported
+            if self._discovered or self._loading:
+                return
+            self._loading = True
+            try:
+                for package in OWN[1:]:  # members of either import from the other
+                    _import_at_home(package)
+                for package in self._packages:
+                    _import_members(package)
+                self._discovered = True
+            finally:
+                self._loading = False
 
     def __getitem__(self, name: str) -> Entry:
         entries = self._loaded()
@@ -166,6 +190,69 @@ def _import_members(package: str) -> None:
     for found in pkgutil.iter_modules(getattr(module, "__path__", [])):
         if not found.name.startswith("_"):
             importlib.import_module(f"{package}.{found.name}")
+
+
+def _import_at_home(package: str) -> None:
+    """Import a package from where rdm is installed, whichever of its name comes first on the path.
+
+    Raises:
+        InputError: another one is imported already.
+    """
+    home = HOME / package / "__init__.py"
+    if package not in sys.modules:
+        first = PathFinder.find_spec(package)
+        spec = spec_from_file_location(package, home, submodule_search_locations=[str(home.parent)])
+        assert spec is not None and spec.loader is not None
+        module = sys.modules[package] = module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if first is not None and first.origin is not None and Path(first.origin).resolve() != home:
+            warnings.warn(
+                f"import {package} gives rdm's package of that name from here on, not {Path(first.origin).parent}; "
+                "rename that folder if something imports it",
+                stacklevel=2,
+            )
+    found = Path(getattr(sys.modules[package], "__file__", None) or "a folder without __init__.py").resolve()
+    if found != home:
+        raise InputError(
+            f"expected rdm's package {package!r} at {home.parent}; {found.parent} is imported under that name; "
+            "rename that folder, or take it off the path"
+        )
+
+
+def installed() -> list[EntryPoint]:
+    """Entry points of installed packages whose modules register members, in the order of their names."""
+    return sorted(set(entry_points(group=GROUP)), key=lambda entry: (entry.name, entry.value))
+
+
+def _load_installed() -> None:
+    """Import what installed packages register, once.
+
+    Raises:
+        InputError: one of them cannot be imported; the text names its package.
+    """
+    if _installed["done"]:
+        return
+    with _LOADING:
+        if _installed["begun"]:  # one of them looks a member up while it is imported; or another thread was here
+            return
+        _installed["begun"] = True
+        try:
+            for entry in installed():
+                _import_entry(entry)
+            _installed["done"] = True
+        finally:
+            _installed["begun"] = _installed["done"]
+
+
+def _import_entry(entry: EntryPoint) -> None:
+    try:
+        importlib.import_module(entry.module)
+    except Exception as error:  # whatever somebody's module raises
+        who = f"{entry.dist.name} {entry.dist.version}" if entry.dist else "an installed package"
+        cause = f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(
+            f"{who}: its module {entry.module} of members cannot be imported ({cause}); mend or uninstall it"
+        ) from error
 
 
 def _origin(build: Callable[..., Any]) -> str:

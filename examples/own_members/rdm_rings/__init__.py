@@ -1,0 +1,1 @@
+"""Members for rdm; `rdm_rings.members` registers them."""
