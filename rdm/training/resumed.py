@@ -43,6 +43,7 @@ def state_of(
     named = weights.named()
     initial = {name: local(value).detach().clone() for name, value in named.items()}
     optimizer = kept_by(step, stepper, weights.stepped)
+    keeps = optimizer_state(stepper, weights.stepped)["state"]  # plain SGD: nothing of any
     whole = record(
         {
             "model": weights.check(weights.state()),
@@ -62,7 +63,7 @@ def state_of(
         """A parameter of which the optimizer keeps nothing had no gradient: it is what it was."""
         whole(value, where, sizes)
         for name, k in numbers.items():
-            if k not in value["optimizer"]["state"]:
+            if k in keeps and k not in value["optimizer"]["state"]:
                 law = partial(_unchanged, initial[name], named[name])
                 tensor("float32 float64 float16 bfloat16", " ".join(map(str, named[name].shape)), law=law)(
                     value["model"][name], f"model.{name}, of which the optimizer keeps nothing,", sizes
