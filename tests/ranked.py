@@ -50,10 +50,10 @@ def rank(number: int, world: int, port: int, at: Path, accident: str, out: str, 
     who, what, when = accident.split(":")
     as_ever = FlowMatching.backward
 
-    def backward(self, model, step):
+    def backward(self, model, step, scale):
         if (str(number), str(step)) == (who, when):
             ACCIDENTS[what]()
-        return as_ever(self, model, step)
+        return as_ever(self, model, step, scale)
 
     FlowMatching.backward = backward
     return main(["train", str(at / "x.gin"), "--out", str(at / out), *(["--resume"] if resume else [])])

@@ -1,5 +1,7 @@
 """How a run computes: masters of weights in fewer bits, autocast for the generator alone, TF32 only where asked for."""
 
+import json
+import shutil
 from functools import partial
 
 import pytest
@@ -10,9 +12,12 @@ import rdm
 from rdm.errors import InputError
 from rdm.generators.protocol import Generator
 from rdm.losses.matching import Matching
+from rdm.losses.weighted import Weighted
 from rdm.matching.statistic import Samples
+from rdm.training.auxiliary import Auxiliary
 from rdm.training.loop import train
 from rdm.training.loss import Loss
+from rdm.training.run import Diverged
 from tests.test_train import arguments
 
 
@@ -165,9 +170,76 @@ def test_the_switches_reach_the_generator_and_not_the_distance(tmp_path, tf32, c
     assert seen == {(torch.float32, "highest", False)}
 
 
+def in_float16(out, *, factor: float, **options) -> nn.Module:
+    """Some steps on the loss times a factor, with a rate that makes them as long as without."""
+    torch.manual_seed(0)
+    rate = partial(torch.optim.SGD, lr=1e-3 / factor)
+    options = {"precision": "float16", "optimizer": rate, "steps": 8, "log_every": 1, "patience": 0, **options}
+    return train(model=Line(), losses=[Weighted(Chunked(), factor)], out=out, samples_every=0, **options)
+
+
+def logged(out, name: str) -> list[float]:
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [row.get(name, float("nan")) for row in rows]
+
+
+def test_gradients_too_small_for_float16_are_scaled_into_it(tmp_path, monkeypatch):
+    """The loss is 1e-8 of what float16 holds; norm and steps are those of float32, to its three digits."""
+    wide = in_float16(tmp_path / "wide", factor=1e-8, precision="float32")
+    low = in_float16(tmp_path / "low", factor=1e-8)
+    for a, b in zip(low.parameters(), wide.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-4)
+    norms = logged(tmp_path / "low", "gradient_norm")
+    assert norms == pytest.approx(logged(tmp_path / "wide", "gradient_norm"), rel=5e-3)
+    assert set(logged(tmp_path / "low", "loss_scale")) == {2.0**16}
+    assert isinstance(low, Line) and {dtype for dtype, _, _ in low.seen} == {torch.float16}
+    monkeypatch.setattr("rdm.scaling.loss_scale.FIRST", 1.0)  # what would become of it
+    still = in_float16(tmp_path / "unscaled", factor=1e-8)
+    assert logged(tmp_path / "unscaled", "gradient_norm") == [0.0] * 8
+    torch.manual_seed(0)
+    assert all(torch.equal(a, b) for a, b in zip(still.parameters(), Line().parameters(), strict=True))
+
+
+def test_a_scale_that_is_too_large_is_halved_without_a_step_and_doubled_again(tmp_path, monkeypatch):
+    """No step that is left out for its sake is counted; a run that is resumed goes on bit for bit."""
+    monkeypatch.setattr("rdm.scaling.loss_scale.EVERY", 3)
+    options = {"factor": 50.0, "checkpoint_every": 4, "keep": 3, "average": 0.5, "steps": 14}
+    done = in_float16(tmp_path / "whole", **options)
+    scales, norms = (logged(tmp_path / "whole", name) for name in ("loss_scale", "gradient_norm"))
+    taken = [norm == norm for norm in norms]
+    falls = taken.index(True)
+    assert 1 < falls < 8 and set(logged(tmp_path / "whole", "skipped")) == {0}
+    value, none = 2.0 ** (16 - falls), float("nan")
+    expected = [none] * falls + [value, value, value, none] * 3
+    assert scales == pytest.approx(expected[:14], nan_ok=True)
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    for late in sorted((tmp_path / "again" / "checkpoints").iterdir())[1:]:
+        shutil.rmtree(late)
+    again = in_float16(tmp_path / "again", resume=True, **options)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), done.parameters(), strict=True))
+    assert logged(tmp_path / "again", "loss_scale") == pytest.approx(scales, nan_ok=True)
+
+
+def test_a_gradient_that_no_scale_makes_finite_ends_the_run(tmp_path):
+    class Endless(Chunked):
+        def backward(self, model, step, scale=1.0):
+            found = super().backward(model, step, scale)
+            model.first.weight.grad[0, 0] = float("nan")
+            return found
+
+    with pytest.raises(Diverged, match="step 16: the gradient is not finite"):
+        train(model=Line(), losses=[Endless()], steps=30, out=tmp_path, precision="float16", patience=0)
+
+
+def test_a_network_beside_the_model_refuses_float16():
+    with torch.autocast("cpu", torch.float16), pytest.raises(InputError, match="Linear, trained beside the model, has"):
+        Auxiliary(nn.Linear(2, 2), torch.optim.SGD)
+
+
 @pytest.mark.parametrize("given, message", [
     ({"parameters": "bfloat16"}, "parameters in bfloat16 compute in it; got precision 'float32'"),
-    ({"precision": "float8"}, "precision must be 'float32' or 'bfloat16'; got 'float8'"),
+    ({"precision": "float8"}, "precision must be 'float32' or 'bfloat16' or 'float16'; got 'float8'"),
+    ({"precision": "float16", "parameters": "bfloat16"}, "parameters in bfloat16 compute in it; got precision 'float1"),
     ({"tf32": 1}, "tf32 must be True or False"),
 ])  # fmt: skip
 def test_what_cannot_be_computed_is_refused(tmp_path, given, message):

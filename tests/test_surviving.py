@@ -85,9 +85,9 @@ class At(FlowMatching):
 
     acts: dict = {}
 
-    def backward(self, model, step):
+    def backward(self, model, step, scale=1.0):
         self.acts.get(step, lambda: None)()
-        return super().backward(model, step)
+        return super().backward(model, step, scale)
 
 
 def acting(out, acts, **options):

@@ -115,8 +115,8 @@ def test_a_non_finite_gradient_stops_the_run_before_the_step(tmp_path):
     weights = {k: v.clone() for k, v in model.state_dict().items()}
 
     class Explode(FlowMatching):
-        def backward(self, model, step):
-            logged = super().backward(model, step)
+        def backward(self, model, step, scale=1.0):
+            logged = super().backward(model, step, scale)
             next(model.parameters()).grad.fill_(float("nan"))
             return logged
 

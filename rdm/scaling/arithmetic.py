@@ -8,9 +8,10 @@ import torch
 
 from rdm.errors import InputError
 from rdm.matching.autocast import products
+from rdm.scaling.loss_scale import LossScale
 from rdm.scaling.weights import Held
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class Arithmetic:
@@ -18,7 +19,8 @@ class Arithmetic:
 
     Args:
         device: where it computes.
-        precision: "bfloat16" by `torch.autocast`; "float32" in the types of its weights.
+        precision: "bfloat16" or "float16" by `torch.autocast`, the latter with a loss `scale`; "float32" in the types
+            of its weights.
         held: how its parameters are held; those in bfloat16 compute in it.
         tf32: float32 products and convolutions of generator and encoders may drop to TF32's ten bits, which halves
             their time or better on a GPU that has it. Statistics and distances never do; without it nothing does.
@@ -33,6 +35,7 @@ class Arithmetic:
                 f"parameters in {held} compute in it; got precision {precision!r}; give precision={held!r}"
             )
         self._device, self._precision, self._tf32 = device.type, precision, tf32
+        self.scale = LossScale(dynamic=precision == "float16")
 
     @contextmanager
     def __call__(self) -> Iterator[None]:

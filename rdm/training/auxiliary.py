@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rdm.distributed import total
-from rdm.errors import NonFiniteError
+from rdm.errors import InputError, NonFiniteError
 from rdm.files.schema import anything, expect, number, record
 from rdm.numbers import Share
 from rdm.scaling.averages import Average, Averages, as_averages
@@ -36,7 +36,7 @@ class Auxiliary:
         device: where it computes.
 
     Raises:
-        InputError: names that it has not; an average that counts items.
+        InputError: names that it has not; an average that counts items; autocast in float16, which needs a loss scale.
     """
 
     def __init__(
@@ -49,6 +49,9 @@ class Auxiliary:
         shard: Names = False,
         device: torch.device = CPU,
     ):
+        if torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) == torch.float16:
+            name = type(network).__name__
+            raise InputError(f"{name}, trained beside the model, has no loss scale for float16; give bfloat16")
         self.network, self.clip, self.updates = sharded(network.train(), shard, device), clip, 0
         self.weights = Weights(self.network)
         self.optimizer, self.sums = optimizer(self.weights.groups), GradientSums(self.network)

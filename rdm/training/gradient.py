@@ -27,18 +27,22 @@ def take_gradient(
 
     Raises:
         NonFiniteError: on every rank, where something is not finite on one.
+        Overflow: the gradient, in float16, may be finite with the next loss scale.
     """
-    records: list[dict[str, float]] = []
+    records, scale = list[dict[str, float]](), arithmetic.scale
     with sums.step():
         for loss in losses:
             sums.final, problem = loss is losses[-1], None
             try:
                 with arithmetic():
-                    records.append(loss.backward(weights.model, step))
+                    records.append(loss.backward(weights.model, step, scale.value))
                 check_finite(records[-1])
             except NonFiniteError as error:
                 problem = error
             agree(problem)
+    used = scale.logged
+    scale.divide(weights.stepped)
     norm = clipped(weights.stepped, clip)
+    scale.see(norm)
     check_finite({"the gradient": norm})
-    return {**joined(records), "gradient_norm": norm}
+    return {**joined(records), "gradient_norm": norm, **used}

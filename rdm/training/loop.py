@@ -98,7 +98,7 @@ def train(
     start, state = found or (0, None)
     saver = Saver(out / "checkpoints", Keeping(keep, keep_every, keep_hours, keep_lowest, keep_highest), start)
     skips = Skips(patience, saver.last)
-    run = Trained(weights, stepper, averages, losses, skips, seed)
+    run = Trained(weights, stepper, averages, losses, skips, arithmetic.scale, seed)
     if state is not None:
         run.restore(start, state)
     weights.publish()

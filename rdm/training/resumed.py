@@ -22,6 +22,7 @@ from rdm.files.schema import (
     tensor,
 )
 from rdm.scaling.averages import Averages
+from rdm.scaling.loss_scale import scale_in_checkpoint
 from rdm.scaling.sharding import local, mine
 from rdm.scaling.stepped import optimizer_state, order
 from rdm.scaling.weights import Weights
@@ -53,7 +54,8 @@ def state_of(
             "random": record({"cpu": listed(_random()), "cuda": maybe(listed(tensor("uint8", "r")))}),
             "skips": listed(number(int, low=0, high=step), length=2),
             "seconds": number(low=0),
-        }
+        },
+        scale_in_checkpoint(),
     )
     numbers = {
         name: k for k, p in enumerate(order(stepper, weights.stepped)) for name, other in named.items() if other is p

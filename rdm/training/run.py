@@ -17,6 +17,7 @@ from rdm.errors import InputError, NonFiniteError, first_line
 from rdm.files.records import read_log
 from rdm.files.store import read_text, write_text
 from rdm.progress import Reporter
+from rdm.scaling.loss_scale import Overflow
 from rdm.surviving.saving import spared
 from rdm.terminal import say
 from rdm.timing.regions import region
@@ -42,15 +43,16 @@ class Skips:
     row: int = 0
 
     def left_out(self, step: int, error: NonFiniteError, report: Reporter, *, last: bool) -> None:
-        """Count a step that was not taken.
+        """Count a step that was not taken; one for the sake of the loss scale is said alone.
 
         Raises:
             Diverged: it is one too many in a row, or the last, so that no step shows that the update before it was
                 sound; the text names the term and the checkpoint to go back to.
         """
-        self.total, self.row = self.total + 1, self.row + 1
-        if self.row > self.patience or last:
-            self.fail(step, error)
+        if not isinstance(error, Overflow):
+            self.total, self.row = self.total + 1, self.row + 1
+            if self.row > self.patience or last:
+                self.fail(step, error)
         report.say(f"step {step} was not taken: {error}")
 
     def fail(self, step: int, error: NonFiniteError) -> NoReturn:

@@ -13,6 +13,7 @@ from rdm.errors import CorruptFileError, MismatchError, NonFiniteError
 from rdm.files.schema import expect
 from rdm.randomness import stream
 from rdm.scaling.averages import Averages
+from rdm.scaling.loss_scale import LossScale
 from rdm.scaling.stepped import load_optimizer, optimizer_state, parts
 from rdm.scaling.weights import Weights
 from rdm.timing.regions import region
@@ -28,6 +29,7 @@ class Trained:
     Args:
         weights, optimizer, averages, losses: what is trained, by what, moving averages of it, and on what.
         skips: steps that were not taken.
+        scale: of the loss.
         seed: of random states of ranks that a checkpoint has none of.
         seconds: spent before this process.
     """
@@ -37,6 +39,7 @@ class Trained:
     averages: Averages
     losses: Sequence[Loss]
     skips: Skips
+    scale: LossScale
     seed: int
     seconds: float = 0.0
 
@@ -78,6 +81,7 @@ class Trained:
             "losses": [loss.state() for loss in self.losses],
             "random": {"cpu": gather(torch.get_rng_state()), "cuda": cuda},
             "skips": [self.skips.total, self.skips.row],
+            **self.scale.state(),
             "seconds": seconds,
         }
 
@@ -104,6 +108,7 @@ class Trained:
             source = stream(self.seed, "resumed", step, rank(), device=device)
             _put(state["random"]["cuda"] or [], partial(torch.cuda.set_rng_state, device=device), source)
         self.skips.total, self.skips.row = state["skips"]
+        self.scale.restore(state)
         self.seconds = state["seconds"]
 
 
