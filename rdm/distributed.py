@@ -59,6 +59,25 @@ def started() -> Iterator[bool]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def pretended(ranks: int) -> Iterator[None]:
+    """A block in which this process is the first of so many that are not there, and gets nothing from them.
+
+    For tensors without values, whose sizes alone matter. Of one rank, nothing is pretended.
+    """
+    if ranks == 1:
+        yield
+        return
+    import torch.distributed._tools.fake_collectives  # noqa: F401  (what collectives make of such tensors)
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 class Board:
     """Texts that ranks leave for each other where torchrun lets them meet, without a collective and from any thread.
 

@@ -1,6 +1,9 @@
 """Dry runs: what is said of memory is what torch's own allocator gives out; neither weights nor data are needed."""
 
+import ast
 import gc
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,12 +12,14 @@ from safetensors.torch import save_file
 from rdm.__main__ import main
 from rdm.app import config
 from rdm.app.dry_run import outlined
+from rdm.distributed import started
 from rdm.matching.real import Real
 from rdm.planning.plan import Plan
 from rdm.randomness import seeded, stream
 from rdm.registry import generators, networks, objectives
 from rdm.rehearsing.bound import bound, tensors
 from rdm.training.loop import train
+from tests import processes
 
 RUN = """
 rdm.train.model = @generators.unet()
@@ -45,6 +50,23 @@ losses.matching.memory = @memories.queue()
 losses.matching.population = 128
 losses.matching.chunk = 32
 memories.queue.size = 2000
+"""
+SHARDED = """
+rdm.train.model = @generators.dit()
+generators.dit.shape = (1, 8, 8)
+generators.dit.patch = 2
+generators.dit.width = 96
+generators.dit.depth = 16
+generators.dit.heads = 4
+generators.dit.steps = 1
+generators.dit.guidance = 1.0
+generators.dit.decoder = 'none'
+rdm.train.shard = True
+rdm.train.average = 0.9
+losses.matching.objective = @objectives.frechet()
+losses.matching.memory = @memories.ema()
+losses.matching.population = 64
+losses.matching.chunk = 16
 """
 
 
@@ -77,14 +99,45 @@ def held(path, out) -> int:
     return most
 
 
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> str:
+    """Weights of the classifier."""
+    path = tmp_path_factory.mktemp("encoder") / "encoder.safetensors"
+    save_file(networks.build("conv_classifier").state_dict(), path)
+    return str(path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("text", [DENSE, CHUNKED], ids=["dense", "chunked"])
-def test_what_is_said_of_memory_is_within_15_percent_of_what_a_run_holds(text, tmp_path):
-    encoder = tmp_path / "encoder.safetensors"
-    save_file(networks.build("conv_classifier").state_dict(), encoder)
-    path = file(tmp_path, text, str(encoder))
+def test_what_is_said_of_memory_is_within_15_percent_of_what_a_run_holds(text, tmp_path, encoder):
+    path = file(tmp_path, text, encoder)
     said, found = plan(path).most, held(path, tmp_path / "run")
     assert said == pytest.approx(found, rel=0.15)
+
+
+def on_a_rank(number: int, port: int, path: str, out: str) -> None:
+    """One of two: what it holds, and what a dry run of it says, which needs no other rank."""
+    if number == 0:
+        said = {ranks: plan(Path(path), ranks) for ranks in (1, 2)}
+        found = {ranks: (each.most, {part.name: part.bytes for part in each.kept}) for ranks, each in said.items()}
+        (Path(out) / "said").write_text(repr(found))
+    os.environ |= processes.rank_environment(number, 2, port)
+    with started():
+        (Path(out) / f"held {number}").write_text(str(held(Path(path), Path(out) / "run")))
+
+
+@pytest.mark.slow
+def test_what_is_said_of_a_sharded_run_is_within_15_percent_of_what_each_rank_holds(tmp_path, encoder):
+    """Gradients of all chunks but the last are whole on every rank; weights, optimizer and average are shared out."""
+    path = file(tmp_path, SHARDED, encoder)
+    processes.ranks(on_a_rank, (processes.free_port(), str(path), str(tmp_path)), 2)
+    said = ast.literal_eval((tmp_path / "said").read_text())
+    for number in range(2):
+        found = int((tmp_path / f"held {number}").read_text())
+        assert said[2][0] == pytest.approx(found, rel=0.15)
+    split = 16 * (18 * 96 * 96 + 15 * 96)  # numbers in the blocks
+    for name, copies in {"weights": 4, "optimizer": 8, "average constant_0.9": 4}.items():
+        assert said[1][1][name] - said[2][1][name] == pytest.approx(copies * split / 2, rel=1e-3), name
 
 
 ABSENT = """
@@ -95,6 +148,7 @@ rdm.train.device = 'cuda'
 rdm.train.data = @datasets.files()
 datasets.files.path = 'nowhere'
 generators.mlp_flow.weights = 'nowhere'
+generators.mlp_flow.solver = 'heun'
 losses.matching.objective = @objectives.frechet()
 losses.matching.reference = 'nowhere.safetensors'
 losses.matching.battery = @rdm.battery()
@@ -137,7 +191,7 @@ def test_a_plan_counts_what_follows_from_the_sizes(tmp_path):
     weights = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Linear))
     first, last = regions["generator, first pass"], regions["generator, backward"]
     assert (first.times, last.times) == (2, 2)  # chunks of 16 of this rank's 32
-    assert first.flops == 2 * 16 * weights
+    assert first.flops == 2 * 16 * weights, "Heun's last step, here the only one, is Euler's"
     assert last.flops == pytest.approx(2 * first.flops, rel=0.03)  # but for the gradient in the noise
 
 

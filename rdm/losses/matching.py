@@ -129,7 +129,8 @@ class Matching(Loss):
         asked = model.conditions if self.conditions is None else self.conditions
         objectives = by_member(self.objective, [each.name for each in battery.members])
         memory, chunk = self.options["memory"] or NoMemory(), self.options["chunk"]
-        yield from Rehearsal(model, asked, battery, objectives, memory, chunk, self.population, sides).step(ranks)
+        given = model, asked, battery, objectives, memory, chunk, self.population, sides, setting.passes
+        yield from Rehearsal(*given).step(ranks)
 
     def state(self) -> dict[str, Any]:
         """Memories and balance."""

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from rdm.data.dataset import Data
+from rdm.distributed import active, pretended
 from rdm.generators.protocol import Generator
 from rdm.planning.sizes import Held, Sizes
 from rdm.rehearsing.step import Does, Keeps
 from rdm.scaling.arithmetic import Arithmetic
 from rdm.scaling.averages import Averages, as_averages
 from rdm.scaling.modules import recompute
+from rdm.scaling.sharding import chosen, is_sharded, is_split, line, local, parts_of, share_out
+from rdm.scaling.sums import GradientSums, filled
 from rdm.scaling.weights import Held as Form
 from rdm.scaling.weights import Weights
 from rdm.training.loop import train
@@ -80,19 +83,26 @@ def planned(arguments: Mapping[str, Any], data: Data | None, sizes: Sizes, *, ra
         InputError: as the losses' own preparation, as far as sizes show it.
     """
     arguments = {p.name: p.default for p in inspect.signature(train).parameters.values()} | dict(arguments)
-    walk = _Walk()
-    setting = Setting(data, arguments["seed"], torch.device("cpu"), None)
+    walk, shard, place = _Walk(ranks), arguments["shard"], torch.device("cpu")
     if data is not None and data.held:
         walk.plan.kept.append(Keeps("data", data.held, f"{data.name}, {len(data):,} items"))
-    with sizes(ANSWER), walk.held:
-        model, losses = recompute(arguments["model"].train(), arguments["checkpointing"]), arguments["losses"]
-        weights = walk.weights(model, arguments["parameters"])
-        walk.update(weights, arguments["optimizer"], foreach=cuda)
-        walk.averages(Averages(as_averages(arguments["average"]), weights, size_of(losses)), cuda=cuda)
-        arithmetic = Arithmetic(setting.device, arguments["precision"], arguments["parameters"], tf32=False)
-        for loss in losses:
-            with arithmetic():
-                walk.loss(loss, model, setting, ranks)
+    with pretended(ranks if shard else 1):
+        row = line(place) if active() else None
+        with sizes(ANSWER), walk.held:
+            model, losses = recompute(arguments["model"].train(), arguments["checkpointing"]), arguments["losses"]
+            walk.plan.parameters += _parts(model)
+            split = chosen(model, shard)
+            if row is not None:
+                share_out(model, split, row, arguments["parameters"])
+            weights = walk.weights(model, arguments["parameters"])
+            walk.update(weights, arguments["optimizer"], foreach=cuda)
+            walk.averages(Averages(as_averages(arguments["average"]), weights, size_of(losses)), cuda=cuda)
+            setting = Setting(data, arguments["seed"], place, None, GradientSums(model, weights.stepped).passes)
+            arithmetic = Arithmetic(place, arguments["precision"], arguments["parameters"], tf32=False)
+            for loss in losses:
+                with arithmetic():
+                    walk.loss(loss, model, setting)
+            walk.sums(weights)
     walk.held.forget()
     return walk.plan
 
@@ -100,17 +110,17 @@ def planned(arguments: Mapping[str, Any], data: Data | None, sizes: Sizes, *, ra
 class _Walk:
     """Walks through a step and notes what it holds."""
 
-    def __init__(self) -> None:
-        self.plan, self.held = Plan(), Held()
+    def __init__(self, ranks: int) -> None:
+        self.plan, self.held, self.ranks = Plan(), Held(), ranks
         self._kept = self._noted = 0  # bytes that were counted as kept; all at the last word
 
     def weights(self, model: nn.Module, held: Form) -> Weights:
         """Weights, and what the optimizer steps."""
-        self.plan.parameters += _parts(model)
         count = sum(p.numel() for p in model.parameters())
         found = Weights(model, held)
         kinds = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
-        self._keep(Keeps("weights", _bytes(_held(model)), f"{count:,} parameters in {', '.join(kinds)}"))
+        split = f"; {len(parts_of(model))} modules shared out" if is_sharded(model) else ""
+        self._keep(Keeps("weights", _bytes(_held(model)), f"{count:,} parameters in {', '.join(kinds)}{split}"))
         if isinstance(model, Generator) and (behind := model.behind):
             frozen = _bytes(t for each in behind for t in _held(each))
             self._keep(Keeps("decoder", frozen, "behind the generator, not trained"))
@@ -119,7 +129,7 @@ class _Walk:
 
     def update(self, weights: Weights, optimizer: Any, *, foreach: bool) -> None:
         """An update of the weights."""
-        self._stepper = stepper = optimizer(weights.stepped)
+        self._stepper = stepper = optimizer(weights.groups)
         for group in stepper.param_groups:
             if foreach and group.get("foreach", False) is None and not group.get("fused"):
                 group["foreach"] = True  # what torch chooses on a GPU
@@ -146,11 +156,11 @@ class _Walk:
         self._kept += self.held.now - self._noted
         self._note()
 
-    def loss(self, loss: Loss, model: nn.Module, setting: Setting, ranks: int) -> None:
+    def loss(self, loss: Loss, model: nn.Module, setting: Setting) -> None:
         """A loss's step, from no gradients on."""
         self._note()
         kept = self._kept
-        for word in loss.rehearse(model, setting, ranks):
+        for word in loss.rehearse(model, setting, self.ranks):
             if isinstance(word, Keeps):
                 self._keep(word)
             elif word.times:
@@ -160,6 +170,13 @@ class _Walk:
                 self._note()
         self._kept = kept
         model.zero_grad(set_to_none=True)
+
+    def sums(self, weights: Weights) -> None:
+        """Gradients on their way to the other ranks, flat beside those that they are of."""
+        if self.ranks > 1:
+            whole = [p for p in weights.stepped if not is_split(p)][::-1]
+            flat = sum(_bytes(bucket) for bucket in filled(whole) if len(bucket) > 1)
+            self.plan.regions.append(Region("gradients, sent to other ranks", 1, self.plan.gradients + flat, 0, 0))
 
     def _keep(self, word: Keeps) -> None:
         """What was made since the last word is kept, and counted as the word says."""
@@ -195,5 +212,5 @@ def _held(module: nn.Module) -> list[Tensor]:
 
 def _bytes(held: Iterable[Tensor]) -> int:
     """Of the distinct storages of some tensors."""
-    storages = {id(storage): storage for each in held for storage in [each.untyped_storage()]}
+    storages = {id(storage): storage for each in held for storage in [local(each).untyped_storage()]}
     return sum(storage.nbytes() for storage in storages.values())

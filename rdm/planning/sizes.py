@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from rdm.files.weights import without_weights
+from rdm.scaling.sharding import is_split_type
 
 ATEN = torch.ops.aten
 VALUE = ATEN._local_scalar_dense.default
@@ -66,12 +67,27 @@ class Held(TorchDispatchMode):
         self.now = self.most = 0
         self.flops, self.operations = 0, 0
         self._known: dict[int, Any] = {}
+        self._sizes: dict[int, int] = {}  # what is counted of each that is known
 
     def since_now(self) -> None:
         """Begin anew to look for the most, and to count."""
         self.most, self.flops, self.operations = self.now, 0, 0
 
+    def __enter__(self) -> "Held":
+        """Follow; sharded modules let go of what they gathered by resizing its storage, which is no operation."""
+        self._resize = torch.UntypedStorage.resize_
+        torch.UntypedStorage.resize_ = self._resizing()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Leave storages as they were."""
+        super().__exit__(*error)
+        torch.UntypedStorage.resize_ = self._resize
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(is_split_type(kind) for kind in types):
+            return NotImplemented  # it comes again with what this rank holds
         kwargs = kwargs or {}
         for each in tree_leaves((args, kwargs)):
             if isinstance(each, Tensor):
@@ -92,13 +108,29 @@ class Held(TorchDispatchMode):
         key = id(storage)  # one object a storage for as long as that lives
         if key in self._known:
             return
-        self._known[key] = weakref.ref(storage, lambda _: self._drop(key, size))
+        self._known[key] = weakref.ref(storage, lambda _: self._drop(key))
+        self._sizes[key] = 0
+        self._add(key, size)
+
+    def _add(self, key: int, size: int) -> None:
+        self._sizes[key] += size
         self.now += size
         self.most = max(self.most, self.now)
 
-    def _drop(self, key: int, size: int) -> None:
+    def _drop(self, key: int) -> None:
         if self._known.pop(key, None) is not None:
-            self.now -= size
+            self.now -= self._sizes.pop(key)
+
+    def _resizing(self) -> Any:
+        """The method of storages, which counts."""
+
+        def resize(storage: torch.UntypedStorage, size: int) -> None:
+            before = storage.nbytes()
+            self._resize(storage, size)
+            if id(storage) in self._known:
+                self._add(id(storage), size - before)
+
+        return resize
 
 
 def _work(func: Any, args: Any, kwargs: Any, found: Any) -> int:

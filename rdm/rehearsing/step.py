@@ -24,6 +24,8 @@ from rdm.population.replay import Chunk
 from rdm.population.term import Term, gradient
 from rdm.randomness import stream
 from rdm.rehearsing.bound import bound, tensors, valued
+from rdm.scaling.sharding import is_sharded
+from rdm.scaling.sums import Passes, alone
 
 FITTED_ON = 512, 2**24  # random items, and numbers of them all, for the form of an encoder estimated on data
 
@@ -62,6 +64,7 @@ class Rehearsal:
         model, conditions, battery, objectives, memory, chunk: as of the population; objectives by encoder.
         size: images a step, over all ranks.
         sides: by encoder; None for one whose reference nobody knows, of which moments are assumed.
+        passes: as `rdm.training.loss.Setting` has it.
     """
 
     model: Generator
@@ -72,6 +75,7 @@ class Rehearsal:
     chunk: int | None
     size: int
     sides: Mapping[str, Side | None]
+    passes: Passes = alone
     terms: list[Term] = field(default_factory=list)
 
     def step(self, ranks: int) -> Done:
@@ -184,19 +188,28 @@ class Rehearsal:
             cotangent, note = self._distance(term, part)
             cotangents.append(cotangent)
             yield Does(f"distance under {term.representation.name}", 1, note)
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                parameter.grad = torch.zeros_like(parameter)  # of the chunks before
+        self._earlier_chunks(chunk)
         yield Does("gradients", 0)
         items = self._generated(chunk)
         yield Does("generator, second pass", chunks)
-        pull = torch.zeros_like(items)
+        pulls = [torch.zeros_like(items)]
         for term in self.terms:
             shape = term.statistic.measure(torch.zeros(len(items), term.row.shape[1]), torch.zeros(len(items)))
-            pull += term.backward(items, chunk, torch.zeros_like(shape.value))
+            pulls.append(term.backward(items, chunk, torch.zeros_like(shape.value)))
             yield Does(f"{term.representation.name}, second pass", chunks)
-        items.backward(pull)
+        items.backward(sum(pulls))
         yield Does("generator, backward", chunks)
+
+    def _earlier_chunks(self, chunk: Chunk) -> None:
+        """Leave the gradients that chunks before the last one do: of sharded modules whole ones."""
+        if is_sharded(self.model):
+            with self.passes(last=False):
+                items = self._generated(chunk)
+                items.backward(torch.zeros_like(items))
+            return
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
 
     def _of_all(self, summary: Summary) -> Summary:
         """The summary of the population of all ranks, of which one is that of a chunk's rows."""

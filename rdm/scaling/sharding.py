@@ -21,6 +21,7 @@ from rdm.distributed import active, rank, world_size
 from rdm.errors import InputError
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
     from typing_extensions import TypeIs
@@ -79,21 +80,31 @@ def sharded(model: M, names: Names, device: torch.device, held: str = "float32")
     """
     found = chosen(model, names)
     if found and active():
-        from torch.distributed.device_mesh import init_device_mesh  # these take a second to import
-        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, share_comm_ctx
-
-        low = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
-        policy = low if held == "bfloat16" else MixedPrecisionPolicy()
-        mesh = init_device_mesh(device.type, (world_size(),))
-        modules = dict(model.named_modules())
-        parts = []
-        for name in found:
-            part = fully_shard(modules[name], mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-            part.set_gradient_divide_factor(1.0)  # a sum
-            part.set_force_sum_reduction_for_comms(True)
-            parts.append(part)
-        share_comm_ctx(parts)
+        share_out(model, found, line(device), held)
     return model.to(device)
+
+
+def line(device: torch.device) -> "DeviceMesh":
+    """All ranks, one after the other."""
+    from torch.distributed.device_mesh import init_device_mesh  # takes a second to import
+
+    return init_device_mesh(device.type, (world_size(),))
+
+
+def share_out(model: nn.Module, found: Sequence[str], ranks: "DeviceMesh", held: str) -> None:
+    """What `sharded` does with the modules of these names, wherever the model is."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, share_comm_ctx  # as above
+
+    low = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+    policy = low if held == "bfloat16" else MixedPrecisionPolicy()
+    modules = dict(model.named_modules())
+    parts = []
+    for name in found:
+        part = fully_shard(modules[name], mesh=ranks, reshard_after_forward=True, mp_policy=policy)
+        part.set_gradient_divide_factor(1.0)  # a sum
+        part.set_force_sum_reduction_for_comms(True)
+        parts.append(part)
+    share_comm_ctx(parts)
 
 
 def copied(model: M) -> M:
@@ -121,8 +132,13 @@ def is_sharded(model: nn.Module) -> bool:
 
 def is_split(tensor: Tensor) -> "TypeIs[DTensor]":
     """Whether ranks hold different rows of a tensor."""
+    return is_split_type(type(tensor))
+
+
+def is_split_type(kind: type) -> bool:
+    """Whether tensors of a type are those of which ranks hold different rows."""
     module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+    return module is not None and issubclass(kind, module.DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -79,19 +79,9 @@ class GradientSums:
         self._parts = parts_of(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         pairs = list(zip(trained, trained if stepped is None else stepped, strict=True))
-        whole = [(p, holder) for p, holder in pairs if active() and not is_split(p)]
-        self._buckets: list[_Bucket] = []
-        self._of: dict[Tensor, _Bucket] = {}
-        size = 0
-        for p, holder in reversed(whole):
-            bytes_ = holder.numel() * holder.element_size()
-            kind = (holder.dtype, holder.device)
-            if not self._buckets or size + bytes_ > bucket or kind != _kind(self._buckets[-1]):
-                self._buckets.append(_Bucket([]))
-                size = 0
-            size += bytes_
-            self._buckets[-1].held.append(holder)
-            self._of[p] = self._buckets[-1]
+        whole: dict[Tensor, Tensor] = {holder: p for p, holder in pairs if active() and not is_split(p)}
+        self._buckets = [_Bucket(held) for held in filled(list(whole)[::-1], bucket)]
+        self._of = {whole[holder]: each for each in self._buckets for holder in each.held}
         self._hooks: list[RemovableHandle] = []
         self._used = False
         self._next, self.final = 0, False  # bucket to send; whether the loss that computes is the last one
@@ -167,5 +157,14 @@ class GradientSums:
                     p.grad = None
 
 
-def _kind(bucket: _Bucket) -> tuple[torch.dtype, torch.device]:
-    return bucket.held[0].dtype, bucket.held[0].device
+def filled(tensors: Sequence[Tensor], size: int = BUCKET) -> list[list[Tensor]]:
+    """Tensors in buckets of at most so many bytes, in their order, each bucket's of one kind."""
+    buckets: list[list[Tensor]] = []
+    for tensor in tensors:
+        last = buckets[-1] if buckets else []
+        one_kind = last and (last[0].dtype, last[0].device) == (tensor.dtype, tensor.device)
+        if one_kind and sum(t.nbytes for t in last) + tensor.nbytes <= size:
+            last.append(tensor)
+        else:
+            buckets.append([tensor])
+    return buckets
