@@ -87,16 +87,18 @@ class FlowGenerator(Generator):
     def average_velocity(self, x: Tensor, r: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
         """u: the mean velocity from t down to r (each n); of a velocity field by one step of the solver."""
         slope = self.velocity(x, t, condition)
-        if self.solver == "euler" or not (r.is_meta or bool(r.any())):
+        if self.solver == "euler" or not bool(r.any()):
             return slope
         return (slope + self.velocity(x - over(t - r, x) * slope, r, condition)) / 2
 
     def jump(self, x: Tensor, r: Tensor | float, t: Tensor | float, condition: Tensor | None = None) -> Tensor:
         """From states at times t to those at times r (numbers, or n each)."""
+        last = not (self.is_map or isinstance(r, Tensor)) and r == 0  # whose step is Euler's, without a look at values
         r, t = (
             v if isinstance(v, Tensor) else torch.full((len(x),), v, dtype=x.dtype, device=x.device) for v in (r, t)
         )
-        return x - over(t - r, x) * self.average_velocity(x, r, t, condition)
+        slope = self.velocity(x, t, condition) if last else self.average_velocity(x, r, t, condition)
+        return x - over(t - r, x) * slope
 
     def times(self) -> list[float]:
         """The times visited, from 1 to 0."""
