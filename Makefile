@@ -4,17 +4,11 @@ PYTHON ?= python3
 VENV := .venv
 RDM := $(VENV)/bin/rdm
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-RUNS := runs/digits
 
 .PHONY: demo test lint bench bench-gpu clean
 
 demo: $(VENV)/.core  ## post-train a one-step generator on the digits; table and report
-	$(RDM) train experiments/digits/classifier.gin --out $(RUNS)/classifier --resume
-	$(RDM) train experiments/digits/judge.gin --out $(RUNS)/judge --resume
-	$(RDM) train experiments/digits/flow.gin --out $(RUNS)/flow --resume
-	$(VENV)/bin/python -m experiments.digits $(RUNS)
-	$(RDM) reference $(RUNS)/train.npz --fresh $(RUNS)/fresh.npz --battery digits --out $(RUNS)/reference.safetensors
-	$(RDM) train experiments/digits/frechet_ema.gin --out $(RUNS)/frechet_ema --resume
+	$(RDM) demo
 
 test: $(VENV)/.test  ## the whole CPU suite, slow tests included
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -m "not gpu" --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder \

@@ -28,6 +28,10 @@ class CorruptFileError(InputError):
     """A file on disk is truncated or altered."""
 
 
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM; the text says what is kept."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or the name of its type."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

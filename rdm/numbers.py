@@ -12,10 +12,8 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
-
-import torch
 
 from rdm.errors import InputError
 
@@ -26,7 +24,7 @@ class ParameterError(InputError):
     """A parameter of another type or outside its range; `parameter` is its name, `text` the error without the owner."""
 
     def __init__(self, owner: str, parameter: str, expected: Any, value: object):
-        self.parameter, self.text = parameter, f"{parameter} must be {_words(expected)}; got {_shown(value)}"
+        self.parameter, self.text = parameter, f"{parameter} must be {words(expected)}; got {_shown(value)}"
         super().__init__(f"{owner}: {self.text}" if owner else self.text)
 
 
@@ -47,20 +45,6 @@ class Range(NamedTuple):
         return " ".join(f"{word} {end:.12g}" for word, end in words if abs(end) < float("inf"))
 
 
-class Here:
-    """A device that torch finds on this machine."""
-
-    def __contains__(self, device: object) -> bool:
-        assert isinstance(device, str | torch.device), "its type is checked first"
-        try:
-            return torch.empty(0, device=device).device.type != "meta"
-        except (RuntimeError, AssertionError):
-            return False
-
-    def __str__(self) -> str:
-        return "that names a device of this machine"
-
-
 EDGE = 1e50  # its square, and the cube of that, stay in float64's range
 
 Count = Annotated[int, Range(least=1, most=2**24)]
@@ -73,7 +57,6 @@ Nonnegative = Annotated[float, Range(least=0, most=EDGE)]
 Share = Annotated[float, Range(least=0, below=1)]
 Fraction = Annotated[float, Range(least=0, most=1)]
 Workers = Annotated[int, Range(least=0, most=256)]  # more processes than that only fill the memory
-Device = Annotated[str | torch.device, Here()]
 
 
 def validated(build: T, name: str = "") -> T:
@@ -156,7 +139,7 @@ def _fits(value: Any, expected: Any) -> bool:
     """Whether a value is what an annotation says; True for annotations that are not understood."""
     origin, parts = get_origin(expected), get_args(expected)
     if origin is Annotated:
-        return _fits(value, parts[0]) and all(value in extra for extra in parts[1:] if isinstance(extra, Range | Here))
+        return _fits(value, parts[0]) and all(value in extra for extra in _ranges(parts))
     if origin in (Union, types.UnionType):
         return any(_fits(value, part) for part in parts)
     if origin is Literal:
@@ -170,6 +153,11 @@ def _fits(value: Any, expected: Any) -> bool:
     if origin in (dict, Mapping):
         return isinstance(value, Mapping) and all(_fits(item, parts[1]) for item in value.values())
     return callable(value) if origin is Callable else _is_one(value, expected)
+
+
+def _ranges(parts: tuple[Any, ...]) -> list[Container]:
+    """What an annotation says beside the type: a `Range`, or anything else that values are in or not."""
+    return [extra for extra in parts[1:] if isinstance(extra, Container) and not isinstance(extra, str)]
 
 
 def _is_sequence(value: Any) -> bool:
@@ -191,21 +179,26 @@ def _is_one(value: Any, expected: Any) -> bool:
         return True
 
 
-def _words(expected: Any) -> str:
+def words(expected: Any) -> str:
+    """An annotation as errors say it.
+
+    >>> words(Count | None)
+    'a whole number from 1 to 16777216 or None'
+    """
     origin, parts = get_origin(expected), get_args(expected)
     if origin is Annotated:
-        ranges = " and ".join(str(extra) for extra in parts[1:] if isinstance(extra, Range | Here))
-        return f"{_words(parts[0])} {ranges}".strip()
+        ranges = " and ".join(map(str, _ranges(parts)))
+        return f"{words(parts[0])} {ranges}".strip()
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_words(part) for part in parts))
+        return " or ".join(dict.fromkeys(words(part) for part in parts))
     if origin is Literal:
         return " or ".join(repr(choice) for choice in parts)
     if origin is tuple and ... not in parts:
-        return f"{len(parts)} values, each {' or '.join(dict.fromkeys(map(_words, parts)))}"
+        return f"{len(parts)} values, each {' or '.join(dict.fromkeys(map(words, parts)))}"
     if origin in (list, tuple):
-        return f"a list of at least one, each {_words(parts[0])}"
+        return f"a list of at least one, each {words(parts[0])}"
     if origin in (Sequence, dict, Mapping):
-        return f"a {'list' if origin is Sequence else 'mapping'}, each {_words(parts[-1])}"
+        return f"a {'list' if origin is Sequence else 'mapping'}, each {words(parts[-1])}"
     if origin is Callable:
         return "a function"
     names = {int: "a whole number", float: "a number", bool: "True or False", str: "text", type(None): "None"}

@@ -66,10 +66,6 @@ def _columns() -> list[ProgressColumn]:
     return [MofNCompleteColumn(), BarColumn(bar_width=24), TimeRemainingColumn(), described]
 
 
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM; the text says what is kept."""
-
-
 @contextmanager
 def stop_requests(*, together: bool = True) -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C or SIGTERM into a request that the loop reads; a second one interrupts at once.

@@ -54,14 +54,6 @@ class Entry(NamedTuple):
         """First line of the member's docstring."""
         return (inspect.getdoc(self.build) or "").partition("\n")[0]
 
-    @property
-    def line(self) -> str:
-        """Name, summary, what it needs, its notes and whether its weights are there, in one line."""
-        facts = [f"{key} {value}" for key, value in self.notes.items()]
-        facts += [f"needs {self.needs}"] if self.needs else []
-        facts += [f"weights {'present' if self.present() else 'absent'}"] if self.present else []
-        return f"{self.name:<24}{self.summary}" + (f" [{'; '.join(facts)}]" if facts else "")
-
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the closest of `names`, or "; known: ..." when none is close."""
@@ -162,7 +154,7 @@ class Registry(Mapping[str, Entry], Generic[M]):
             self._loading = True
             try:
                 for package in OWN[1:]:  # members of either import from the other
-                    _import_at_home(package)
+                    import_at_home(package)
                 for package in self._packages:
                     _import_members(package)
                 self._discovered = True
@@ -192,7 +184,7 @@ def _import_members(package: str) -> None:
             importlib.import_module(f"{package}.{found.name}")
 
 
-def _import_at_home(package: str) -> None:
+def import_at_home(package: str) -> None:
     """Import a package from where rdm is installed, whichever of its name comes first on the path.
 
     Raises:

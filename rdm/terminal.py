@@ -2,14 +2,12 @@
 
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
-
-from rich import box
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
+from typing import TYPE_CHECKING, Any
 
 from rdm.escape import printable
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 class Best(str):
@@ -31,6 +29,10 @@ def print_table(
     width: int | None = None,
 ) -> None:
     """Print a table; columns numbered in `right` are set to the right, those in `unbroken` on one line a cell."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Column, Table
+
     columns = [
         Column(shown(head), justify="right" if i in set(right) else "left", no_wrap=i in set(unbroken), overflow="fold")
         for i, head in enumerate(heads)
@@ -41,6 +43,8 @@ def print_table(
     Console(width=width).print(table)
 
 
-def shown(text: str) -> Text:
+def shown(text: str) -> "Text":
     """Text for rich, in which no character is markup."""
+    from rich.text import Text
+
     return Text(printable(text), style="bold" if isinstance(text, Best) else "")

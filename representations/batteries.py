@@ -23,7 +23,7 @@ def untrained(channels: int | None = None) -> Battery:
     return Battery(members, (held_out,))
 
 
-@batteries.register("digits", needs="runs of experiments/digits/classifier.gin and judge.gin (`make demo` makes them)")
+@batteries.register("digits", needs="runs of digits/classifier and digits/judge (`rdm demo` makes them)")
 def digits(classifier: str = "runs/digits/classifier", judge: str = "runs/digits/judge") -> Battery:
     """Pixels and a convolutional classifier's features; an MLP-mixer's features, trained apart, held out."""
     members = (
@@ -34,7 +34,7 @@ def digits(classifier: str = "runs/digits/classifier", judge: str = "runs/digits
     return Battery(members, (held_out,))
 
 
-@batteries.register("spoken_digits", needs="runs of experiments/spoken_digits/encoder.gin and judge.gin")
+@batteries.register("spoken_digits", needs="runs of spoken_digits/encoder and spoken_digits/judge")
 def spoken_digits(encoder: str = "runs/spoken_digits/encoder", judge: str = "runs/spoken_digits/judge") -> Battery:
     """Log-mel statistics and features of a network over log-mel; one over raw waveforms, trained apart, held out."""
     members = (

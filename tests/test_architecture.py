@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 # beside its own. Modules of the ground may import each other, in a line without circles.
 FLOORS = """
 rdm.__main__
+rdm.cli
 rdm.app
 rdm.reports rdm.planning
 rdm.judging rdm.training

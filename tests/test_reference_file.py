@@ -13,9 +13,8 @@ import torch
 import rdm.references.measure
 from rdm.__main__ import main
 from rdm.app.judging import make_reference
-from rdm.errors import CorruptFileError, InputError, MismatchError
+from rdm.errors import CorruptFileError, InputError, Interrupted, MismatchError
 from rdm.matching.real import Gaussian
-from rdm.progress import Interrupted
 from rdm.references.accumulate import ExactSum, MomentSums, Reservoir, merged
 from rdm.references.file import Reference
 from tests import processes

@@ -17,11 +17,10 @@ from rdm.__main__ import main
 from rdm.app import sampling
 from rdm.app.sampling import generator_of, sample_run
 from rdm.data.source import open_source
-from rdm.errors import InputError
+from rdm.errors import InputError, Interrupted
 from rdm.generators.protocol import Generator
 from rdm.judging.drawing import BLOCK, Drawing
 from rdm.judging.evaluation import Evaluation
-from rdm.progress import Interrupted
 
 ROOT = Path(__file__).parent.parent
 RUN = """

@@ -1,4 +1,4 @@
-"""What the command line does, as functions: train, evaluate a run, list the registries."""
+"""What the command line does, as functions: train, evaluate a run, draw its report."""
 
 import os
 import re
@@ -14,18 +14,17 @@ from torch import nn
 
 import rdm
 from rdm.app import config
+from rdm.app.process import cache_folder
 from rdm.app.sampling import device
 from rdm.distributed import barrier, rank, together, words
-from rdm.errors import InputError, MismatchError
+from rdm.errors import InputError, Interrupted, MismatchError
 from rdm.files.checkpoint import complete_checkpoints, load_weights
 from rdm.files.pictures import save_compared
 from rdm.files.store import digest, lock, read_text, remove_temporaries, write_json, write_text
 from rdm.generators.protocol import Generator
 from rdm.judging.evaluation import REAL, Judge, table
 from rdm.matching.metric import Metric
-from rdm.progress import Interrupted
 from rdm.randomness import seeded
-from rdm.registry import registries
 from rdm.reports.run import read_result, write_report
 from rdm.reports.sweep import INDEX, write_sweep_report
 from rdm.scaling.sharding import is_sharded
@@ -38,11 +37,6 @@ from rdm.training.run import last_logged
 RESULT, REPORT, PROFILE = "result.json", "report.html", "profile.json"
 COLUMNS = {"": "this run"}
 RATIOS = "distances are ratios to fresh real data: 1, less is better; "
-
-
-def cache_folder() -> Path:
-    """Where encoded references are kept: RDM_CACHE, or the user's cache folder."""
-    return Path(os.environ.get("RDM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rdm")
 
 
 def train_run(
@@ -169,17 +163,6 @@ def evaluate_run(folder: Path, json: Path | None, *, trust_config: bool = False,
     if json is not None:
         write_json(json, {name: metric._asdict() for name, metric in metrics.items()})
     _print_metrics(metrics)
-
-
-def list_members(kind: str | None) -> None:
-    """Print names, one line each, with what they need installed."""
-    kinds = [kind] if kind else [k for k in registries if k not in ("memories", "networks")]
-    for each in kinds:
-        if each not in registries:
-            raise InputError(f"rdm list takes one of {', '.join(registries)}; got {each!r}")
-        say(f"{each}:", file=sys.stdout)
-        for entry in registries[each].values():
-            say(f"  {entry.line}", file=sys.stdout)
 
 
 def draw_report(folder: Path) -> Path:

@@ -18,11 +18,11 @@ from rdm.app.sampling import device
 from rdm.data.items import Batch, Items, first_item
 from rdm.data.source import Form, hashed, open_source
 from rdm.distributed import barrier, rank, together, world_size
-from rdm.errors import CorruptFileError, InputError, MismatchError, UnknownNameError
+from rdm.errors import CorruptFileError, InputError, Interrupted, MismatchError, UnknownNameError
 from rdm.files.encoded import INDEX, read_index, shard_path, write_index
 from rdm.files.store import digest, mapped_tensors, remove_temporaries, write_tensors
 from rdm.numbers import Count, Seed, Workers, validated
-from rdm.progress import Interrupted, progress, stop_requests
+from rdm.progress import progress, stop_requests
 from rdm.randomness import seeded
 from rdm.references.measure import FIT
 from rdm.registry import nearest, networks, representations

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rdm.errors import LOST
@@ -27,6 +28,11 @@ def keep_freed_memory() -> None:
         return
     mallopt(mapped_blocks, 0)
     mallopt(largest_trimmed, 2**31 - 1)
+
+
+def cache_folder() -> Path:
+    """Where encoded references are kept: RDM_CACHE, or the user's cache folder."""
+    return Path(os.environ.get("RDM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "rdm")
 
 
 @contextmanager

@@ -8,14 +8,14 @@ import torch
 from rdm.app import config
 from rdm.data.condition import Conditions
 from rdm.distributed import barrier, rank, together, world_size
-from rdm.errors import CorruptFileError, InputError, MismatchError
+from rdm.errors import CorruptFileError, InputError, Interrupted, MismatchError
 from rdm.files.checkpoint import complete_checkpoints, load_weights
 from rdm.files.item_sets import FORMS, Block, form_of
 from rdm.files.store import digest, read_json, read_tensors, remove_folder, write_json, write_tensors
 from rdm.generators.protocol import Generator
 from rdm.judging.drawing import BATCH, Drawing, in_steps
 from rdm.numbers import Count, Seed, validated
-from rdm.progress import Interrupted, progress, stop_requests
+from rdm.progress import progress, stop_requests
 from rdm.randomness import seeded
 from rdm.scaling.modules import compiled
 from rdm.surviving.ranks import started

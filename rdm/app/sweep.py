@@ -19,10 +19,10 @@ from typing import Annotated, Any, NamedTuple
 
 from rdm.app import config
 from rdm.app.explain import own_text
-from rdm.errors import InputError
+from rdm.errors import InputError, Interrupted
 from rdm.files.store import digest, lock, write_json, write_text
 from rdm.numbers import Range, check
-from rdm.progress import Interrupted, Reporter, progress, stop_requests
+from rdm.progress import Reporter, progress, stop_requests
 from rdm.randomness import seeded
 from rdm.reports.sweep import ERROR, INDEX, print_summary, write_csv, write_sweep_report
 from rdm.terminal import say

@@ -23,11 +23,11 @@ from torch import Tensor
 from rdm.data.items import Batch, Items
 from rdm.data.source import hashed
 from rdm.distributed import barrier, rank, world_size
-from rdm.errors import InputError, MismatchError
+from rdm.errors import InputError, Interrupted, MismatchError
 from rdm.files.store import digest, read_tensors, remove_folder
 from rdm.matching.representation import Battery, Representation
 from rdm.matching.statistic import checked
-from rdm.progress import Interrupted, progress, stop_requests
+from rdm.progress import progress, stop_requests
 from rdm.references.accumulate import MomentSums
 from rdm.references.file import Member, Reference, finished
 from rdm.references.partial import State, moments_of, sound_states

@@ -18,8 +18,7 @@ from typing import TypeVar
 
 from rdm import distributed
 from rdm.distributed import Board
-from rdm.errors import first_line
-from rdm.progress import Interrupted
+from rdm.errors import Interrupted, first_line
 from rdm.terminal import say
 
 T = TypeVar("T")

@@ -9,10 +9,10 @@ from torch import nn
 
 from rdm.data.dataset import Data
 from rdm.distributed import rank
-from rdm.errors import NonFiniteError
+from rdm.errors import Interrupted, NonFiniteError
 from rdm.files.checkpoint import newest_readable
-from rdm.numbers import Count, Device, Positive, Seed, Share, Size, Steps, validated
-from rdm.progress import Interrupted, progress
+from rdm.numbers import Count, Positive, Seed, Share, Size, Steps, validated
+from rdm.progress import progress
 from rdm.scaling.arithmetic import Arithmetic, Precision
 from rdm.scaling.averages import Average, Averages, as_averages
 from rdm.scaling.modules import Compile, Names, compiled, recompute
@@ -25,7 +25,7 @@ from rdm.surviving.saving import Saver
 from rdm.surviving.signals import requests
 from rdm.training.gradient import take_gradient
 from rdm.training.loss import Loss, Setting, closing, size_of
-from rdm.training.run import Log, Rates, Skips, Tracker
+from rdm.training.run import Device, Log, Rates, Skips, Tracker
 from rdm.training.schedule import Schedule, constant
 from rdm.training.state import Trained
 from rdm.training.watching import Monitor, draw_grid, watch

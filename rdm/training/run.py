@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import NoReturn, Protocol, runtime_checkable
+from typing import Annotated, NoReturn, Protocol, runtime_checkable
 
 import torch
 
@@ -21,6 +21,23 @@ from rdm.scaling.loss_scale import Overflow
 from rdm.surviving.saving import spared
 from rdm.terminal import say
 from rdm.timing.regions import region
+
+
+class Here:
+    """A device that torch finds on this machine."""
+
+    def __contains__(self, device: object) -> bool:
+        assert isinstance(device, str | torch.device), "its type is checked first"
+        try:
+            return torch.empty(0, device=device).device.type != "meta"
+        except (RuntimeError, AssertionError):
+            return False
+
+    def __str__(self) -> str:
+        return "that names a device of this machine"
+
+
+Device = Annotated[str | torch.device, Here()]
 
 
 class Diverged(RuntimeError):

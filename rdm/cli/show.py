@@ -1,0 +1,91 @@
+"""`rdm show NAME`: a member as its docstring says, its parameters and defaults, and how to name it."""
+
+import inspect
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from rdm.errors import UnknownNameError
+from rdm.numbers import hints_of, words
+from rdm.registry import Entry, nearest, registries
+from rdm.terminal import say
+
+BUILT = {  # what `rdm` has a function for
+    "balances": "balance",
+    "batteries": "battery",
+    "datasets": "dataset",
+    "generators": "generator",
+    "memories": "memory",
+    "metrics": "metric",
+    "objectives": "objective",
+    "representations": "representation",
+}
+
+
+def show(name: str) -> None:
+    """Print every member of a name, or the one of a kind as "objectives.mmd".
+
+    Raises:
+        UnknownNameError: none is called so.
+    """
+    for number, (kind, entry) in enumerate(_called(name)):
+        for line in ([""] if number else []) + list(_page(kind, entry)):
+            say(line, file=sys.stdout)
+
+
+def _called(name: str) -> list[tuple[str, Entry]]:
+    kind, _, rest = name.replace("/", ".").rpartition(".")
+    plural = {registry.kind: each for each, registry in registries.items()}
+    kinds = list(registries) if not kind else [plural.get(kind, kind)]
+    found = [(k, registries[k][rest]) for k in kinds if k in registries and rest in registries[k]]
+    if not found:
+        every = {member for registry in registries.values() for member in registry}
+        raise UnknownNameError(f"no member is called {name!r}{_nearest(rest, every)}")
+    return found
+
+
+def _nearest(name: str, every: set[str]) -> str:
+    near = nearest(name, every)
+    return near if "did you mean" in near else "; `rdm list` names all"
+
+
+def _page(kind: str, entry: Entry) -> Iterator[str]:
+    yield f"{entry.name} ({registries[kind].kind})"
+    yield ""
+    yield from (inspect.getdoc(entry.build) or "").splitlines()
+    facts = [f"{key}: {value}" for key, value in entry.notes.items()]
+    facts += [f"needs: {entry.needs}"] if entry.needs else []
+    facts += [f"weights: {'present' if entry.present() else 'absent'}"] if entry.present else []
+    if facts:
+        yield ""
+        yield from facts
+    yield ""
+    parameters = list(inspect.signature(entry.build).parameters.values())
+    yield "parameters:" if parameters else "parameters: none"
+    hints = hints_of(_function(entry.build))
+    width = max((len(p.name) for p in parameters), default=0)
+    for p in parameters:
+        default = "required" if p.default is p.empty else f"default {_shown(p.default)}"
+        said = f"; {words(hints[p.name])}" if p.name in hints else ""
+        yield f"  {p.name:<{width}}  {default}{said}"
+    yield ""
+    yield from _examples(kind, entry)
+
+
+def _function(build: Any) -> Any:
+    return build.__init__ if isinstance(build, type) else build
+
+
+def _shown(value: Any) -> str:
+    return getattr(value, "__qualname__", None) or " ".join(repr(value).split())
+
+
+def _examples(kind: str, entry: Entry) -> Iterator[str]:
+    """How Python and gin name it, with the hyperparameters that its first example has."""
+    given = next((example for example in entry.examples if example), {})
+    if kind in BUILT:
+        arguments = "".join(f", {key}={value!r}" for key, value in given.items())
+        yield f'in Python:  rdm.{BUILT[kind]}("{entry.name}"{arguments})'
+    yield f"in gin:     @{kind}.{entry.name}()"
+    for key, value in given.items():
+        yield f"            {kind}.{entry.name}.{key} = {value!r}"
