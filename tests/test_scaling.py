@@ -19,6 +19,7 @@ from rdm.generators.protocol import Generator
 from rdm.losses.matching import Matching
 from rdm.matching.representation import Representation
 from rdm.randomness import seeded
+from rdm.scaling.modules import Compile, compiled, recompute
 from rdm.scaling.norm import clipped
 from rdm.scaling.sharding import chosen, copied, is_sharded, is_split, local, parts_of, sharded
 from rdm.scaling.sums import GradientSums
@@ -226,7 +227,7 @@ def trained(case: str, out: Path, *, shard=False, chunk=None, dtype=torch.float6
             model=model, losses=losses, data=data, out=out, steps=5, average=0.5, optimizer=OPTIMIZERS[optimizer],
             clip=0.05, log_every=1, checkpoint_every=2 if case == "fd, ema" else 5,
             keep=9, samples_every=5 if case == "sw, queue" else None, shard=shard,
-            checkpointing=["net.blocks.*"] if shard and case == "gated" else False, **options,
+            **{"checkpointing": ["net.blocks.*"] if shard and case == "gated" else False, **options},
         )  # fmt: skip
 
 
@@ -336,6 +337,64 @@ def on_three(on_two) -> Path:
         trained("fd, ema", on_two / f"chain, {way}", chunk=4, resume=True)
         cut(on_two / f"chain, {way}", 4)
     return start(3, on_two)
+
+
+LOW = {"precision": "bfloat16", "parameters": "bfloat16"}
+FAST = {"compile": Compile(modules=["net.blocks.*"], backend="aot_eager")}
+SHARDED = {"low": LOW, "compiled": {**FAST, "checkpointing": ["net.blocks.*"]}}
+
+
+def layers(count: int) -> nn.Module:
+    return nn.Sequential(nn.ModuleList(Block() for _ in range(count)))
+
+
+def graphs() -> int:
+    """How many programs a compiled list of equal layers takes, whose activations are computed again."""
+    from torch._dynamo.utils import counters  # seconds to import
+
+    torch._dynamo.reset()
+    counters.clear()
+    model = compiled(recompute(layers(10), True), Compile(backend="eager"))
+    with torch.no_grad():
+        model[0][0](torch.zeros(3, 8))
+    x = torch.zeros(3, 8)
+    for layer in model[0]:
+        x = layer(x)
+    return counters["stats"]["unique_graphs"]
+
+
+def low_and_compiled_on_a_rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    for name, options in SHARDED.items():
+        trained("fd, ema", Path(folder) / name, shard=["net.blocks.*"], chunk=2, dtype=torch.float32, **options)
+    again = Path(folder) / "again"
+    if rank == 0:
+        shutil.copytree(Path(folder) / "low", again)
+        cut(again, 2)
+    dist.barrier()
+    trained("fd, ema", again, shard=["net.blocks.*"], chunk=2, dtype=torch.float32, resume=True, **LOW)
+    dist.destroy_process_group()
+    torch.save(graphs(), f"{folder}/graphs {rank}.pt")
+
+
+@pytest.mark.slow
+def test_modules_are_sharded_in_bfloat16_and_compiled(tmp_path):
+    """In bfloat16 within its rounding of one process with masters, whose weights are float32 and resumed to the bit."""
+    processes.ranks(low_and_compiled_on_a_rank, (str(tmp_path),), 2)
+    with seeded(0):
+        begun = Small(torch.float32).state_dict()
+    for name, options in SHARDED.items():
+        alone = {key: value for key, value in options.items() if key in LOW}
+        trained("fd, ema", tmp_path / f"{name}, alone", dtype=torch.float32, **alone)
+        ours, theirs = whole_run(tmp_path / name), whole_run(tmp_path / f"{name}, alone")
+        if not alone:
+            assert_equal(ours, theirs, name, 1e-5)
+            continue
+        for key, before in begun.items():
+            moved, apart = (theirs[f"model.{key}"] - each for each in (before, ours[f"model.{key}"]))
+            assert apart.norm() <= 0.03 * moved.norm() and ours[f"model.{key}"].dtype == torch.float32, (name, key)
+    assert_equal(whole_run(tmp_path / "again"), whole_run(tmp_path / "low"), "resumed", 0.0)
+    assert torch.load(tmp_path / "graphs 0.pt", weights_only=True) <= 3
 
 
 ranks_of_runs = pytest.mark.parametrize(

@@ -4,6 +4,7 @@ Both happen in place, and names of parameters stay as they are, so that weights,
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -55,10 +56,15 @@ def recompute(model: M, names: Names = True) -> M:
     >>> model = rdm.recompute(rdm.generator("mlp_flow", width=8), ["blocks.*"])
     """
     for module in named(model, names):
-        kind = type(module)
-        if not issubclass(kind, _Recomputing):
-            module.__class__ = type(kind.__name__, (_Recomputing, kind), {"__module__": kind.__module__})
+        if not isinstance(module, _Recomputing):
+            module.__class__ = _recomputing(type(module))
     return model
+
+
+@cache
+def _recomputing(kind: type[nn.Module]) -> type[nn.Module]:
+    """One class for all modules of a kind, as they share a compilation by it."""
+    return type(kind.__name__, (_Recomputing, kind), {"__module__": kind.__module__})
 
 
 class _Recomputing:
