@@ -1,6 +1,7 @@
 """Dry runs: what is said of memory is what torch's own allocator gives out; neither weights nor data are needed."""
 
 import ast
+import copy
 import gc
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ from rdm.app.dry_run import outlined
 from rdm.distributed import started
 from rdm.matching.real import Real
 from rdm.planning.plan import Plan
+from rdm.planning.sizes import Sizes
 from rdm.randomness import seeded, stream
 from rdm.registry import generators, networks, objectives
 from rdm.rehearsing.bound import bound, tensors
@@ -193,6 +195,13 @@ def test_a_plan_counts_what_follows_from_the_sizes(tmp_path):
     assert (first.times, last.times) == (2, 2)  # chunks of 16 of this rank's 32
     assert first.flops == 2 * 16 * weights, "Heun's last step, here the only one, is Euler's"
     assert last.flops == pytest.approx(2 * first.flops, rel=0.03)  # but for the gradient in the noise
+
+
+def test_a_copy_of_what_has_no_values_is_at_home_where_it_is():
+    """Torch's own copies the place as well, with weak references that are then freed twice: the heap was corrupted."""
+    with (sizes := Sizes())():
+        table = torch.zeros(3)  # as a buffer, of which a deep copy of a module makes one
+        assert copy.deepcopy(table).fake_mode is table.fake_mode is sizes._mode
 
 
 @pytest.mark.parametrize("name", [name for name in objectives if objectives[name].examples])

@@ -29,7 +29,7 @@ class Sizes:
     """A place for tensors without values; those that are made in one block are at home in the next."""
 
     def __init__(self) -> None:
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._mode = _Mode(allow_non_fake_inputs=True)
 
     @contextmanager
     def __call__(self, number: float = 0) -> Iterator[None]:
@@ -37,6 +37,16 @@ class Sizes:
         with without_weights(), warnings.catch_warnings(), self._mode, _Answers(number):
             warnings.simplefilter("ignore")  # of values, which are none
             yield
+
+
+class _Mode(FakeTensorMode):
+    """One for all copies of its tensors, which hold it.
+
+    A copy of torch's own would free its weak references to storages twice, which corrupts the heap.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Mode":
+        return self
 
 
 class _Answers(TorchDispatchMode):
