@@ -68,6 +68,22 @@ class ByClass(Statistic):
                 value = value.index_copy(0, i, part.measure(rows[i], weights[i]).value.to(value))
         return Cat(torch.cat([value, classes[:, None].to(value)], 1), weights)
 
+    def translated(self, summary: Summary, shift: Tensor) -> Summary:
+        """Rows of every class move alike; what says the class does not move."""
+        shift = shift[: self.dimension]
+        if self.kind.reduction == "cat":
+            shift = shift.to(summary.value)
+            return Cat(torch.cat([summary.value[:, :-1] + shift, summary.value[:, -1:]], 1), summary.weight)
+        parts = [
+            torch.cat([row[:2], part.translated(self._own(row), shift).value.flatten()])
+            for part, row in zip(self.parts, summary.value, strict=True)
+        ]
+        return ClassSums(torch.stack(parts), summary.weight)
+
+    def _own(self, row: Tensor) -> Sum:
+        """One class's sum."""
+        return Sum(row[2:].view(self.shape), torch.stack([row[1], row[0]]))
+
     def _sum(self, k: int, rows: Tensor, weights: Tensor) -> Tensor:
         masses = torch.stack([weights.square().sum(), weights.sum()])
         if len(rows) == 0:

@@ -45,6 +45,14 @@ class FourierMean(Statistic):
         value = largest * value
         return Sum(value, torch.stack([weights.sum(), weights.square().sum()]))
 
+    def translated(self, summary: Summary, shift: Tensor) -> Sum:
+        """Every frequency's sum turns by its angle, and is the same, bit for bit, where that is 0."""
+        angle = self.frequencies @ shift.to(self.frequencies)
+        (cosines, sines), turn, mass = summary.value.chunk(2), angle.sin(), summary.mass
+        less = -2 * (angle / 2).sin().square()  # cos - 1
+        moved = cosines + (cosines + mass) * less - sines * turn, sines + sines * less + (cosines + mass) * turn
+        return Sum(torch.cat(moved), summary.weight)
+
 
 @objectives.register(
     "mmd_rff",

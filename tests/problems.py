@@ -1,6 +1,6 @@
 """One population problem in float64, with plain autograd on the whole population as its oracle; also run on ranks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 import rdm
 from rdm.generators.protocol import Generator
 from rdm.matching.balance import Balance, Terms, Uniform
-from rdm.matching.memory import Memory
+from rdm.matching.memory import Memory, Queue
 from rdm.matching.objective import Objective
 from rdm.matching.representation import Battery, Representation
 from rdm.population.population import Population
@@ -93,9 +93,13 @@ class Problem:
                 features[k].append(term.representation(items))
         values = []
         generator = torch.Generator().manual_seed(drawn)
-        for term, pieces in zip(population.terms, features, strict=True):
-            batch = term.statistic.measure(torch.cat(pieces), self.weights)
-            whole, _ = self.memory.read(term.past, batch, self.rows, term.statistic)
+        pasts = self._past_rows() if self.memory.riding else [None for _ in population.terms]
+        for term, pieces, past in zip(population.terms, features, pasts, strict=True):
+            if past is None:
+                batch = term.statistic.measure(torch.cat(pieces), self.weights)
+                whole, _ = self.memory.read(term.past, batch, self.rows, term.statistic)
+            else:
+                whole = term.statistic.measure(*self._ridden(past, torch.cat(pieces)))
             values.append(term.objective.distance(whole, term.target, generator=generator))
         raw = torch.stack(values).detach()
         coefficients, _ = self.balance.coefficients(Terms(raw), None)
@@ -104,6 +108,25 @@ class Problem:
                 coefficients[k] = 1  # no balance touches a term whose value is no size
         sum(w * c * v for w, c, v in zip((1.0, 0.7), coefficients, values, strict=True)).backward()
         return [p.grad.clone() for p in self.net.parameters() if p.grad is not None]
+
+    def _past_rows(self) -> list[Tensor]:
+        """Features of the past batch."""
+        return [term.past.value for term in replace(self, memory=Queue(1000)).population(None).terms]
+
+    def _ridden(self, past: Tensor, live: Tensor) -> tuple[Tensor, Tensor]:
+        """Past and live rows, and their weights, by the definition of a memory that rides."""
+        shares = self.weights / self.weights.sum()
+        if isinstance(self.memory, Queue):
+            past = past[-max(self.memory.size - len(live), 0) :]
+            share = len(live) / (len(live) + len(past))
+        else:
+            share = 1 - self.memory.decay
+        mean = shares @ live
+        apart = live - mean
+        live = live + (1 / share - 1 if self.memory.balanced else 0) * (apart - apart.detach())
+        rows = torch.cat([past + mean - mean.detach(), live])
+        old = torch.ones(len(past), dtype=torch.float64) / len(past)
+        return rows, torch.cat([(1 - share) * old, share * shares])
 
 
 def relative_error(got: list[Tensor], expected: list[Tensor]) -> float:

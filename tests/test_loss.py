@@ -39,7 +39,7 @@ def test_value_and_gradient_are_those_of_distance(name, example):
 
 
 @pytest.mark.parametrize("name", ["frechet", "energy"])
-@pytest.mark.parametrize("memory", [rdm.EMA(0.7), rdm.Queue(30)], ids=["ema", "queue"])
+@pytest.mark.parametrize("memory", [rdm.EMA(0.7, riding=True), rdm.Queue(30)], ids=["ema", "queue"])
 def test_a_loop_is_that_of_a_population(name, memory):
     """Step by step through the same network; copies, files and a stop in eval() go on to the bit."""
     net, twin = (nn.Linear(3, 3).double() for _ in range(2))

@@ -1,18 +1,22 @@
 """Memories against the exact weights of every row ever written."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 import rdm
-from rdm.errors import CorruptFileError
+from rdm.errors import CorruptFileError, InputError
 from rdm.files.schema import expect
-from rdm.matching.memory import EMA, Queue
-from rdm.matching.statistic import Cat, Moments, Samples
+from rdm.matching.memory import EMA, Memory, Queue
+from rdm.matching.objective import Objective
+from rdm.matching.real import Real
+from rdm.matching.statistic import Cat, Moments, Samples, Statistic, Sum
+from tests.conftest import objective_cases
 
 ZERO = torch.zeros(1, dtype=torch.float64)
 
@@ -183,3 +187,94 @@ def test_a_queue_whose_sum_is_not_of_its_rows_is_refused(entry):
         memory.unpacked(kept, statistic)
         assert entry == 4  # its peak says when to measure anew
         raise CorruptFileError("must be")
+
+
+FOLLOWING = [Queue(30, riding=True), EMA(2 / 3, 0.0, riding=True)]
+FOLLOWING += [replace(memory, balanced=True) for memory in FOLLOWING]
+
+
+def forces(objective: Objective, memory: Memory, past: Tensor, live: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient in live rows that stand a third of a population, and in all rows of the same, the past's first."""
+    loss, rows, whole = rdm.Loss(objective, y, memory=memory), live.clone(), torch.cat([past, live])
+    loss(past, generator=torch.Generator().manual_seed(0))
+    loss(rows.requires_grad_(), generator=torch.Generator().manual_seed(1)).backward()
+    plain = rdm.Loss(objective, y)
+    plain(whole.requires_grad_(), generator=torch.Generator().manual_seed(1)).backward()
+    return rows.grad, whole.grad
+
+
+@pytest.mark.parametrize("name, example", objective_cases())
+@settings(max_examples=2)
+@given(seed=st.integers(0, 9999), lag=st.floats(0.1, 1.0))
+def test_forces_under_riding(name, example, seed, lag):
+    """Along a translation those of the whole population, along deviations as many times; within it their sum is zero.
+
+    A population that is its own mirror image before a reference that is so, too, is pulled nowhere from without.
+    """
+    objective, g = rdm.objective(name, **example), torch.Generator().manual_seed(seed)
+    draw = lambda n: torch.randn(n, 4, generator=g, dtype=torch.float64)  # noqa: E731
+    past, live, y = draw(20) - lag, draw(10) + lag, draw(12)
+    for memory in FOLLOWING:
+        mine, whole = forces(objective, memory, past, live, y)
+        torch.testing.assert_close(mine.sum(0), whole.sum(0), rtol=1e-9, atol=1e-12 * float(whole.abs().sum()))
+        weight = 3.0 if memory.balanced else 1.0
+        apart = weight * (whole[20:] - whole[20:].mean(0))
+        torch.testing.assert_close(mine - mine.mean(0), apart, rtol=1e-9, atol=1e-12 * float(whole.abs().sum()))
+    if objective.traits.translation_invariant and objective.traits.exhaustive:
+        past, y = torch.cat([-live, 2 * live[:5], -2 * live[:5]]), torch.cat([y[:6], -y[:6]])
+        for memory in FOLLOWING:
+            mine, _ = forces(objective, memory, past, live, y)
+            assert float(mine.sum(0).abs().max()) <= 1e-12
+
+
+def test_a_plain_queue_drives_a_small_batch_away_and_a_riding_one_does_not():
+    """The spiral study's data and kernel at batch 8 and rate 1e-3: 300 steps; the data lie within 2.8 of the origin."""
+    y, farthest = rdm.dataset("spiral").images, {}
+    for riding in (False, True):
+        torch.manual_seed(0)
+        hidden = [nn.Linear(2, 128), *(nn.Linear(128, 128) for _ in range(3))]
+        net = nn.Sequential(*(each for layer in hidden for each in (layer, nn.ReLU())), nn.Linear(128, 64))
+        options = {"bandwidth": [0.2, 0.4, 0.8, 1.6, 3.2], "landmarks": 256, "method": "random"}
+        loss = rdm.Loss("mmd_nystrom", y, memory=Queue(64, riding=riding), **options)
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+        for _ in range(300):
+            optimizer.zero_grad()
+            loss(net(torch.randn(8, 2))).backward()
+            optimizer.step()
+        with torch.no_grad():
+            farthest[riding] = float(net(torch.randn(1000, 2)).norm(dim=1).median())
+    assert farthest[False] > 100 and farthest[True] < 2.8
+
+
+def test_what_cannot_ride_is_refused():
+    for member in (EMA, Queue):
+        with pytest.raises(InputError, match="balanced is of a riding memory"):
+            member(balanced=True)
+    with pytest.raises(InputError, match="leave out the tolerance, or riding"):
+        rdm.Loss("frechet", torch.randn(9, 2), memory=Queue(20, riding=True), tolerance=1e-3)
+
+    class Squares(Statistic):
+        kind = Sum
+
+        def measure(self, features: Tensor, weights: Tensor) -> Sum:
+            return Sum(weights @ features.double().square(), torch.stack([weights.sum(), weights.square().sum()]))
+
+    class Unsaid(type(rdm.objective("frechet"))):
+        def bind(self, reference: Real) -> tuple[Statistic, None]:
+            return Squares(), None
+
+    rdm.Loss(Unsaid(), torch.randn(9, 2), memory=Queue(20))
+    with pytest.raises(InputError, match="define Squares.translated, or leave riding out"):
+        rdm.Loss(Unsaid(), torch.randn(9, 2), memory=Queue(20, riding=True))
+
+
+def test_what_riding_leaves_of_the_gradient_is_said():
+    """Deviations keep the live share, or all; a balance by floors takes the whole population's size either way."""
+    y, shares = torch.randn(40, 3), {}
+    for memory in (Queue(20, riding=True), Queue(20, riding=True, balanced=True)):
+        loss = rdm.Loss("energy", y, memory=memory)
+        for _ in range(3):
+            loss(torch.randn(5, 3).requires_grad_())
+        shares[memory.balanced] = loss.share
+        assert loss._held.read(Cat(torch.randn(5, 3), torch.ones(5).double()), 5, None).size == 20
+    assert shares == {False: 1 / 3, True: 1.0}

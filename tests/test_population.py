@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -23,6 +24,7 @@ from tests.test_loss import CASES, looped
 
 cases = pytest.mark.parametrize("name, example", objective_cases())
 memories = pytest.mark.parametrize("memory", [NoMemory(), EMA(0.9), Queue(130)], ids=["none", "ema", "queue"])
+FOLLOWING = [{}, {"riding": True}, {"riding": True, "balanced": True}]
 
 
 @cases
@@ -46,6 +48,8 @@ def test_gradient_for_any_size_chunk_weights_and_decay(name, example, memory, da
     chunk = data.draw(st.integers(1, rows + 3))
     if isinstance(memory, EMA):
         memory = EMA(data.draw(st.floats(0.0, 0.999)))
+    if not isinstance(memory, NoMemory):
+        memory = replace(memory, **data.draw(st.sampled_from(FOLLOWING)))
     problem = Problem(rdm.objective(name, **example), memory, rows=rows, seed=data.draw(st.integers(0, 999)))
     assert relative_error(problem.gradient(chunk), problem.oracle(chunk)) <= 1e-11
 
@@ -111,10 +115,16 @@ def test_what_is_given_by_member_names_every_member(untyped):
 
 def test_two_ranks_with_unequal_rows(tmp_path):
     """25 and 35 rows on two gloo processes, chunks of 7 or all in turn, against one process and all 60 rows."""
-    pairs = itertools.product(objective_cases(), (NoMemory(), EMA(0.9), Queue(130)))
+    kinds = (
+        NoMemory(),
+        *(replace(EMA(0.9), **how) for how in FOLLOWING),
+        *(replace(Queue(130), **how) for how in FOLLOWING),
+    )
+    turns = [(0, 1 + k % 3, 4 + (k + 1) % 3) for k in range(len(objective_cases()))]  # a kind of each for every case
+    pairs = [(case, kinds[turn]) for case, some in zip(objective_cases(), turns, strict=True) for turn in some]
     chosen = [(*case.values, memory, (None, 7)[k % 2]) for k, (case, memory) in enumerate(pairs)]
     within = [("classwise", {"objective": each, "classes": 2}) for each in ("frechet", "energy")]
-    chosen += [(*case, memory, 7) for case in within for memory in (EMA(0.9), Queue(130))]
+    chosen += [(*case, memory, 7) for case in within for memory in kinds[2::4]]
     processes.ranks(rank_errors, (str(tmp_path), (25, 35), chosen), 2)
     gradients = torch.load(tmp_path / "gradients.pt", weights_only=True)
     assert len(gradients) == len(chosen)

@@ -1,7 +1,7 @@
 """Arithmetic in the tensors' own types, whatever `torch.autocast` the caller is in, and with all of their bits.
 
 Distances are differences of large sums, and bfloat16 has three digits, TF32 no more. Autocast also reaches a backward
-pass that runs inside it, so that a gradient is taken apart from it as well. Imports nothing of ours.
+pass that runs inside it, so that a gradient is taken apart from it as well. And what a tensor that comes in may be.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from rdm.errors import InputError
 
 DEVICES = "cpu", "cuda", "mps", "xpu"
 
@@ -106,3 +108,21 @@ class _InOwnTypes(torch.autograd.Function):
         with exact():
             found = iter(torch.autograd.grad(ctx.value, ctx.leaves, cotangents[0], **options))
         return tuple(next(found) if each else None for each in ctx.needs_input_grad)
+
+
+def dense(tensor: Tensor, name: str) -> None:
+    """Refuse a tensor that is nested, sparse or has no values."""
+    if tensor.is_nested or tensor.is_meta or tensor.layout != torch.strided:
+        kind = "nested" if tensor.is_nested else "meta" if tensor.is_meta else str(tensor.layout)
+        raise InputError(f"{name} must be a dense tensor with values; got a {kind} one; make it dense")
+
+
+def all_finite(features: Tensor) -> bool:
+    """One pass and no temporary: extremes are NaN where anything is."""
+    return all(bool(torch.isfinite(extreme)) for extreme in features.aminmax())
+
+
+def refuse_gradient(tensor: Any, name: str, remedy: str) -> None:
+    """Refuse a tensor that requires a gradient which would be dropped, where gradients are asked for at all."""
+    if torch.is_grad_enabled() and isinstance(tensor, Tensor) and tensor.requires_grad:
+        raise InputError(f"{name} must not require grad, which would be dropped; {remedy}")

@@ -34,9 +34,19 @@ class Change(NamedTuple):
 
 
 class Memory(ABC):
-    """What of the past the distance sees besides the live batch."""
+    """What of the past the distance sees besides the live batch, and what of the batch's motion the past follows.
+
+    `riding`: the past moves as the live batch's mean does, so that forces between them push neither; without it a past
+    that lags drives the batch on. `balanced`: deviations from the mean have the whole population's weight, too.
+    """
 
     keeps_rows: ClassVar[bool] = False  # the past is feature rows (`Cat`), not the objective's own summary
+    riding: bool = False  # see `rdm.population.remembered`, with the formula
+    balanced: bool = False
+
+    @abstractmethod
+    def share(self, past: Any, rows: int) -> float:
+        """The share of the population's mass that a live batch of so many rows is."""
 
     @abstractmethod
     def read(self, past: Any, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
@@ -77,6 +87,11 @@ class Memory(ABC):
         return _closed(sequence(_parts(statistic.measure(row, _one(row)))))
 
 
+def _check_following(memory: Memory) -> None:
+    if memory.balanced and not memory.riding:
+        raise InputError("balanced is of a riding memory: deviations alone would outweigh the mean; set riding as well")
+
+
 def _one(row: Tensor) -> Tensor:
     return torch.ones(1, dtype=torch.float64, device=row.device)
 
@@ -99,6 +114,10 @@ def _closed(check: Check) -> Check:
 class NoMemory(Memory):
     """The population is the live batch: exact accumulation over its chunks, and nothing else."""
 
+    def share(self, past: Any, rows: int) -> float:
+        """1."""
+        return 1.0
+
     def read(self, past: Any, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
         """The batch itself; share 1."""
         return batch, 1.0
@@ -118,7 +137,7 @@ class NoMemory(Memory):
         return exactly(None)
 
 
-@memories.register("ema", examples=({"decay": 0.9},))
+@memories.register("ema", examples=({"decay": 0.9}, {"decay": 0.6, "riding": True}))
 @dataclass(frozen=True)
 class EMA(Memory):
     r"""Exponential moving average of the statistic: past times beta plus batch times (1 - beta), each of mass 1.
@@ -133,27 +152,35 @@ class EMA(Memory):
 
     Units:
         The live batch keeps a share 1 - beta of the gradient; the mean age of a sample is beta / (1 - beta) steps.
+        With `riding` that is the share of deviations from the batch's mean, and 1 the mean's; `balanced` makes both 1.
     Cost:
         `Sum`: one summary. `Cat`: rows of at most log(1 / floor) / (1 - beta) + 1 batches, of which a warm start is
         one: 300 batches at the default, 3,000 at .999. Where that is too much, as for kernels of many rows a step,
         take a smaller decay or a `Queue`.
 
     Raises:
-        InputError: decay outside [0, 1) or floor outside [0, 1).
+        InputError: decay outside [0, 1) or floor outside [0, 1); balanced without riding.
     """
 
     decay: float = 0.99
     floor: float = 0.05
+    riding: bool = False
+    balanced: bool = False
 
     def __post_init__(self) -> None:
+        _check_following(self)
         if not (0 <= self.decay < 1 and 0 <= self.floor < 1):
             raise InputError(f"expected 0 <= decay < 1 and 0 <= floor < 1; got {self.decay} and {self.floor}")
 
+    def share(self, past: Any, rows: int) -> float:
+        """1 - decay once there is a past."""
+        return 1.0 if past is None else 1 - self.decay
+
     def read(self, past: Any, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
-        """Decayed past and batch; share 1 - decay once there is a past."""
+        """Decayed past and batch."""
         if past is None:
             return batch, 1.0
-        return past.mixed(self.decay / past.mass, batch, (1 - self.decay) / batch.mass), 1 - self.decay
+        return past.mixed(self.decay / past.mass, batch, (1 - self.decay) / batch.mass), self.share(past, rows)
 
     def change(self, past: Any, batch: Cat) -> Change | None:
         """All decays, and the batch comes."""
@@ -180,7 +207,7 @@ class EMA(Memory):
         return average, max(0.0, 1 - float(average.mass))
 
 
-@memories.register("queue", examples=({"size": 100},))
+@memories.register("queue", examples=({"size": 100}, {"size": 100, "riding": True, "balanced": True}))
 @dataclass(frozen=True)
 class Queue(Memory):
     """First in, first out: the newest `size` rows, of which the live batch replaces the oldest.
@@ -194,26 +221,39 @@ class Queue(Memory):
     measured again.
 
     Units:
-        The live batch of n rows keeps a share n / size of the gradient (1 while it is the only content).
+        The live batch of n rows keeps a share n / size of the gradient (1 while it is the only content); `riding` and
+        `balanced` are as for `EMA`.
     Cost:
         size d numbers. `Sum`: two summaries, and one measurement of n rows a step, whatever the size. `Cat`: a copy
         of the rows a step.
 
     Raises:
-        InputError: size below 1.
+        InputError: size below 1; balanced without riding.
     """
 
     size: int = 50_000
+    riding: bool = False
+    balanced: bool = False
 
     keeps_rows = True
 
     def __post_init__(self) -> None:
+        _check_following(self)
         if self.size < 1:
             raise InputError(f"expected a queue of size >= 1; got {self.size}")
 
+    def _kept(self, past: Any, rows: int) -> int:
+        """Past rows that a batch leaves in."""
+        return min(len(past or ()), max(self.size - rows, 0))
+
+    def share(self, past: Any, rows: int) -> float:
+        """Its rows among all that are seen."""
+        kept = self._kept(past, rows)
+        return 1.0 if kept == 0 else float(rows / (past.weight[-kept:].sum() + rows))
+
     def read(self, past: Any, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
         """The newest size - rows past rows, measured, and the batch."""
-        kept = min(len(past or ()), max(self.size - rows, 0))
+        kept = self._kept(past, rows)
         if past is None or kept == 0:
             return batch, 1.0
         if statistic.kind is Sum:
@@ -247,7 +287,7 @@ class Queue(Memory):
     def change(self, past: Any, batch: Cat) -> Change | None:
         """The batch comes, and the oldest rows leave."""
         n = len(batch.weight)
-        kept = min(len(past or ()), max(self.size - n, 0))
+        kept = self._kept(past, n)
         if kept == 0:
             return None
         gone, come = past.newest(len(past), but=kept), batch.scale(n / batch.mass)

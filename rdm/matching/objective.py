@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from rdm.errors import InputError
-from rdm.matching.autocast import in_own_types
+from rdm.matching.autocast import in_own_types, refuse_gradient
 from rdm.matching.memory import Change
 from rdm.matching.real import Real
-from rdm.matching.statistic import Cat, Statistic, Summary, checked, refuse_gradient
+from rdm.matching.statistic import Cat, Statistic, Summary, checked
 from rdm.numbers import check_fields
 from rdm.registry import by_name, objectives
 

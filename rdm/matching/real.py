@@ -14,7 +14,8 @@ from torch import Tensor
 from rdm.distributed import concatenated, rank, summed, together, world_size
 from rdm.errors import InputError
 from rdm.files.store import digest
-from rdm.matching.statistic import Statistic, Summary, checked, refuse_gradient
+from rdm.matching.autocast import refuse_gradient
+from rdm.matching.statistic import Statistic, Summary, checked
 from rdm.randomness import stream
 
 HELD = 65_536  # rows that an objective of rows keeps in memory

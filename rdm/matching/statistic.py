@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rdm.errors import InputError, NonFiniteError
+from rdm.matching.autocast import all_finite, dense
 from rdm.numbers import EDGE
 
 Factor = float | Tensor
@@ -159,6 +160,13 @@ class Statistic(ABC):
     def measure(self, features: Float[Tensor, "n d"], weights: Float[Tensor, " n"]) -> Summary:
         """Measure checked features (see `checked`), with gradient."""
 
+    def translated(self, summary: Summary, shift: Float[Tensor, " d"]) -> Summary:
+        """The summary of the same rows, all moved: by a vector of features, or for rows of their values."""
+        if self.kind.reduction == "cat":
+            return type(summary)(summary.value + shift.to(summary.value), summary.weight)
+        name = f"{type(self).__name__}.translated"
+        raise InputError(f"riding needs to know how a sum moves with its rows; define {name}, or leave riding out")
+
     def of_moments(self, mean: Float[Tensor, " d"], covariance: Float[Tensor, "d d"], n: int) -> Summary | None:
         """The summary of `n` rows of this mean and unbiased covariance, where it follows from them; n = 0: not said."""
         return None
@@ -198,6 +206,13 @@ class Moments(Statistic):
         _same_dimension(features, self.shift)
         value = _MomentSums.apply(features, weights, self.shift)
         return Sum(value, torch.stack([weights.sum(), weights.square().sum()]))
+
+    def translated(self, summary: Summary, shift: Float[Tensor, " d"]) -> Sum:  # noqa: D102
+        first, moved = summary.value[0], summary.value[0] + summary.mass * shift
+        return Sum(
+            torch.cat([moved[None], summary.value[1:] + torch.outer(shift, first) + torch.outer(moved, shift)]),
+            summary.weight,
+        )
 
     def of_moments(  # noqa: D102
         self, mean: Float[Tensor, " d"], covariance: Float[Tensor, "d d"], n: int
@@ -267,14 +282,14 @@ def checked(
     if not isinstance(features, Tensor) or features.ndim != 2:
         got = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
         raise InputError(f"{side} must be a tensor of shape (n, d); got {got}; flatten or pool each item to one row")
-    _dense(features, side)
+    dense(features, side)
     if features.shape[0] == 0 or features.shape[1] == 0:
         raise InputError(f"{side} is empty: shape {tuple(features.shape)}; at least one row and one column are needed")
     if not features.is_floating_point() or features.dtype.itemsize == 1:
         raise InputError(
             f"{side} must be floating point of 16 bits or more; got {features.dtype}; convert it, images to [0, 1]"
         )
-    if not _all_finite(features.detach()):
+    if not all_finite(features.detach()):
         bad = int((~torch.isfinite(features.detach())).any(1).sum())
         raise NonFiniteError(f"{side}: NaN or infinity in {bad} of {len(features)} rows; expected finite features")
     if features.dtype == torch.float64 and any(float(end.abs()) > EDGE for end in features.detach().aminmax()):
@@ -285,31 +300,13 @@ def checked(
     return features, checked_weights(weights, len(features), side=side).to(features.device)
 
 
-def _dense(tensor: Tensor, name: str) -> None:
-    """Refuse a tensor that is nested, sparse or has no values."""
-    if tensor.is_nested or tensor.is_meta or tensor.layout != torch.strided:
-        kind = "nested" if tensor.is_nested else "meta" if tensor.is_meta else str(tensor.layout)
-        raise InputError(f"{name} must be a dense tensor with values; got a {kind} one; make it dense")
-
-
-def _all_finite(features: Tensor) -> bool:
-    """One pass and no temporary: extremes are NaN where anything is."""
-    return all(bool(torch.isfinite(extreme)) for extreme in features.aminmax())
-
-
-def refuse_gradient(tensor: Any, name: str, remedy: str) -> None:
-    """Refuse a tensor that requires a gradient which would be dropped, where gradients are asked for at all."""
-    if torch.is_grad_enabled() and isinstance(tensor, Tensor) and tensor.requires_grad:
-        raise InputError(f"{name} must not require grad, which would be dropped; {remedy}")
-
-
 def checked_weights(weights: Tensor, n: int, *, side: str) -> Float[Tensor, " n"]:
     """Validate n weights: float64, finite, not negative, not all zero; their gradient is kept."""
     try:
         weights = torch.as_tensor(weights)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"weights of {side} must be {n} numbers, one a row; got {type(weights).__name__}") from error
-    _dense(weights, f"weights of {side}")
+    dense(weights, f"weights of {side}")
     if weights.is_complex():
         raise InputError(f"weights of {side} must be real numbers; got {weights.dtype}")
     weights = weights.to(torch.float64)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from rdm.distributed import merge_across_ranks, total
 from rdm.errors import InputError
 from rdm.files.schema import expect
-from rdm.matching.autocast import exact, in_own_types
+from rdm.matching.autocast import exact, in_own_types, refuse_gradient
 from rdm.matching.memory import Memory, NoMemory
 from rdm.matching.objective import Objective
 from rdm.matching.real import Gaussian, Real
-from rdm.matching.statistic import Cat, checked, refuse_gradient
+from rdm.matching.statistic import Cat, checked
 from rdm.population.remembered import Remembered, followed, moved
 from rdm.references.file import Member, Reference
 from rdm.registry import memories, objectives

@@ -282,7 +282,7 @@ class Population:
                 if not learn:
                     raise InputError(f"{self.balance} weighs by gradients and has none yet; take a step first")
                 self.weighing.keep(passes.back(pulls, units, None) * units)
-            step, scales = self._weigh(pulls, live)
+            step, scales = self._weigh(pulls)
             return Taken(step, passes, pulls, scales, units, self.weighing.kept)
         finally:
             self.weighing.kept = before
@@ -297,14 +297,14 @@ class Population:
         self.latest = taken.step._replace(dropped=dropped)
         return self.latest
 
-    def _weigh(self, pulls: Sequence[Pull], live: int) -> tuple[Step, Tensor]:
+    def _weigh(self, pulls: Sequence[Pull]) -> tuple[Step, Tensor]:
         """The balanced loss, and what each member's cotangent is multiplied by."""
         names = [term.representation.name for term in self.terms]
         distances = {name: pull.distance for name, pull in zip(names, pulls, strict=True)}
         if bad := [name for name, value in distances.items() if not bool(torch.isfinite(value))]:
             raise NonFiniteError(f"the distance under {', '.join(bad)} is not finite; the step was not taken")
         raw = torch.stack(list(distances.values()))
-        coefficients = self.weighing(raw, [self.memory.effective(live, pull.share) for pull in pulls])
+        coefficients = self.weighing(raw, [pull.size for pull in pulls])
         weights = coefficients * raw.new_tensor([term.weight for term in self.terms])
         applied = dict(zip(names, coefficients.tolist(), strict=True))
         shares = {name: pull.share for name, pull in zip(names, pulls, strict=True)}

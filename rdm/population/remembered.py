@@ -1,6 +1,21 @@
-"""An objective bound to one reference, and what it remembers from step to step."""
+r"""An objective bound to one reference, and what it remembers from step to step.
 
-from dataclasses import dataclass, fields, is_dataclass, replace
+Riding: what of the live batch's motion the past follows, so that forces within a population balance.
+
+What repels a live row from a past one does not move the past one. Within a batch such forces cancel in sum; against a
+memory they do not, and as the past lags behind, they push the batch the way it went. With x the live rows, z the past,
+m the mean of x and sg the identity without gradient, a riding memory has the distance see
+
+.. math:: x_i - (k - 1) (\mathrm{sg} - 1)(x_i - m), \quad z_j + (m - \mathrm{sg}\, m)
+
+which are x and z in value. So the gradient along a translation of the batch is that of the whole population moved as
+one, and along deviations from the mean k times that without riding: 1, or if `balanced` one over the live share.
+
+It is done with summaries alone, whatever the statistic: the batch's motion is made k times as large and freed of its
+mean (moved by -k (m - sg m)), joined with the past, and the whole moved by m - sg m.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -10,7 +25,7 @@ from rdm.errors import CorruptFileError, InputError
 from rdm.matching.memory import Memory, NoMemory, Past
 from rdm.matching.objective import Follower, Objective, Portion, Seen
 from rdm.matching.queued import Queued
-from rdm.matching.statistic import Cat, Statistic, Summary
+from rdm.matching.statistic import Cat, Statistic, Sum, Summary
 from rdm.numbers import Positive, check
 
 
@@ -19,6 +34,7 @@ class Read(NamedTuple):
 
     value: Tensor
     share: float  # of the gradient, that the memory leaves to the batch
+    size: int  # effective rows of the population
     batch: Summary  # detached, as it is to be written
     report: dict[str, float]  # of the solver, if there is one
     left: dict[str, Tensor] | None  # what the solver wants back, once the batch is written
@@ -46,11 +62,17 @@ class Remembered:
     solver: Follower | None = None
     past: Past | None = None
     solved: dict[str, Tensor] | None = None
+    _shape: torch.Size = field(default=torch.Size(), init=False)  # of a summary of one row, where the memory rides
+
+    def __post_init__(self) -> None:  # noqa: D105
+        if self.memory.riding:
+            one = self.statistic.measure(self.row, torch.ones(1, dtype=torch.float64, device=self.row.device))
+            self._shape = self.statistic.translated(one, torch.zeros_like(self.row[0])).value.shape
 
     @property
     def live(self) -> Statistic:
         """What is measured of a batch, of which the distance is taken."""
-        return self.statistic if self.solver is None else Unmeasured()
+        return measured(self.memory, self.statistic) if self.solver is None else Unmeasured()
 
     def read(
         self, batch: Summary, rows: int, generator: torch.Generator | None, portion: Portion | None = None
@@ -61,26 +83,31 @@ class Remembered:
         """
         if self.solver is not None:
             return self._solved(self.solver, batch, rows)
-        population, share = self.memory.read(self.past, batch, rows, self.statistic)
+        if self.memory.riding:
+            population, share = ridden(self.memory, self.past, batch, rows, self._shape, self.statistic)
+        else:
+            population, share = self.memory.read(self.past, batch, rows, self.statistic)
         if portion is None:
             value = self.objective.distance(population, self.target, generator=generator)
         else:
             value = self.objective.part(population, self.target, portion, generator=generator)
-        return Read(value, share, batch.detach(), {}, None)
+        kept = 1.0 if self.memory.balanced else share
+        return Read(value, kept, self.memory.effective(rows, share), batch.detach(), {}, None)
 
     def _solved(self, solver: Follower, batch: Summary, rows: int) -> Read:
         """The same within the solver's tolerance."""
         live = batch.detach()
         assert isinstance(batch, Cat) and isinstance(live, Cat)
         with torch.no_grad():
-            measured = self.statistic.measure(live.value, live.weight)
-            population, share = self.memory.read(self.past, measured, rows, self.statistic)
+            known = self.statistic.measure(live.value, live.weight)
+            population, share = self.memory.read(self.past, known, rows, self.statistic)
             change = self.memory.change(self.past, live)
         found = solver.solve(Seen(batch, population, share, change), self.statistic, self.target, self.solved)
-        return Read(found.value, share, measured, found.report, found.state)
+        return Read(found.value, share, self.memory.effective(rows, share), known, found.report, found.state)
 
     def write(self, batch: Summary, rows: Cat | None, left: dict[str, Tensor] | None = None) -> float:
         """Take a batch of all ranks into the memory, and what reading it left; the share of its mass that it drops."""
+        batch = own(batch, self._shape, self.statistic)
         if not isinstance(batch, self.statistic.kind):  # written before any step
             batch = self.statistic.measure(batch.value, batch.weight)
         taken = rows if self.memory.keeps_rows else batch
@@ -110,6 +137,64 @@ class Remembered:
         self.past, self.solved = taken, solved
 
 
+class Borne(Sum):
+    """A sum, flat, and behind it that of the weighted rows themselves."""
+
+
+@dataclass(frozen=True)
+class WithMean(Statistic):
+    """A sum and the sum of rows, from which the mean of the live batch is known."""
+
+    statistic: Statistic
+    kind: ClassVar[type[Summary]] = Borne
+
+    def measure(self, features: Tensor, weights: Tensor) -> Borne:
+        """Both; a weight has no gradient through the mean, which says where the rows are."""
+        found = self.statistic.measure(features, weights)
+        rows = weights.detach() @ features.to(weights.dtype)
+        return Borne(torch.cat([found.value.flatten(), rows.to(found.value)]), found.weight)
+
+
+def measured(memory: Memory, statistic: Statistic) -> Statistic:
+    """What is measured of a batch."""
+    return WithMean(statistic) if memory.riding and statistic.kind.reduction == "sum" else statistic
+
+
+def own(batch: Summary, shape: torch.Size, statistic: Statistic) -> Summary:
+    """The statistic's own summary of a batch, of this shape where it is borne."""
+    if not isinstance(batch, Borne):
+        return batch
+    return statistic.kind(batch.value[: shape.numel()].view(shape), batch.weight)
+
+
+def _mean(batch: Summary, shape: torch.Size) -> Tensor:
+    """The mean of a batch's rows, but for a constant."""
+    weight = batch.weight.detach()
+    if isinstance(batch, Borne):
+        return batch.value[shape.numel() :] / weight[0]
+    weight = weight.to(batch.value)
+    return weight @ batch.value / weight.sum()
+
+
+def ridden(
+    memory: Memory, past: Any, batch: Summary, rows: int, shape: torch.Size, statistic: Statistic
+) -> tuple[Summary, float]:
+    """What the memory reads, where the past rides on the batch's mean; the batch's share of the mass."""
+    share = memory.share(past, rows)
+    weight = 1 / share if memory.balanced else 1.0
+    mean, live = _mean(batch, shape), own(batch, shape, statistic)
+    step = mean - mean.detach()
+    moving = statistic.kind(_times(weight, live.value), _times(weight, live.weight))
+    population, share = memory.read(past, statistic.translated(moving, -weight * step), rows, statistic)
+    return statistic.translated(population, step), share
+
+
+def _times(factor: float, value: Tensor) -> Tensor:
+    """The same value, and so many times its gradient."""
+    still = value.detach()
+    return still + factor * (value - still)
+
+
 def followed(objective: Objective, memory: Memory, tolerance: float | None) -> Follower | None:
     """The objective's solver for a tolerance.
 
@@ -121,6 +206,8 @@ def followed(objective: Objective, memory: Memory, tolerance: float | None) -> F
         return None
     if isinstance(memory, NoMemory):
         raise InputError("a tolerance is for populations with a memory; give one (ema, queue), or leave it out")
+    if memory.riding:
+        raise InputError("a tolerance is for a memory that does not ride; leave out the tolerance, or riding")
     return objective.solver(tolerance)
 
 

@@ -16,8 +16,8 @@ from rdm.data.condition import Condition, check_condition, rows_of, split
 from rdm.data.inputs import Inputs
 from rdm.distributed import largest
 from rdm.errors import InputError
-from rdm.matching.autocast import own_types
-from rdm.matching.statistic import checked_weights, refuse_gradient
+from rdm.matching.autocast import own_types, refuse_gradient
+from rdm.matching.statistic import checked_weights
 from rdm.timing.regions import region
 
 Generate = Callable[..., Tensor]

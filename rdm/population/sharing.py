@@ -69,7 +69,7 @@ def pulled(
         read, cotangent = found[k]
         if leaf.requires_grad:
             batches[k].value.backward(cotangent)
-        pulls.append(Pull(read.value, gradient(leaf), read.share, read.batch, read.report, read.left))
+        pulls.append(Pull(read.value, gradient(leaf), *read[1:]))
     return pulls
 
 
@@ -149,7 +149,7 @@ def _packed(term: Term, taken: _Taken) -> tuple[list[Any], dict[str, Tensor]]:
     if term.solver is not None:
         tensors |= {"batch": read.batch.value, "weight": read.batch.weight}
     tensors |= {f"{LEFT}{name}": each for name, each in (read.left or {}).items()}
-    return [read.share, read.report], tensors
+    return [read.share, read.size, read.report], tensors
 
 
 def _unpacked(term: Term, batch: Summary, plain: list[Any], tensors: dict[str, Tensor]) -> _Taken:
@@ -157,7 +157,8 @@ def _unpacked(term: Term, batch: Summary, plain: list[Any], tensors: dict[str, T
     if term.solver is not None:
         batch = term.statistic.kind(tensors["batch"], tensors["weight"])
     left = {name.removeprefix(LEFT): each for name, each in tensors.items() if name.startswith(LEFT)}
-    return _Taken(Read(tensors["value"], plain[0], batch.detach(), plain[1], left or None), tensors["cotangent"])
+    share, size, report = plain
+    return _Taken(Read(tensors["value"], share, size, batch.detach(), report, left or None), tensors["cotangent"])
 
 
 def _forms(tensors: dict[str, Tensor]) -> dict[str, Any]:

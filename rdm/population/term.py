@@ -126,6 +126,7 @@ class Pull(NamedTuple):
     distance: Tensor
     cotangent: Tensor
     share: float
+    size: int
     batch: Summary
     report: dict[str, float]
     left: dict[str, Tensor] | None
