@@ -45,6 +45,29 @@ def spoken_digits(encoder: str = "runs/spoken_digits/encoder", judge: str = "run
     return Battery(members, (held_out,))
 
 
+@batteries.register(
+    "fid",
+    examples=(),
+    notes={"members": "1", "held out": "1"},
+    needs="weights of Inception, or allow_download=True",
+    present=lambda: _inception(),
+)
+def fid(weights: str = "pretrained", allow_download: bool = False, sha256: str | None = None) -> Battery:
+    """FID's Inception-v3 alone: its pool features, and its class logits for the Inception score, held out.
+
+    `rdm evaluate` measures by the convention of this name where nothing else is asked: FID, KID and the Inception score
+    as published. `weights`, `allow_download` and `sha256` are those of the representation `inception`.
+    """
+    given = {"weights": weights, "allow_download": allow_download, "sha256": sha256}
+    features = representations.build("inception", **given)
+    return Battery((features,), (representations.build("inception", output="logits", name="logits", **given),))
+
+
+def _inception() -> bool:
+    present = representations["inception"].present
+    return present is not None and present()
+
+
 class Row(NamedTuple):
     """A battery of registered encoders."""
 

@@ -17,16 +17,17 @@ from rdm.files.checkpoint import is_run
 from rdm.files.store import described, write_bytes, write_json
 from rdm.judging.against import channels_of, drawing_for
 from rdm.judging.drawing import Drawing
+from rdm.judging.headline import headline
 from rdm.judging.samples import Verdict, as_json, encode, judge, rows_of_table
 from rdm.matching.representation import Battery
 from rdm.numbers import Count, Range, Seed, Share, Size, Workers, validated
 from rdm.randomness import seeded
 from rdm.references.file import Reference
 from rdm.references.measure import FIT, Encoders, Survey, check_apart
-from rdm.references.pairing import DOWNLOAD, battery_of, named_encoder
+from rdm.references.pairing import battery_by_name, battery_of, is_download, named_encoder
 from rdm.references.schema import KIND, written_member
 from rdm.references.shards import folder_of
-from rdm.registry import batteries
+from rdm.registry import batteries, conventions
 from rdm.reports.chart import bars
 from rdm.surviving.ranks import started
 from rdm.terminal import print_table, say
@@ -111,9 +112,10 @@ def measure_source(
         written_member(out, encoders.describe(), member)
         _check_rate(source, {} if fresh is None else {str(fresh.path): fresh.rate}, encoders)
         rate = {} if source.rate is None else {"rate": source.rate}
+        kept = {key: value for key, value in (arguments or {}).items() if not is_download(key)}
         description = {
             "data": source.path.name + (f", fresh {fresh.path.name}" if fresh else ""),
-            "battery": {"name": battery, "arguments": {k: v for k, v in (arguments or {}).items() if k != DOWNLOAD}},
+            "battery": {"name": battery, "arguments": kept},
             "held_out": held_out,
             "form": {"size": size, "channels": channels, "shape": list(first.value.shape), "kind": source.kind, **rate},
         }
@@ -160,7 +162,7 @@ def evaluate_samples(
     given = named_encoder(file, reference, battery, member, arguments or {})
     file = file if given is None else given[0]
     encoder = None if given is None else given[1]
-    options = {"names": names, "seed": seed, "arguments": arguments, "encoder": encoder}
+    options = {"names": names or _own_metrics(file), "seed": seed, "arguments": arguments, "encoder": encoder}
     if is_run(samples):
         with seeded(seed):
             generator, asked = trained(samples, steps=steps, trusted=trust_config, average=average)
@@ -176,6 +178,12 @@ def evaluate_samples(
     if chart is not None:
         write_bytes(chart, bars(verdict))
     return verdict
+
+
+def _own_metrics(file: Reference) -> list[str] | None:
+    """Metrics of the convention that is called as the reference's battery, where there is one."""
+    name = file.description.get("battery", {}).get("name")
+    return list(conventions.build(name)) if name in conventions else None
 
 
 @validated
@@ -256,8 +264,9 @@ def _encoders(
             raise InputError(f"{source.path} holds features already; leave {flags[0]} out")
         return Encoders(None, _columns(source)), []
     if battery is None:
-        raise InputError(f"expected --battery, one of {', '.join(batteries)}; got none")
-    chosen: Battery = batteries.build(battery, **arguments)
+        known = ", ".join(batteries)
+        raise InputError(f"expected --battery, one of {known}, or representations as pixels,pca; got none")
+    chosen = battery_by_name(battery, arguments)
     if any(m.module is None for m in (*chosen.members, *chosen.held_out)):
         chosen = chosen.fitted(*items.pick(FIT))
     return Encoders(chosen.to(device()), device=device()), [m.name for m in chosen.held_out]
@@ -301,6 +310,8 @@ def _say_reference(file: Reference, out: Path) -> None:
 
 
 def _print(verdict: Verdict, file: Reference) -> None:
+    for line in (*headline(verdict), ""):
+        say(line, file=sys.stdout)
     print_table(
         ["metric", "encoder", "value", "95 %", "N", "seed"],
         rows_of_table(verdict),

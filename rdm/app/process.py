@@ -106,12 +106,12 @@ def check(options: argparse.Namespace, function: Callable[..., Any], *names: str
 
 
 def setting(text: str) -> tuple[str, Any]:
-    """KEY=VALUE, the value a Python literal or else text."""
+    """KEY=VALUE or NAME.KEY=VALUE, the value a Python literal or else text."""
     from rdm.errors import InputError
 
     key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise InputError(f"--set takes KEY=VALUE; got {text!r}")
+    if not equals or not all(part.isidentifier() for part in key.split(".")):
+        raise InputError(f"--set takes KEY=VALUE or NAME.KEY=VALUE; got {text!r}")
     try:
         return key, ast.literal_eval(value)
     except (ValueError, SyntaxError):

@@ -1,6 +1,7 @@
 """A battery and the reference that it trains or judges against: the same encoders, with the weights they had then."""
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +11,53 @@ import torch
 from torch import Tensor
 
 from rdm.data.condition import Condition, rows_of
-from rdm.errors import CorruptFileError, InputError, MismatchError, RestrictedError, first_line
+from rdm.errors import CorruptFileError, InputError, MismatchError, RestrictedError, UnknownNameError, first_line
 from rdm.files.schema import expect, like, record
 from rdm.matching.real import Real
 from rdm.matching.representation import Battery, Representation, as_battery
 from rdm.numbers import check
 from rdm.references.encoded import encoded
 from rdm.references.file import FEATURES, Reference
-from rdm.registry import batteries
+from rdm.registry import batteries, nearest, representations
 from rdm.trust import confined, paths_outside
 
 DOWNLOAD = "allow_download"  # an argument of batteries that only the user may give
 GIVEN = "given"  # the fingerprint of features whose encoder nobody knows
+
+
+def battery_by_name(text: str, arguments: Mapping[str, Any]) -> Battery:
+    """A battery by its registered name, or representations by theirs, with commas between them, none held out.
+
+    Arguments are the battery's own. Of representations "NAME.KEY" is that one's, and "KEY" of each that takes it.
+
+    Raises:
+        UnknownNameError: neither a battery nor representations are called so.
+        InputError: a name given twice, or an argument that no representation takes.
+    """
+    if text in batteries:
+        return batteries.build(text, **arguments)
+    given: dict[str, dict[str, Any]] = {name.strip(): {} for name in text.split(",")}
+    for name in given:
+        if name not in representations:
+            close = nearest(name, [*batteries, *representations])
+            raise UnknownNameError(f"unknown battery or representation {name!r}{close}")
+    if len(given) < text.count(",") + 1:
+        raise InputError(f"a battery has each representation once; got {text!r}; name it once")
+    accepted = {name: inspect.signature(representations[name].build).parameters for name in given}
+    for key, value in arguments.items():
+        name, dot, own = key.rpartition(".")
+        taking = [name] if dot else [each for each in given if key in accepted[each]]
+        if not taking or taking[0] not in given:
+            keys = [f"{each}.{k}" for each in given for k in accepted[each]]
+            raise InputError(f"battery {text!r} has no argument {key!r}{nearest(key, keys)}")
+        for each in taking:
+            given[each][own] = value
+    return Battery(tuple(representations.build(name, **keys) for name, keys in given.items()))
+
+
+def is_download(key: str) -> bool:
+    """Whether an argument, of a battery or of one of its members, lets weights be fetched."""
+    return key.rpartition(".")[2] == DOWNLOAD
 
 
 def battery_of(
@@ -37,16 +73,16 @@ def battery_of(
         MismatchError: an encoder has other weights, settings or preprocessing than when the file was made.
     """
     described, given = file.description["battery"], given or {}
-    own = {key: value for key, value in described["arguments"].items() if key not in {DOWNLOAD, *given}}
+    own = {key: value for key, value in described["arguments"].items() if key not in given and not is_download(key)}
     for key, value in own.items():
         if outside := paths_outside(value):
             allow = remedy or f"give --set {key}=... if you mean it"
             raise RestrictedError(f"{path} would open {outside[0]!r}, which is not below this folder; {allow}")
-    fetching = given.get(DOWNLOAD, False)
+    fetching = any(value for key, value in given.items() if is_download(key))
     guard = confined(str(path), remedy or f"give --set {DOWNLOAD}=True to have weights fetched")
     try:
         with contextlib.nullcontext() if fetching else guard:
-            battery: Battery = batteries.build(described["name"], **own, **given)
+            battery = battery_by_name(described["name"], {**own, **given})
     except Exception as error:  # whatever a constructor makes of arguments that are not its own
         kind = type(error) if isinstance(error, InputError) else CorruptFileError
         raise kind(f"{path}: its battery {described['name']!r} cannot be made ({first_line(error)})") from error
@@ -209,7 +245,7 @@ def named_encoder(
         return None
     if file.description.get("battery", {}).get("name") is not None or len(file.members) != 1:
         raise InputError(f"--battery says the encoder of moments; {path} says its own; leave it out")
-    chosen: Battery = batteries.build(battery, **arguments)
+    chosen = battery_by_name(battery, arguments)
     every = {m.name: m for m in (*chosen.members, *chosen.held_out)}
     if member not in every and (member is not None or len(every) > 1):
         raise InputError(f"give --member, one of {', '.join(every)}; got {member!r}")

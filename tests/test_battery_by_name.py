@@ -1,0 +1,107 @@
+"""Batteries as the command line names them: representations with commas, a preset of FID; the verdict's three lines."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import rdm
+from rdm.__main__ import main
+from rdm.errors import InputError, UnknownNameError
+from rdm.judging.headline import headline
+from rdm.judging.samples import Verdict
+from rdm.matching.metric import Metric
+from rdm.references.file import Reference
+from rdm.references.pairing import battery_by_name
+
+
+def test_representations_with_commas_are_a_battery():
+    found = battery_by_name("log_mel, pca", {"pca.components": 4, "log_mel.rate": 16000, "whiten": True})
+    assert [m.name for m in found.members] == ["log_mel", "pca"] and found.held_out == ()
+    assert dict(found.members[1].settings) == {"components": 4, "whiten": True}
+    assert found.members[0].inputs.rate == 16000
+    assert len(battery_by_name("untrained", {"channels": 1}).members) == len(rdm.battery("untrained").members)
+
+
+@pytest.mark.parametrize("text, arguments, kind, message", [
+    ("pixel", {}, UnknownNameError, "unknown battery or representation 'pixel'; did you mean 'pixels'"),
+    ("pixels,pcaa", {}, UnknownNameError, "did you mean 'pca'"),
+    ("pixels,", {}, UnknownNameError, "representation ''"),
+    ("pixels,pixels", {}, InputError, "each representation once"),
+    ("pixels,pca", {"pca.component": 3}, InputError, "no hyperparameter 'component'; did you mean 'components'"),
+    ("pixels,pca", {"pcaa.components": 3}, InputError, "no argument 'pcaa.components'; did you mean 'pca.components'"),
+    ("pixels,pca", {"component": 3}, InputError, "no argument 'component'; did you mean 'pca.components'"),
+    ("untrained", {"pixels.x": 1}, InputError, "battery 'untrained' has no hyperparameter 'pixels.x'"),
+])  # fmt: skip
+def test_what_no_battery_can_be_made_of_is_refused(text, arguments, kind, message):
+    with pytest.raises(kind, match=message):
+        battery_by_name(text, arguments)
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("real.npz", np.random.default_rng(0).random((200, 6, 6)))
+    np.savez("dark.npz", np.random.default_rng(1).random((100, 6, 6)) / 2)
+
+
+def test_reference_and_evaluate_by_names(pictures, capsys):
+    command = "reference real.npz --battery pixels,pca --set pca.components=3 --out r.safetensors"
+    assert main(command.split()) == 0
+    described = Reference.load("r.safetensors").description["battery"]
+    assert described == {"name": "pixels,pca", "arguments": {"pca.components": 3}}
+    capsys.readouterr()
+    assert main("evaluate dark.npz --reference r.safetensors --json dark.json".split()) == 0
+    first, ends, shares, empty, *_ = capsys.readouterr().out.splitlines()
+    found = json.loads(Path("dark.json").read_text())["metrics"]
+    mean = found["sw_r/mean of 2"]
+    assert first.startswith(f"sw_r {mean['value']:.3g} [{mean['low']:.3g}, ") and "farther from the reference" in first
+    ratios = sorted((found[f"sw_r/{name}"]["value"], name) for name in ("pixels", "pca"))
+    assert f"nearest under {ratios[0][1]}, {ratios[0][0]:.3g}" in ends
+    assert f"farthest under {ratios[1][1]}, {ratios[1][0]:.3g}" in ends
+    recall = (found["recall/pixels"]["value"] + found["recall/pca"]["value"]) / 2
+    assert f"recall {recall:.2f}" in shares and "means over 2 encoders" in shares and not empty
+
+
+def test_sound_needs_no_encoder_that_is_trained(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sound = np.random.default_rng(0).normal(size=(40, 2048)).clip(-1, 1)
+    np.savez("s.npz", audio=sound.ravel(), offsets=np.arange(41) * 2048, rate=16000)
+    command = "reference s.npz --battery log_mel --set rate=16000 --set log_mel.bands=8 --out s.safetensors"
+    assert main(command.split()) == 0
+    assert Reference.load("s.safetensors").real("log_mel").dimension == 16
+
+
+@pytest.mark.parametrize("low, high, said", [
+    (1.2, 1.6, "farther from the reference than fresh real data is"),
+    (0.7, 1.1, "as far from the reference as fresh real data is"),
+    (0.3, 0.6, "look for copies"),
+])  # fmt: skip
+def test_the_verdict_compares_with_real_data_by_the_interval(low, high, said):
+    ratio, other = Metric((low * high) ** 0.5, low, high, 9, 0), Metric(3.0, 2.0, 4.0, 9, 0)
+    lines = headline(Verdict({"sw_r/a": ratio, "fd/a": other}, members=("a",)))
+    assert said in lines[0] and lines[1:] == ["fd 3 [2, 4] under a"]
+
+
+def test_a_reference_cannot_have_a_representation_s_weights_fetched(pictures, capsys):
+    assert main("reference real.npz --battery pixels --out r.safetensors".split()) == 0
+    file = Reference.load("r.safetensors")
+    file.description["battery"] = {"name": "inception", "arguments": {"inception.allow_download": True}}
+    file.write(Path("evil.safetensors"))
+    assert main(["evaluate", "real.npz", "--reference", "evil.safetensors"]) == 2
+    assert "inception" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_preset_of_fid_measures_what_is_published(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8))
+    command = "reference a.npz --battery fid --set weights=random --split .5 --out r.safetensors"
+    assert main(command.split()) == 0
+    capsys.readouterr()
+    assert main("evaluate a.npz --reference r.safetensors --json j.json".split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["fd", "kid", "inception_score"]
+    found = json.loads(Path("j.json").read_text())["metrics"]
+    assert sorted(found) == ["fd/inception", "inception_score/logits", "kid/inception"]
