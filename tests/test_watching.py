@@ -1,28 +1,35 @@
 """What a run is watched by: trackers of its log, and monitors that leave training as it is."""
 
+import contextlib
+import io
 import json
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import rdm
 from rdm.app.judging import make_reference
+from rdm.distributed import world_size
 from rdm.errors import InputError, RestrictedError
 from rdm.generators.protocol import Generator, drawn
 from rdm.monitors.fresh import Fresh
 from rdm.monitors.spread import Spread
 from rdm.numbers import ParameterError
-from rdm.randomness import stream
+from rdm.randomness import seeded, stream
 from rdm.references.file import Reference
 from rdm.registry import monitors, trackers
-from rdm.training.loss import Setting
+from rdm.training.loop import train
+from rdm.training.loss import Loss, Setting
 from rdm.training.run import Log
 from rdm.trust import confined
+from tests import processes
 from tests.test_train import leaves, run
 
 FLAT = rdm.Representation("flat", nn.Flatten())
@@ -124,6 +131,9 @@ def test_what_is_missing_or_unfit_is_said_before_a_run(tmp_path, monkeypatch):
     setting = Setting(rdm.dataset("digits"), 0, torch.device("cpu"), None)
     with pytest.raises(InputError, match="monitors.spread compares conditions"):
         Spread(BATTERY).prepare(Mixed(1.0, classes=None), setting, resumed=False)
+    nothing = Setting(None, 0, torch.device("cpu"), None)
+    with pytest.raises(InputError, match="monitors.spread fits pca to data in memory, of which the run has none; give"):
+        Spread(BATTERY).prepare(Mixed(1.0), nothing, resumed=False)
     with pytest.raises(InputError, match="monitors.fresh draws from a generator; got Linear"):
         Fresh(rdm.objective("frechet"), BATTERY).prepare(nn.Linear(1, 1), setting, resumed=False)
     monkeypatch.undo()
@@ -219,3 +229,65 @@ def test_the_alarm_is_said_when_it_begins():
     assert said is not None and "pca" in said and "pixels" in said and "\n" not in said
     assert fresh.alarm(first, gamed) is None  # once
     assert fresh.alarm(first, good) is None and fresh.alarm(first, gamed) is not None
+
+
+class Brighter(Loss):
+    """Makes every picture brighter."""
+
+    def prepare(self, model, setting, *, resumed):
+        pass
+
+    def backward(self, model, step, scale=1.0):
+        (-scale * model.shift / world_size()).backward()
+        return {"loss": 0.0}
+
+
+class Told(Small):
+    """Pictures of a few kinds."""
+
+    classes = 3
+
+    def forward(self, noise, condition=None):
+        return super().forward(noise + condition[:, None])
+
+
+def watched(folder: Path, out: Path) -> str:
+    """A few steps away from the reference, under all monitors; what was said."""
+    battery = rdm.registry.batteries.build("untrained")
+    options = {"battery": battery, "reference": folder / "reference.safetensors", "population": 31, "chunk": 7}
+    fresh = Fresh(rdm.objective("sliced_wasserstein", projections=8), every=2, **options)
+    spread, said = Spread(rdm.Battery((FLAT,)), groups=3, each=4, every=2), io.StringIO()
+    with contextlib.redirect_stderr(said), seeded(0):
+        train(
+            model=Told(), losses=[Brighter()], steps=6, out=out, monitors=[fresh, spread], log_every=2,
+            optimizer=partial(torch.optim.SGD, lr=0.05), samples_every=0,
+        )  # fmt: skip
+    return said.getvalue()
+
+
+def watched_on_a_rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    said = watched(Path(folder), Path(folder) / "two")
+    Path(folder, f"said {rank}").write_text(said)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_measure_what_one_does(tmp_path):
+    """Fresh, held-out and spread, and the alarm, which one of them says."""
+    source = np.random.default_rng(0)
+    for name, least in (("data", 0), ("fresh", 90)):  # a reference that is far from its fresh rows has a high floor
+        pictures = source.integers(least, 160 + least, (200, 6, 6)).astype(np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=pictures, labels=np.arange(200) % 3)
+    paths = [tmp_path / f"{name}.npz" for name in ("data", "fresh")]
+    make_reference(paths[:1], tmp_path / "reference.safetensors", battery="untrained", fresh=paths[1])
+    alone = watched(tmp_path, tmp_path / "one")
+    processes.ranks(watched_on_a_rank, (str(tmp_path),), 2)
+    kinds = "fresh/", "fresh_ratio/", "fresh_held_out/", "spread/"
+    for ours, theirs in zip(rows(tmp_path / "two"), rows(tmp_path / "one"), strict=True):
+        names = [name for name in theirs if name.startswith(kinds)]
+        assert {name.partition("/")[0] + "/" for name in names} == set(kinds)
+        assert ours.keys() == theirs.keys()
+        assert {name: ours[name] for name in names} == pytest.approx({name: theirs[name] for name in names}, rel=1e-5)
+    said = [(tmp_path / f"said {rank}").read_text() for rank in range(2)]
+    assert alone.count("the loss may be gamed") == said[0].count("the loss may be gamed") == 1 and not said[1]

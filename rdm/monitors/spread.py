@@ -44,7 +44,8 @@ class Spread(Monitor):
         groups times each samples in one forward pass of generator and encoders, and their n x n distances.
 
     Raises:
-        InputError: a generator without conditions, or with fewer than two.
+        InputError: a generator without conditions, or with fewer than two; an encoder that is estimated on data, where
+            the run holds none in memory.
     """
 
     def __init__(
@@ -64,6 +65,11 @@ class Spread(Monitor):
         battery, data, real = self.battery, setting.data, None
         if isinstance(data, Dataset):
             battery, real = battery.fitted(data.images, data.labels), data.labels
+        if unfit := [each.name for each in (*battery.members, *battery.held_out) if each.module is None]:
+            raise InputError(
+                f"monitors.spread fits {', '.join(unfit)} to data in memory, of which the run has none; "
+                "give a battery without"
+            )
         battery = battery.to(setting.device)
         self._members = (*battery.members, *battery.held_out)
         asked = model.conditions if self.conditions is None else self.conditions
