@@ -18,20 +18,28 @@ from rdm.terminal import say, shown
 class Reporter:
     """Says how far a run is; `say` prints a line beside the bar."""
 
-    def __init__(self, bar: Progress | None, total: int, done: int, *, quiet: bool = False):
+    def __init__(self, bar: Progress | None, total: int, done: int, *, quiet: bool = False, items: int | None = None):
         self._bar, self._total, self._quiet, self._last = bar, total, quiet, time.monotonic()
-        self._began, self._before = self._last, done
+        self._began, self._before, self._items = self._last, done, items
         self._task = None if bar is None else bar.add_task("", total=total, completed=done)
 
     def update(self, done: int, values: Mapping[str, float]) -> None:
         """Move to `done` steps and show losses and distances; off a terminal, a line every few seconds."""
         shown = {name: value for name, value in values.items() if "/" not in name or name.startswith("distance/")}
         text = "  ".join(f"{name.removeprefix('distance/')} {value:.4g}" for name, value in shown.items())
+        text += self._rate(done)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, description=printable(text))
         elif time.monotonic() - self._last > 5 or done == self._total:
             self._last = time.monotonic()
             self.say(f"{done}/{self._total}  {text}{self._left(done)}".rstrip())
+
+    def _rate(self, done: int) -> str:
+        """Items a second so far, where a step has some."""
+        spent = time.monotonic() - self._began
+        if self._items is None or done <= self._before or spent == 0:
+            return ""
+        return f"  {self._items * (done - self._before) / spent:,.0f} items/s"
 
     def _left(self, done: int) -> str:
         """Time left at the rate so far; nothing at either end."""
@@ -51,14 +59,17 @@ class Reporter:
 
 
 @contextmanager
-def progress(total: int, *, done: int = 0, quiet: bool = False) -> Iterator[Reporter]:
-    """Report on `total` steps of which some are done; quiet on ranks other than the first."""
+def progress(total: int, *, done: int = 0, quiet: bool = False, items: int | None = None) -> Iterator[Reporter]:
+    """Report on `total` steps of which some are done; quiet on ranks other than the first.
+
+    Where a step has several `items`, it says how many are done a second.
+    """
     console = Console(stderr=True, quiet=quiet)
     if quiet or not console.is_terminal:
-        yield Reporter(None, total, done, quiet=quiet)
+        yield Reporter(None, total, done, quiet=quiet, items=items)
         return
     with Progress(*_columns(), console=console) as bar:
-        yield Reporter(bar, total, done)
+        yield Reporter(bar, total, done, items=items)
 
 
 def _columns() -> list[ProgressColumn]:

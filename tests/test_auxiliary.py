@@ -1,6 +1,5 @@
 """Networks beside the model: stepped, averaged, sharded, in checkpoints; every loss of flows in chunks and ranks."""
 
-import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -24,6 +23,7 @@ from rdm.training.auxiliary import Auxiliary
 from rdm.training.loop import train
 from rdm.training.loss import Setting
 from tests import processes
+from tests.test_train import untimed
 
 SMALL = {"shape": (2,), "classes": 3, "width": 8, "depth": 2, "map": True}
 STEPS = 4
@@ -72,9 +72,9 @@ def kept(out: Path) -> dict[str, Tensor]:
     """Every tensor of the last checkpoint, and what was logged but for the time."""
     state = read_checkpoint(complete_checkpoints(out / "checkpoints")[-1])[1]
     del state["random"]
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    rows = untimed(out)
     assert len(rows) == STEPS
-    logged = {name: torch.tensor([row[name] for row in rows]) for name in sorted(rows[-1]) if name != "seconds"}
+    logged = {name: torch.tensor([row[name] for row in rows]) for name in sorted(rows[-1])}
     return {**pack(state)[0], **logged}
 
 

@@ -104,9 +104,9 @@ def train(
     weights.publish()
     if prepared is not None:
         prepared()
-    log = Log(out / "log.jsonl", start, trackers)
+    log = Log(out / "log.jsonl", start, trackers, size_of(losses))
 
-    began, shown = time.monotonic(), progress(steps, done=start, quiet=rank() > 0)
+    began, shown = time.monotonic(), progress(steps, done=start, quiet=rank() > 0, items=size_of(losses))
     with closing([*losses, weights, log]), requests() as requested, shown as report, saver, expected(rank_timeout):
         saver.shown = log.shown = report.say
         if start == 0 and samples_every:

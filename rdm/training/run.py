@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -147,11 +148,13 @@ class Tracker(Protocol):
 class Log:
     """log.jsonl: one object a logged step; a resumed run drops what came after its checkpoint.
 
-    Rows that find the disk full wait in memory for the next ones. `first` has the first number of every name.
+    Rows that find the disk full wait in memory for the next ones. `first` has the first number of every name. With the
+    number of items a step, every row says how many there were a second since the row before.
     """
 
-    def __init__(self, path: Path, start: int, trackers: Sequence[Tracker] = ()):
-        self._path, self._waiting = path, ""
+    def __init__(self, path: Path, start: int, trackers: Sequence[Tracker] = (), items: int | None = None):
+        self._path, self._waiting, self._items = path, "", items
+        self._before = start, time.monotonic()
         self.shown: Callable[[str], object] = say
         self.first, self._trackers = dict[str, float](), list[Tracker]()
         if rank() > 0:
@@ -168,6 +171,10 @@ class Log:
     @region("log")
     def write(self, record: Mapping[str, float]) -> None:
         """Append one object."""
+        now, (step, before) = time.monotonic(), self._before
+        if self._items is not None and now > before:
+            record = {**record, "items_per_second": self._items * (record["step"] - step) / (now - before)}
+        self._before = int(record["step"]), now
         self._waiting += json.dumps(record) + "\n"
         with spared(f"the row of step {record['step']:.0f} in {self._path}", self.shown):
             self.flush()
