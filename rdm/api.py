@@ -62,7 +62,7 @@ from rdm.registry import (
 )
 from rdm.rehearsing.expected import expected
 from rdm.rehearsing.step import Does, Keeps, Rehearsal
-from rdm.scaling.sharding import Names, copied
+from rdm.scaling.sharding import Names, copied, placed
 from rdm.scaling.sums import Passes
 from rdm.timing.regions import region
 from rdm.training.augmentation import Augmentation
@@ -165,6 +165,7 @@ __all__ = [
     "Part",
     "Passes",
     "pieces",
+    "placed",
     "Population",
     "portion",
     "Portion",

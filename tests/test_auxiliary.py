@@ -14,11 +14,13 @@ from rdm.data.dataset import Dataset
 from rdm.errors import InputError, NonFiniteError
 from rdm.files.checkpoint import complete_checkpoints, read_checkpoint
 from rdm.files.store import pack
+from rdm.losses._flows import which_jump
 from rdm.losses.dmd2 import DMD2
 from rdm.losses.flow_matching import FlowMatching
 from rdm.losses.fsf_dmd import FSFDMD
 from rdm.losses.mean_flow import MeanFlow
 from rdm.losses.weighted import Weighted
+from rdm.rehearsing.step import Does
 from rdm.training.auxiliary import Auxiliary
 from rdm.training.loop import train
 from rdm.training.loss import Setting
@@ -164,3 +166,15 @@ def test_samples_are_judged_by_the_average_of_the_fake_network():
     assert torch.equal(found[None], found[0.0]) and not torch.allclose(found[None], found[0.9])
     with pytest.raises(InputError, match=r"MLPFlow has no module 'block.\*' with weights; it has"):
         DMD2(batch=4, shard=["block.*"]).prepare(network(0), setting, resumed=False)
+
+
+def test_a_plan_counts_the_network_beside_once_and_lets_go_of_it():
+    """Weights, gradient, Adam's two and the average are kept; four of a rank's rows go in two pieces; k < jumps."""
+    setting, model = Setting(None, 0, torch.device("cpu"), None), network(0)
+    loss = DMD2(batch=8, chunk=3, updates=1, average=0.5, jumps=2)
+    size = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    found = list(loss.rehearse(model, setting, ranks=2))
+    assert [(word.name, word.bytes) for word in found[:2]] == [("teacher", size), ("fake network", 5 * size)]
+    assert found[2:] == [Does("DMD2, all of it", 2)]
+    assert not hasattr(loss, "beside") and loss.batch == 8
+    assert {which_jump(2, 0, step) for step in range(20)} == {0, 1}

@@ -1,5 +1,6 @@
 """What losses of flows share: times, noised states, derivatives along the flow, and rows that are drawn, not read."""
 
+import copy
 import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -138,12 +139,6 @@ class Row(NamedTuple):
         return Row(self.noise[which], condition, self.uniform[which], lambda k: self.again(k)[which])
 
 
-def placed(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module on a device; left alone where it is there, as tensors of sizes alone must be."""
-    there = all(t.device.type == device.type for t in (*module.parameters(), *module.buffers()))
-    return module if there and device.index is None else module.to(device)
-
-
 def held_by(name: str, module: nn.Module) -> Keeps:
     """The weights of a network beside the model."""
     tensors = (*module.parameters(), *module.buffers())
@@ -174,14 +169,14 @@ class Dreamed(Loss):
         self.conditions = flow.conditions if self.conditions is None else self.conditions.fitted(None)
 
     def rehearse(self, model: nn.Module, setting: Setting, ranks: int) -> Iterator[Keeps | Does]:
-        """Prepared as it is; then the first rows of one rank, as often as it has such."""
-        parts = pieces(len(portion(self.batch, 0, ranks)), self.chunk)
-        whole, self.batch = self.batch, parts[0].rows.stop
-        self.prepare(model, setting, resumed=False)
-        yield from self.keeps()
-        self.backward(model, 0)
+        """A copy, prepared as it is; then the first rows of one rank, as often as it has such."""
+        parts, one = pieces(len(portion(self.batch, 0, ranks)), self.chunk), copy.copy(self)
+        one.batch = parts[0].rows.stop
+        one.prepare(model, setting, resumed=False)
+        one.begin(model, 0)  # after which all is there that it keeps
+        yield from one.keeps()
+        one.backward(model, 1)
         yield Does(f"{type(self).__name__}, all of it", len(parts))
-        self.batch = whole
 
     def keeps(self) -> Iterator[Keeps]:
         """What it holds from step to step beside the model; nothing by default."""
@@ -216,6 +211,11 @@ class Dreamed(Loss):
         noise, condition = noise_of(0)
         uniform = torch.rand(self.batch, 3, generator=stream(seed, name, "times", *purpose, step), dtype=torch.float64)
         return Row(noise, condition, uniform[mine].to(noise), lambda which: noise_of(which + 1)[0])
+
+
+def which_jump(jumps: int, seed: int, step: int) -> int:
+    """The jump of a sampler that a step trains, equal on all ranks; the last, before which most is done, in a plan."""
+    return min(int(torch.randint(jumps, (), generator=stream(seed, "jump", step))), jumps - 1)
 
 
 def noised(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -27,11 +27,11 @@ from rdm.api import (
     mapped,
     over,
     pieces,
+    placed,
     record,
-    stream,
     weights_of,
 )
-from rdm.losses._flows import Dreamed, Row, held_by, noised, placed, refuse_others
+from rdm.losses._flows import Dreamed, Row, held_by, noised, refuse_others, which_jump
 
 LEAST_NORM = 1e-3  # of the normaliser
 SPAN = 0.02, 0.98  # of times at which samples are judged
@@ -99,7 +99,7 @@ class DMD2(Dreamed):
             if tuple(each.shape) != tuple(flow.shape):
                 raise InputError(f"dmd2: states of teacher and fake network are {each.shape}, the model's {flow.shape}")
         self.teacher: Any = placed(teacher, setting.device).eval().requires_grad_(False)
-        fake = placed(fake, setting.device).requires_grad_(True)
+        fake.requires_grad_(True)
         self.beside = Auxiliary(
             fake, self.optimizer, self.clip, average=self.average, shard=self.shard, device=setting.device
         )
@@ -134,7 +134,7 @@ class DMD2(Dreamed):
 
     def _sample(self, model: Any, rows: Row, step: int) -> Tensor:
         """States at t = 0, by the last of a number of jumps; noised anew between them."""
-        k = int(torch.randint(self.jumps, (), generator=stream(self.setting.seed, "jump", step)))
+        k = which_jump(self.jumps, self.setting.seed, step)
         x = rows.noise
         with torch.no_grad():
             for j in range(k):

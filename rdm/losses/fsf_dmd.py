@@ -21,11 +21,11 @@ from rdm.api import (
     expect,
     losses,
     over,
+    placed,
     record,
-    stream,
     weights_of,
 )
-from rdm.losses._flows import Dreamed, Row, Velocity, arrival, held_by, noised, placed, refuse_others, shifted
+from rdm.losses._flows import Dreamed, Row, Velocity, arrival, held_by, noised, refuse_others, shifted, which_jump
 
 LEAST = 1e-3  # of times, which velocities are divided by
 
@@ -178,7 +178,7 @@ class FSFDMD(Dreamed):
 
     def _places(self, model: Any, rows: Row, step: int) -> Places:
         """Backward simulation to the start of a jump, and times on its way."""
-        k = int(torch.randint(self.jumps, (), generator=stream(self.setting.seed, "jump", step)))
+        k = which_jump(self.jumps, self.setting.seed, step)
         x, s, end = rows.noise, 1 - k / self.jumps, 1 - (k + 1) / self.jumps
         with torch.no_grad():
             for j in range(k):

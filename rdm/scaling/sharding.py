@@ -81,7 +81,13 @@ def sharded(model: M, names: Names, device: torch.device, held: str = "float32")
     found = chosen(model, names)
     if found and active():
         share_out(model, found, line(device), held)
-    return model.to(device)
+    return placed(model, device)
+
+
+def placed(module: M, device: torch.device) -> M:
+    """The module on a device; left alone where it is there, as tensors of sizes alone must be."""
+    there = all(t.device.type == device.type for t in (*module.parameters(), *module.buffers()))
+    return module if there and device.index is None else module.to(device)
 
 
 def line(device: torch.device) -> "DeviceMesh":
