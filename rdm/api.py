@@ -7,7 +7,8 @@ from rdm.data.condition import Condition, Conditions, Law, Numbers, described, m
 from rdm.data.dataset import Data, Dataset, Part, Stored
 from rdm.data.feed import Rows, portion
 from rdm.data.inputs import Inputs, images, tokens, waveforms
-from rdm.data.source import Source, decode, is_grey
+from rdm.data.pictures import decode, is_grey
+from rdm.data.source import Source
 from rdm.distributed import rank, total, world_size
 from rdm.errors import (
     CorruptFileError,

@@ -22,7 +22,8 @@ import rdm
 from rdm.__main__ import main
 from rdm.api import require
 from rdm.app.commands import _evaluate, draw_report
-from rdm.data.source import FORMATS, BrokenItem, Form, decode, open_source
+from rdm.data.pictures import decode
+from rdm.data.source import BrokenItem, Form, open_source
 from rdm.data.sources.image_folder import PICTURES
 from rdm.errors import InputError, RestrictedError
 from rdm.files.store import read_json, read_tensors, write_bytes, write_json, write_tensors
@@ -104,11 +105,6 @@ def test_a_picture_starts_no_program(pictures, at, monkeypatch, capsys):
     (pictures / "000.png").write_bytes(EPS)
     assert main(["reference", "s", "--battery", "untrained", "--out", "r.safetensors"]) == 2
     assert "000.png cannot be read" in capsys.readouterr().err and not (at / "PWNED").exists()
-
-
-def test_every_suffix_that_is_read_has_its_format():
-    registered = Image.registered_extensions()
-    assert {registered[suffix] for suffix in PICTURES} == set(FORMATS)
 
 
 def test_pictures_beyond_the_stated_size_are_refused_before_they_are_decoded(tmp_path):

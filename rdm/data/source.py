@@ -4,16 +4,13 @@ Every form gives arrays; one place turns them into equal tensors:
 
 - pictures are grey, of one channel, where all are grey or `channels` is 1; else grey ones get three equal channels;
 - 8-bit values are divided by 255, 16-bit ones by 65,535; floats must lie in [0, 1];
-- transparency is composed over white, palettes and CMYK become RGB; Pillow reads 16-bit colour as 8-bit, and of an
-  animation the first picture is the item;
-- a picture file is read as one of `FORMATS`, whatever its name says, and has at most `LARGEST` pixels;
+- picture files are decoded by `rdm.data.pictures`;
 - pictures of other sizes than the first are refused unless `size` says what to resize and crop to (`centre_crop`);
 - sound is mono in [-1, 1]; recordings of other lengths than the first are refused unless `size` says how many samples
   to cut or pad with silence to.
 """
 
 import hashlib
-import io
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -23,18 +20,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
 from rdm.data.inputs import SLACK
 from rdm.errors import InputError, first_line, printable
 from rdm.registry import sources
-
-FORMATS = "PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF"  # none of which Pillow reads through another program
-SIXTEEN = "PNG", "PPM"  # whose 16-bit grey Pillow widens to 32
-GREY = "1", "L", "LA", "La"
-LARGEST = 89_478_485  # pixels of a picture: 256 MiB as RGB, where Pillow begins to warn
 
 
 class BrokenItem(InputError):
@@ -202,40 +194,6 @@ class Given(Source):
 
     def label(self, i: int) -> int:  # noqa: D102
         return -1 if self.labels is None else int(self.labels[i])
-
-
-def decode(data: bytes | Path) -> np.ndarray:
-    """A picture file as "h w c": transparency over white, palettes and CMYK as RGB, 16-bit grey kept."""
-    with _opened_picture(data) as picture:
-        if picture.width * picture.height > LARGEST:
-            raise ValueError(f"{picture.width} x {picture.height} are more than {LARGEST:,} pixels; make it smaller")
-        picture.load()
-        mode = picture.mode
-        if mode.startswith("I;16") or (mode == "I" and picture.format in SIXTEEN):
-            return np.array(picture).astype(np.uint16)
-        if mode in ("I", "F"):
-            return np.array(picture)
-        plain = "L" if mode in GREY else "RGB"
-        if "A" in mode or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        return np.array(picture.convert(plain))
-
-
-def is_grey(data: bytes | Path) -> bool:
-    """Whether a picture file has one channel, by its header; a broken one is said when it is read."""
-    try:
-        with _opened_picture(data) as picture:
-            return picture.mode in GREY or picture.mode.startswith(("I", "F"))
-    except Exception:  # whatever a decoder raises
-        return True
-
-
-def _opened_picture(data: bytes | Path) -> Image.Image:
-    try:
-        return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"it is damaged, or none of {', '.join(FORMATS)}") from error
 
 
 def unit(array: np.ndarray, who: str) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from rdm.data.source import decode
+from rdm.data.pictures import decode
 from rdm.escape import drawn
 from rdm.files.pictures import compared_pictures
 from rdm.reports.run import blank_figure

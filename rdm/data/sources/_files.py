@@ -7,7 +7,11 @@ from typing import NamedTuple
 
 from rdm.api import InputError, printable
 
-PICTURES = frozenset(".png .jpg .jpeg .jfif .jpe .webp .bmp .tif .tiff .ppm .pgm .gif".split())
+PICTURES = frozenset(
+    ".apng .avif .avifs .blp .bmp .bw .cur .dcx .dds .dib .fit .fits .flc .fli .ftc .ftu .gbr .gif .icb .icns .ico "
+    ".j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .msp .pbm .pcd .pcx .pfm .pgm .png .pnm .ppm .psd .pxr .qoi "
+    ".ras .rgb .rgba .sgi .spider .tga .tif .tiff .vda .vst .webp .xbm .xpm".split()
+)
 SOUND = frozenset({".wav"})
 HIDDEN, LOST, AGAIN, ODD, CLOSED = (
     "hidden",
