@@ -18,6 +18,7 @@ from rdm.matching.balance import Gated, GradientNorm, SelfNormalized, Terms, Uni
 from rdm.matching.memory import EMA, NoMemory, Queue
 from rdm.matching.representation import Battery, Representation
 from rdm.population.population import Population
+from rdm.population.term import Term
 from rdm.registry import balances
 from rdm.training.loss import Setting
 from tests import processes
@@ -228,8 +229,11 @@ def on_a_rank(rank: int, folder: str) -> None:
         problem.warm = problem.warm[:40] if rank == 0 else problem.warm[40:]
 
     Problem.__post_init__ = halved
+    floor, measured = Term.floor, list[str]()
+    Term.floor = lambda self, rows: measured.append(self.representation.name) or floor(self, rows)
     mine = slice(0, 25) if rank == 0 else slice(25, 60)
     found = {name: trained(name, chunk, mine) for name, chunk in zip(BALANCES, (7, 7, None), strict=True)}
+    assert len(measured) == 1, "each rank measures one of two floors"
     if rank == 0:
         torch.save(found, f"{folder}/found.pt")
     torch.distributed.destroy_process_group()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rdm.distributed import agree, gather
+from rdm.distributed import agree, gather, rank, summed, together, world_size
 from rdm.errors import InputError, NonFiniteError
 from rdm.matching.autocast import in_own_types, own_types
 from rdm.matching.balance import Balance, Terms
@@ -184,11 +184,16 @@ class Weighing:
             self.pulls = found if self.pulls is None else torch.where(found.isfinite(), found, self.pulls.to(found))
 
     def _floors_at(self, sizes: Sequence[int]) -> list[float]:
-        """Every term's floor, measured where the size is new."""
+        """Every term's floor, measured where the size is new, by one of the ranks."""
         keys = [(term.representation.name, size) for term, size in zip(self.terms, sizes, strict=True)]
-        for term, key in zip(self.terms, keys, strict=True):
-            if key not in self._floors:
-                self._floors = {k: v for k, v in self._floors.items() if k[0] != key[0]} | {key: term.floor(key[1])}
+        missing = [(term, key) for term, key in zip(self.terms, keys, strict=True) if key not in self._floors]
+        if missing:
+            with together():
+                turns = (k % world_size() == rank() for k in range(len(missing)))
+                mine = [term.floor(key[1]) if turn else 0.0 for (term, key), turn in zip(missing, turns, strict=True)]
+            found = summed(torch.tensor(mine, dtype=torch.float64)).tolist()
+            self._floors |= {key: value for (_, key), value in zip(missing, found, strict=True)}
+            self._floors = {key: self._floors[key] for key in keys}
         return [self._floors[key] for key in keys]
 
 
