@@ -19,10 +19,11 @@ from rdm.api import (
     require,
     tokens,
 )
+from representations._tokenizer import BYTES, Tokenized
 from representations._transformers import configured, loaded
 
 TINY = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-FILES = "config.json", "*.safetensors", "*.safetensors.index.json"
+FILES = "config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json"
 
 
 @representations.register(
@@ -120,7 +121,7 @@ def _embed(items: Tensor, table: Tensor) -> Tensor:
 )
 def sentence_encoder(
     model: str = "sentence-transformers/all-MiniLM-L6-v2",
-    takes: Literal["tokens", "embeddings"] = "tokens",
+    takes: Literal["tokens", "embeddings", "text"] = "tokens",
     pool: Literal["mean", "first"] = "mean",
     normalize: bool = True,
     padding: int | None = None,
@@ -135,8 +136,10 @@ def sentence_encoder(
     read from its cache (fetched into it with `allow_download`) from safetensors alone; no code that comes with a model
     is run. With weights="random" it is a type of model ("bert"), configured by `arguments`. Items are ids of the
     model's own tokenizer, or soft tokens for a gradient, which are mixed in the table of embeddings; with
-    takes="embeddings", vectors in place of that table's. Positions that hold `padding` (the model's own by default)
-    are neither attended to (soft ones: from probability 1/2) nor pooled (soft ones: in proportion).
+    takes="embeddings", vectors in place of that table's; with takes="text", UTF-8 bytes (0 after the end), as files of
+    lines are read, which its `tokenizer.json` makes ids of, without a gradient. Positions that hold `padding` (the
+    model's own by default) are neither attended to (soft ones: from probability 1/2) nor pooled (soft ones: in
+    proportion).
 
     Args:
         model: name, folder or type.
@@ -149,7 +152,7 @@ def sentence_encoder(
         arguments: of the configuration of random weights.
         name: how tables call it.
 
-    Shapes: ids n t, soft tokens n t vocabulary or embeddings n t width -> n width. Cost: one forward pass.
+    Shapes: ids n t, soft tokens n t vocabulary, embeddings n t width or bytes n t -> n width. Cost: one forward pass.
 
     Raises:
         InputError: no model there (where it was looked for), no encoder, an unknown pooling, texts too long.
@@ -157,19 +160,20 @@ def sentence_encoder(
     """
     owner = f"sentence encoder {model!r}"
     if (
-        takes not in ("tokens", "embeddings")
+        takes not in ("tokens", "embeddings", "text")
         or pool not in ("mean", "first")
         or weights not in ("pretrained", "random")
     ):
         raise InputError(
-            f'{owner}: expected takes "tokens" or "embeddings", pool "mean" or "first" and weights "pretrained" or '
-            f'"random"; got {takes!r}, {pool!r} and {weights!r}'
+            f'{owner}: expected takes "tokens", "embeddings" or "text", pool "mean" or "first" and weights '
+            f'"pretrained" or "random"; got {takes!r}, {pool!r} and {weights!r}'
         )
     library = require("transformers", extra="text", owner=owner)
     if weights == "random":
-        network = _encoder(configured(library, model, arguments or {}, owner), owner)
+        folder, network = Path(model), _encoder(configured(library, model, arguments or {}, owner), owner)
     else:
-        network = _pretrained_network(library, _folder(model, allow_download, owner), owner)
+        folder = _folder(model, allow_download, owner)
+        network = _pretrained_network(library, folder, owner)
     table = network.get_input_embeddings().weight
     padding = getattr(network.config, "pad_token_id", None) if padding is None else padding
     settings = {
@@ -184,6 +188,10 @@ def sentence_encoder(
     if takes == "embeddings":
         inputs = Inputs("embeddings of tokens", ("length", table.shape[1]), remedy="give floats of the model's width")
     module = _SentenceEncoder(network, pool, normalize, padding, embedded=takes == "embeddings", owner=owner)
+    if takes == "text":
+        if padding is None:
+            raise InputError(f"{owner}: its configuration names no padding; give padding=, the id of its [PAD]")
+        inputs, module = BYTES, Tokenized(module, folder, padding, module.longest, owner)
     return Representation(name or Path(model).name, module, settings, inputs=inputs)
 
 

@@ -278,12 +278,12 @@ def test_wrong_data_is_one_line(tmp_path):
     np.save(tmp_path / "nan.npy", np.full((2, 3, 4, 4), np.nan, np.float32))
     np.save(tmp_path / "int.npy", np.zeros((2, 4, 4), np.int64))
     np.save(tmp_path / "four.npy", np.zeros((2, 4, 5, 6), np.uint8))
-    (tmp_path / "a.txt").write_text("no")
+    (tmp_path / "a.doc").write_text("no")
     (tmp_path / "t.npz").write_bytes(b"PK\x03\x04 broken")
     for name, message in {
         "nowhere": "expected data at .*; there is none",
         "empty": "is an empty folder; expected pictures or wav files in it",
-        "a.txt": "has no known form",
+        "a.doc": "has no known form; known: encoded, .*; `rdm list sources` says what each is",
         "sizes": "a.png is 12x10 and b.png is 12x5; give --size to make them equal",
         "broken": r"a.png cannot be read",
         "wild.npy": r"floats must lie in \[0, 1\]; got 2 to 2",

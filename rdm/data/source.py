@@ -7,7 +7,8 @@ Every form gives arrays; one place turns them into equal tensors:
 - picture files are decoded by `rdm.data.pictures`;
 - pictures of other sizes than the first are refused unless `size` says what to resize and crop to (`centre_crop`);
 - sound is mono in [-1, 1]; recordings of other lengths than the first are refused unless `size` says how many samples
-  to cut or pad with silence to.
+  to cut or pad with silence to;
+- text is UTF-8 bytes, cut between characters or padded with 0 to `size`.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ class BrokenItem(InputError):
 class Source(ABC):
     """Items by number, in an order that is that of their names; frozen and cheap to send to a worker."""
 
-    kind: ClassVar[str] = "images"  # or "audio" or "features"
+    kind: ClassVar[str] = "images"  # or "audio", "text" or "features"
     path: Path
     rate: int | None = None  # samples a second, of sound where the form says
 
@@ -55,7 +56,7 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, i: int) -> np.ndarray:
-        """The item: picture "h w c", sound "t", features "d"; anything that fails to decode raises."""
+        """The item: picture "h w c", sound "t", features "d", UTF-8 bytes of text; what fails to decode raises."""
 
     def label(self, i: int) -> int:
         """Class of the item, -1 where there is none."""
@@ -83,7 +84,10 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """What every item is turned into. `size`: side in pixels, or samples of sound; None for that of the first item."""
+    """What every item is turned into.
+
+    `size`: side in pixels, samples of sound or bytes of text; None for that of the first item.
+    """
 
     size: int | None = None
     channels: int | None = None
@@ -103,14 +107,15 @@ class Form:
         except Exception as error:  # whatever a decoder raises
             raise BrokenItem(f"{who} cannot be read ({printable(first_line(error))})") from error
         content = hashed(str(array.dtype), array.shape, np.ascontiguousarray(array))
-        turn = {"images": self._picture, "audio": self._sound}.get(source.kind, self._row)
+        turn = {"images": self._picture, "audio": self._sound, "text": self._text}.get(source.kind, self._row)
         value = turn(array, who, like)
         if like is not None and value.shape != like.value.shape:
             raise InputError(
                 printable(f"{source.path}: {like.name} is {_sizes(like.value)} and {source.name(i)} is ")
                 + f"{_sizes(value)}; give --size to make them equal"
             )
-        return Item(value, source.label(i), source.name(i), content, _depth(array))
+        depth = "text" if source.kind == "text" else _depth(array)
+        return Item(value, source.label(i), source.name(i), content, depth)
 
     def _picture(self, array: np.ndarray, who: str, like: "Item | None") -> Tensor:
         array = array[:, :, None] if array.ndim == 2 else array
@@ -129,6 +134,13 @@ class Form:
     def _sound(self, array: np.ndarray, who: str, like: "Item | None") -> Tensor:
         value = torch.from_numpy(waveform(array, who))
         return value if self.size is None else pad(value[: self.size], (0, max(0, self.size - len(value))))
+
+    def _text(self, array: np.ndarray, who: str, like: "Item | None") -> Tensor:
+        data = array.tobytes()
+        if self.size is not None:
+            data = data[: self.size].decode(errors="ignore" if len(data) > self.size else "strict").encode()
+            data = data.ljust(self.size, b"\0")
+        return torch.from_numpy(np.frombuffer(data, np.uint8).astype(np.int64))
 
     def _row(self, array: np.ndarray, who: str, like: "Item | None") -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array))
@@ -150,8 +162,9 @@ def open_source(path: Path) -> Source:
     held = _contents(path)
     if path.is_dir() and not held:
         raise InputError(f"{path} is an empty folder; expected pictures or wav files in it")
-    forms = "; ".join(entry.summary.rstrip(".") for entry in sources.values())
-    raise InputError(f"{path} has no known form{held}; known: {forms}")
+    raise InputError(
+        f"{path} has no known form{held}; known: {', '.join(sources)}; `rdm list sources` says what each is"
+    )
 
 
 def _opened(source: Source) -> Source:
