@@ -70,6 +70,19 @@ losses.matching.memory = @memories.ema()
 losses.matching.population = 64
 losses.matching.chunk = 16
 """
+BESIDE = """
+rdm.train.model = @generators.mlp_flow()
+rdm.train.losses = [@losses.dmd2(), @losses.mean_flow()]
+rdm.train.data = @datasets.digits()
+rdm.train.steps = 2
+rdm.train.optimizer = @optimizers.adamw
+rdm.train.samples_every = None
+generators.mlp_flow.map = True
+losses.dmd2.batch = 64
+losses.dmd2.chunk = 16
+losses.dmd2.average = 0.9
+losses.mean_flow.batch = 64
+"""
 
 
 def file(folder, text: str, weights: str):
@@ -113,6 +126,15 @@ def encoder(tmp_path_factory) -> str:
 @pytest.mark.parametrize("text", [DENSE, CHUNKED], ids=["dense", "chunked"])
 def test_what_is_said_of_memory_is_within_15_percent_of_what_a_run_holds(text, tmp_path, encoder):
     path = file(tmp_path, text, encoder)
+    said, found = plan(path).most, held(path, tmp_path / "run")
+    assert said == pytest.approx(found, rel=0.15)
+
+
+@pytest.mark.slow
+def test_so_it_is_with_networks_beside_the_model(tmp_path):
+    """A teacher, a fake network with its average, and a loss after them that has none."""
+    path = tmp_path / "run.gin"
+    path.write_text(BESIDE)
     said, found = plan(path).most, held(path, tmp_path / "run")
     assert said == pytest.approx(found, rel=0.15)
 
