@@ -6,11 +6,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rdm.api import InputError, Representation, hub_file, images, networks, representations, require
+from rdm.api import InputError, Representation, hub_file, images, networks, representations, require, sizes_alone
 from representations._images import Preprocess
 from representations._weights import PRETRAINED, RANDOM, loading, local_file, origin, untrained
 
 FILE = "diffusion_pytorch_model.safetensors"
+FORMS = {  # configurations of autoencoders that are built of their sizes alone, as in a dry run
+    "black-forest-labs/FLUX.1-schnell": {
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "block_out_channels": [128, 256, 512, 512],
+        "layers_per_block": 2,
+        "latent_channels": 16,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    },
+}
 TINY = {
     "down_block_types": ["DownEncoderBlock2D"] * 2,
     "up_block_types": ["UpDecoderBlock2D"] * 2,
@@ -52,10 +63,10 @@ def autoencoder(
     """
     owner = f"autoencoder {model!r}"
     library = require("diffusers", extra="latents", owner=owner).AutoencoderKL
-    path = None
-    if weights == RANDOM:
+    path, known = None, FORMS.get(model) if sizes_alone() else None
+    if known or weights == RANDOM:
         with loading(owner):
-            network = untrained(lambda: library(**(arguments or {})))
+            network = untrained(lambda: library(**(known or arguments or {})))
     else:
         path = _file(model, subfolder, allow_download, sha256, owner)
         with loading(owner):

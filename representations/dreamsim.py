@@ -3,9 +3,10 @@
 import contextlib
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
-from rdm.api import InputError, Representation, images, representations, require
+from rdm.api import InputError, Representation, images, representations, require, sizes_alone
 from representations._images import Preprocess
 from representations._weights import PRETRAINED, loading, sha256
 
@@ -39,6 +40,8 @@ def dreamsim(weights: str = PRETRAINED, allow_download: bool = False, name: str 
     Raises:
         InputError: the package or the files are not there.
     """
+    if sizes_alone():
+        return Representation(name, Embedding(Sizes(name)), {"model": "sizes alone"}, inputs=images())
     folder = CACHE.expanduser() if weights == PRETRAINED else Path(weights).expanduser()
     missing = _missing(folder)
     if missing and not allow_download:
@@ -55,6 +58,21 @@ def dreamsim(weights: str = PRETRAINED, allow_download: bool = False, name: str 
 
 def _missing(folder: Path) -> list[str]:
     return [file for file in FILES if not (folder / file).exists()]
+
+
+class Sizes(nn.Module):
+    """The three towers in their sizes, by timm: what a dry run counts, without the package and without adapters."""
+
+    def __init__(self, owner: str):
+        super().__init__()
+        library = require("timm", extra="vision", owner=owner)
+        clip = "vit_base_patch16_clip_224", 512  # twice: by its makers and by OpenCLIP
+        towers = ("vit_base_patch16_224", 0), clip, clip
+        self.towers = nn.ModuleList(library.create_model(kind, num_classes=width) for kind, width in towers)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Their embeddings side by side."""
+        return torch.cat([tower(images) for tower in self.towers], 1)
 
 
 class Embedding(nn.Module):

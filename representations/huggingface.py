@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rdm.api import InputError, Representation, hub_file, images, representations, require
+from rdm.api import InputError, Representation, hub_file, images, representations, require, sizes_alone
 from representations._images import Preprocess
 from representations._pooling import MAP, TOKENS, pool, poolings, unknown_pooling
 from representations._transformers import configured, loaded
@@ -15,6 +15,12 @@ from representations._weights import PRETRAINED, RANDOM, local_file, origin
 
 FILES = ("model.safetensors",)
 POOLER = "pooler"
+FORMS = {  # types and configurations of models that are built of their sizes alone, as in a dry run
+    "facebook/webssl-dino1b-full2b-224": (
+        "dinov2",
+        {"hidden_size": 1536, "num_hidden_layers": 40, "num_attention_heads": 24, "use_swiglu_ffn": True},
+    ),
+}
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 
 
@@ -60,12 +66,12 @@ def huggingface(
     """
     owner = f"huggingface model {model!r}"
     library = require("transformers", extra="text", owner=owner)
-    path = None if weights == RANDOM else _file(model, weights, allow_download, sha256, owner)
+    known = FORMS.get(model) if sizes_alone() else None
+    path = None if known or weights == RANDOM else _file(model, weights, allow_download, sha256, owner)
     if path is not None and arguments:
         raise InputError(f'{owner}: arguments configure weights="{RANDOM}"; got {dict(arguments)!r}; leave them out')
-    network = (
-        configured(library, model, arguments or {}, owner) if path is None else loaded(library, path.parent, owner)[0]
-    )
+    kind, options = known or (model, arguments or {})
+    network = configured(library, kind, options, owner) if path is None else loaded(library, path.parent, owner)[0]
     own = _preprocessing(path)
     side = size or own.get("size") or getattr(network.config, "image_size", 224)
     prepare = Preprocess(side, mean or own["mean"], std or own["std"], "bicubic")

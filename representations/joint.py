@@ -20,9 +20,11 @@ from rdm.api import (
     printable,
     representations,
     rows_of,
+    sizes_alone,
 )
 
 ROWS = 10_000  # items that the medians are taken over
+ABSENT = 1024  # width of a table that is not there, in a dry run; of text towers it is 768 to 1,280
 
 
 @representations.register(
@@ -50,8 +52,8 @@ def joint(
     Args:
         representation: phi, or its registered name.
         condition: tau: a number of classes, one-hot; a table of embeddings "classes d", or the path of a safetensors or
-            .npy file that holds one; or a representation of the conditions. With a table, conditions are numbers of
-            its rows: class labels, captions.
+            .npy file that holds one (where there is none a dry run takes one of 1,024 numbers a row); or a
+            representation of the conditions. With a table, conditions are numbers of its rows: class labels, captions.
         beta: a number, or "balanced" for the ratio of both sides' scales in the reference (`balanced`), found by
             `Representation.fitted(items, condition)`; ("balanced", 0.25) is a quarter of it.
         name: how tables call it.
@@ -69,6 +71,8 @@ def joint(
     if beta != "balanced" and not (isinstance(number, int | float) and 0 <= number < float("inf")):
         raise InputError(f'beta must be a number, not negative, "balanced" or ("balanced", 0.25); got {beta!r}')
     tau, described = _condition_encoder(condition, part)
+    if sizes_alone() and not isinstance(beta, int | float):
+        beta = 1.0  # a number takes the place of another
     module = _Joint(phi.module, tau, beta) if phi.module is not None and isinstance(beta, int | float) else None
     said = list(beta) if isinstance(beta, tuple) else beta
     settings = {"phi": phi.name, "settings": dict(phi.settings), "tau": described, "beta": said}
@@ -221,6 +225,8 @@ def _condition_encoder(
             )
         described = {"name": condition.name, "settings": dict(condition.settings), "precision": condition.precision}
         return _Tau(_Encoded(condition), part), described
+    if isinstance(condition, str) and sizes_alone() and not Path(condition).exists():
+        return _Tau(_Table(torch.empty(16, ABSENT), on_disk=True), part), {"assumed": f"conditions of {ABSENT} numbers"}
     if isinstance(condition, str):
         table, content = _stored(condition, Path(condition).stat().st_mtime_ns if Path(condition).exists() else 0)
         return _Tau(_Table(table, on_disk=True), part), {"table": content}

@@ -14,11 +14,12 @@ from rdm.__main__ import main
 from rdm.app import config
 from rdm.app.dry_run import outlined
 from rdm.distributed import started
+from rdm.errors import InputError
 from rdm.matching.real import Real
 from rdm.planning.plan import Plan
 from rdm.planning.sizes import Sizes
 from rdm.randomness import seeded, stream
-from rdm.registry import generators, networks, objectives
+from rdm.registry import generators, networks, objectives, representations
 from rdm.rehearsing.bound import bound, tensors
 from rdm.training.loop import train
 from tests import processes
@@ -232,3 +233,42 @@ def test_targets_have_the_sizes_of_real_ones(name):
     objective = objectives.build(name, **objectives[name].examples[0])
     real = objective.bind(Real(torch.randn(500, 7, generator=stream(0, "rows"))))
     assert [tuple(tensor.shape) for tensor in tensors(real)] == bound(objective, 500, 7).shapes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, parameters", [("webssl_dino_1b", 1.13e9), ("flux_vae", 34.3e6), ("dreamsim", 258e6)])
+def test_encoders_whose_form_comes_with_their_weights_have_a_size_without_them(name, parameters):
+    """One that looks for weights elsewhere is refused as ever."""
+    pytest.importorskip({"webssl_dino_1b": "transformers", "flux_vae": "diffusers", "dreamsim": "timm"}[name])
+    with (sizes := Sizes())():
+        encoder = representations.build(name, weights="pretrained")
+    with sizes(), torch.no_grad():
+        width = encoder(torch.zeros(1, 3, 64, 64)).shape[1]
+    assert encoder.module is not None
+    assert sum(p.numel() for p in encoder.module.parameters()) == pytest.approx(parameters, rel=0.01)
+    assert str(width) == representations[name].notes["dimension"]
+
+
+def test_a_dry_run_does_not_draw_for_ever():
+    """Torch's truncated normal draws until no value is outside, which those without values never say."""
+    with Sizes()():
+        assert torch.nn.init.trunc_normal_(torch.empty(3, 3), std=0.02).shape == (3, 3)
+
+
+def test_joint_features_have_a_size_without_their_conditions(tmp_path):
+    absent = str(tmp_path / "captions.safetensors")
+    with (sizes := Sizes())():
+        joint = representations.build("joint", representation="pixels", condition=absent)
+    with sizes():
+        assert joint(torch.zeros(2, 1, 4, 4), torch.zeros(2).long()).shape == (2, 16 + 1024)
+    with pytest.raises(InputError, match="captions"):
+        representations.build("joint", representation="pixels", condition=absent)
+
+
+def test_a_target_of_rows_is_counted_without_its_reference(tmp_path):
+    text = ABSENT.replace("@objectives.frechet()", "@objectives.mmd_nystrom()")
+    path = tmp_path / "absent.gin"
+    path.write_text(text)
+    config.load(path)
+    kept = {each.name: each for each in outlined().plan(1).kept}["target under conv_classifier"]
+    assert "65,536 rows are assumed" in kept.note and kept.bytes

@@ -86,7 +86,8 @@ def _print_model(plan: Plan) -> None:
 
 
 def _print_memory(plan: Plan, ranks: int) -> None:
-    rows = [[each.name, "not known" if each.bytes is None else _size(each.bytes), each.note] for each in plan.kept]
+    kept = [each for each in plan.kept if each.bytes != 0 or each.note]
+    rows = [[each.name, "not known" if each.bytes is None else _size(each.bytes), each.note] for each in kept]
     fullest = plan.fullest
     passing = fullest.most - plan.gradients
     rows.append(["gradients", _size(plan.gradients), ""])
@@ -122,7 +123,17 @@ def _rate(device: str, plan: Plan) -> tuple[float, str]:
         return ASSUMED, f"if {device}, which is not here, does {ASSUMED / 1e12:.0f} Tflop/s"
     seconds = min(_timed(matrix) for _ in range(3))
     rate = 2 * side**3 / seconds
-    return rate, f"at the {rate / 1e9:,.0f} Gflop/s that {device} does in float32"
+    return rate, f"at the {rate / 1e9:,.0f} Gflop/s that {device} does in float32{_elsewhere(device, plan)}"
+
+
+def _elsewhere(device: str, plan: Plan) -> str:
+    """What a step takes on an accelerator, where the file names none."""
+    second = _time(plan.seconds(ASSUMED))
+    return (
+        f"; {second} a step where a device does {ASSUMED / 1e12:.0f} Tflop/s (rdm.train.device)"
+        if device == "cpu"
+        else ""
+    )
 
 
 def _timed(matrix: torch.Tensor) -> float:

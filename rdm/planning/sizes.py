@@ -10,9 +10,10 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -34,7 +35,8 @@ class Sizes:
     @contextmanager
     def __call__(self, number: float = 0) -> Iterator[None]:
         """A block in which tensors have no values and networks no weights; `number` answers where one is asked for."""
-        with without_weights(), warnings.catch_warnings(), self._mode, _Answers(number):
+        untried = patch.object(nn.init, "_no_grad_trunc_normal_", _as_it_is)  # it draws until no value is outside
+        with without_weights(), warnings.catch_warnings(), untried, self._mode, _Answers(number):
             warnings.simplefilter("ignore")  # of values, which are none
             yield
 
@@ -47,6 +49,10 @@ class _Mode(FakeTensorMode):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Mode":
         return self
+
+
+def _as_it_is(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+    return tensor
 
 
 class _Answers(TorchDispatchMode):

@@ -18,12 +18,13 @@ from rdm.generators.protocol import Generator
 from rdm.matching.autocast import own_types
 from rdm.matching.memory import Memory
 from rdm.matching.objective import Objective
+from rdm.matching.real import HELD
 from rdm.matching.representation import Battery, Representation
 from rdm.matching.statistic import Cat, Summary
 from rdm.population.replay import Chunk
 from rdm.population.term import Term, gradient
 from rdm.randomness import stream
-from rdm.rehearsing.bound import bound, tensors, valued
+from rdm.rehearsing.bound import Bound, bound, tensors, valued
 from rdm.scaling.sharding import is_sharded
 from rdm.scaling.sums import Passes, alone
 
@@ -125,9 +126,8 @@ class Rehearsal:
 
     def _bind(self, member: Representation, width: int) -> Done:
         objective, side = self.objectives[member.name], self.sides[member.name]
-        note = "" if side else "the reference is not here: moments are assumed"
         try:
-            small = bound(objective, None if side is None else side.rows, width)
+            small, note = _assumed(objective, width) if side is None else (bound(objective, side.rows, width), "")
         except InputError as error:
             yield Keeps(f"target under {member.name}", None, f"not known: {first_line(error)}")
             return
@@ -237,6 +237,14 @@ def _fitted(member: Representation, items: Tensor) -> Representation:
         count = max(2, min(FITTED_ON[0], FITTED_ON[1] // math.prod(shape)))
         random = torch.rand(count, *shape, generator=stream(0, "rehearsal"))
         return member.fitted(random, torch.zeros(count).long())
+
+
+def _assumed(objective: Objective, width: int) -> tuple[Bound, str]:
+    """What is bound to a reference that nobody knows: to moments, or to rows where the objective needs them."""
+    try:
+        return bound(objective, None, width), "the reference is not here: moments are assumed"
+    except InputError:
+        return bound(objective, HELD, width), f"the reference is not here: {HELD:,} rows are assumed"
 
 
 def _bytes(*trees: Any) -> int:

@@ -37,9 +37,10 @@ class Weights:
     def __init__(self, model: nn.Module, held: Held = "float32"):
         self.model = model
         every = list(model.named_parameters(remove_duplicate=False))
-        self.averaged = [name for name, p in every if p.is_floating_point() and name in model.state_dict()]
+        state = model.state_dict()
+        self.averaged = [name for name, p in every if p.is_floating_point() and name in state]
         trained = [p for p in model.parameters() if p.requires_grad]
-        self.split = {name: tensor for name, tensor in model.state_dict().items() if is_split(tensor)}
+        self.split = {name: tensor for name, tensor in state.items() if is_split(tensor)}
         low = [p for p in trained if held != "float32" and p.is_floating_point() and not is_split(p)]
         self._masters = {p: nn.Parameter(p.detach().to(torch.float32, copy=True)) for p in low}
         self._names = {name: self._masters[p] for name, p in every if p in self._masters}
