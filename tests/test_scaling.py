@@ -200,7 +200,7 @@ CASES = {  # loss by chunk, and the optimizer; the gradient of a loss that is di
         "sgd",
     ),
     "self-normalized": (
-        lambda c: Matching(rdm.objective("mmd"), two(), 11, c, rdm.EMA(0.5), rdm.SelfNormalized()),
+        lambda c: Matching(rdm.objective("mmd"), two(), 11, c, rdm.EMA(0.5, riding=True), rdm.SelfNormalized()),
         "sgd",
     ),
     "gated": (lambda c: Gates(rdm.objective("mmd"), two(), 11, c), "adamw"),

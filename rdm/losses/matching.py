@@ -43,6 +43,7 @@ from rdm.api import (
     tried,
     world_size,
 )
+from rdm.losses._pairings import warn_of_pairings
 
 
 @losses.register("matching")
@@ -86,6 +87,7 @@ class Matching(Loss):
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
         """Encode the reference (or read it from its file or the cache), bind the objective, warm the memory up."""
         self.setting = setting
+        warn_of_pairings(self.objective, self.options["memory"], setting.rate)
         if self.population < world_size():
             raise InputError(f"a population of {self.population} leaves ranks without images; there are {world_size()}")
         if self.reference is None:

@@ -89,7 +89,7 @@ def train(
     rates = Rates(stepper, schedule or constant())
     averages = Averages(as_averages(average), weights, size_of(losses))
     found = newest_readable(out / "checkpoints") if resume else None
-    setting = Setting(None if data is None else data.to(place), seed, place, cache, sums.passes)
+    setting = Setting(None if data is None else data.to(place), seed, place, cache, sums.passes, rates.largest)
     with arithmetic():
         for each in (*losses, *monitors):
             each.prepare(model, setting, resumed=found is not None)

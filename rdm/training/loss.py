@@ -41,6 +41,7 @@ class Setting(NamedTuple):
     device: torch.device
     cache: Path | None
     passes: Passes = alone
+    rate: float | None = None  # the optimizer's largest learning rate; None: not known
 
     def items(self, user: object) -> Data:
         """The data, which a loss cannot do without."""

@@ -119,6 +119,11 @@ class Rates:
         self._stepper, self._factor = stepper, factor
         self._base = [float(group["lr"]) for group in stepper.param_groups]  # a checkpoint puts groups of its own
 
+    @property
+    def largest(self) -> float:
+        """The largest of the given ones."""
+        return max(self._base)
+
     def at(self, share: float) -> None:
         """Put those of a share of the run."""
         for group, rate in zip(self._stepper.param_groups, self._base, strict=True):
