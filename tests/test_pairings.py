@@ -1,0 +1,103 @@
+"""What the study of memories saw: its tables, the page that draws a rule from them, and the warning of `rdm train`."""
+
+import csv
+import re
+import statistics
+import warnings
+from pathlib import Path
+
+import pytest
+
+import rdm
+from experiments.spiral.__main__ import Found, as_csv, draw, read, table
+from rdm.losses._pairings import pairings, warn_of_pairings
+
+ROOT = Path(__file__).parent.parent
+STUDY, PAGE = ROOT / "experiments" / "spiral", ROOT / "docs" / "objectives_and_memories.md"
+
+
+def records(name: str) -> list[dict[str, str]]:
+    """Rows of a table."""
+    with (ROOT / "experiments" / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def cell(name: str, objective: str, population: str, training: str, metric: str = "distance") -> float:
+    """Its mean."""
+    rows = [r for r in records(name) if (r["objective"], r["population"]) == (objective, population)]
+    return statistics.mean(float(r[metric]) for r in rows if r.get("training", "") == training)
+
+
+def test_the_warning_quotes_the_tables():
+    assert pairings()
+    for row in pairings():
+        for said, population in ((row.found, row.population), (row.without, row.beside)):
+            found = cell(row.table, row.objective, population, row.training)
+            assert float(said) == pytest.approx(found, rel=0.005), row
+        assert float(row.found) > 2 * float(row.without)
+        assert row.objective in rdm.names("objectives") and row.memory in rdm.names("memories")
+
+
+@pytest.mark.parametrize("made", [rdm.objective("mmd"), rdm.objective("resampled", objective="mmd")])
+def test_a_pairing_that_failed_is_warned_of(made):
+    for given in (made, {"pixels": rdm.objective("energy"), "other": made}):
+        with pytest.warns(
+            UserWarning, match=r"mmd with a memory \(queue\) at a rate of 0.001.*1630, 0.072 without.*rid"
+        ):
+            warn_of_pairings(given, rdm.Queue(9), 1e-3)
+    with warnings.catch_warnings(action="error"):
+        warn_of_pairings(made, rdm.Queue(9), 9e-4)
+        warn_of_pairings(made, rdm.Queue(9, riding=True), 1e-3)
+        warn_of_pairings(made, None, 1e-3)
+        warn_of_pairings(rdm.objective("energy"), rdm.Queue(9), 1e-3)
+
+
+def test_the_studys_page_has_the_table_of_its_file():
+    cells = {(r["objective"], r["population"]): r for r in records("spiral/spiral.csv")}
+    text = (STUDY / "README.md").read_text().split("## With a memory, and other batch sizes")[1]
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    heads, found = [head.strip() for head in lines[0][1:]], 0
+    for objective, *row in lines[2:]:
+        for population, shown in zip(heads, row, strict=True):
+            kept = cells[objective.strip(" `"), population]
+            said = [f"{kept[k]} ± {kept[f'{k} sd']}" if kept[f"{k} sd"] else kept[k] for k in ("recall", "distance")]
+            assert shown.split("(")[0].strip() == " / ".join(said)
+            found += 1
+    assert found == len(cells) == 40
+
+
+def test_the_pages_quote_the_tables():
+    """Tables are what the program makes of the file; a figure with its cell behind it is that cell's mean."""
+    found, page = read(STUDY / "memories.csv"), (STUDY / "MEMORIES.md").read_text()
+    for training in found.named(2):
+        assert table(found, training) in page
+    for text in (page, PAGE.read_text()):
+        quoted = re.findall(
+            r"([\d.]+)(?: s)? \((\w+)(?: (\w+))?: `(\w+)`, ([^;)]+)(?:; ([^)]+))?\)", " ".join(text.split())
+        )
+        assert text == page or len(quoted) >= 25
+        for said, name, metric, objective, population, training in quoted:
+            mean = cell(f"spiral/{name}.csv", objective, population, training, metric or "distance")
+            rounding = 0.5 if mean > 10 else 0.0005
+            assert float(said) == pytest.approx(mean, rel=0, abs=1.01 * rounding), (said, name, objective, population)
+
+
+def test_how_far_a_memory_goes(tmp_path):
+    """Closed form: distances 4, 3 and 2 of the batch, a memory and four batches are half of the way."""
+
+    def row(population: str, seed: int, value: float) -> dict[str, str]:
+        figures = {"recall": "1", "off plane": "0.1", "seconds": "9", "gradient share": "1.0", "distance": str(value)}
+        return {"objective": "energy", "population": population, "training": "t", "seed": str(seed), **figures}
+
+    values = {"batch 8": 4.0, "batch 8, queue": 3.0, "batch 32": 2.0}
+    rows = [row(name, seed, value + 0.1 * seed) for name, value in values.items() for seed in range(3)]
+    found = Found(rows)
+    way = found.way("energy", "batch 8, queue", "t")
+    assert way is not None and way.mean == pytest.approx(0.5) and way.half == pytest.approx(0, abs=1e-9)
+    alone = found.cell(("energy", "batch 8", "t"))
+    assert alone is not None and alone.mean == pytest.approx(4.1) and alone.half == pytest.approx(4.303 * 0.1 / 3**0.5)
+    assert found.way("energy", "batch 32, queue", "t") is None and "(50 ± 0 %)" in table(found, "t")
+    (tmp_path / "m.csv").write_text(as_csv(found))
+    assert read(tmp_path / "m.csv").cells == found.cells
+    draw(found, tmp_path / "m.png")
+    assert (tmp_path / "m.png").stat().st_size > 1000
