@@ -8,6 +8,7 @@ from rdm.data.dataset import Data, Dataset, Part, Stored
 from rdm.data.feed import Rows, portion
 from rdm.data.inputs import Inputs, images, tokens, waveforms
 from rdm.data.pictures import decode, is_grey
+from rdm.data.sound import resample
 from rdm.data.source import Source
 from rdm.distributed import rank, total, world_size
 from rdm.errors import (
@@ -187,6 +188,7 @@ __all__ = [
     "Representation",
     "representations",
     "require",
+    "resample",
     "Rows",
     "rows_of",
     "Samples",

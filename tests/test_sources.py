@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import math
 import os
 import random
 import struct
@@ -20,6 +21,7 @@ from safetensors.torch import save_file as torch_save_file
 
 import rdm
 from rdm.data.items import first_item
+from rdm.data.sound import resample
 from rdm.data.source import BrokenItem, Form, Given, centre_crop, hashed, open_source
 from rdm.errors import CorruptFileError, InputError
 
@@ -157,10 +159,37 @@ def test_sound_that_is_not_read_is_said(tmp_path):
     (tmp_path / "2.wav").write_bytes(wav(np.full((50, 1), 9, np.float32), kind=3))
     (tmp_path / "3.wav").write_bytes(wav(np.full((50, 1), np.nan, np.float32), kind=3))
     (tmp_path / "4.wav").write_bytes(wav(np.zeros((50, 1), np.int16), rate=16000))
-    for i, message in ((2, "2.wav: floats must lie in .-1, 1.; got 9 to 9"), (3, "3.wav: NaN or infinity in 50"),
-                       (4, "1.wav has 8000 samples a second and 4.wav 16000; resample")):  # fmt: skip
+    for i, message in ((2, "2.wav: floats must lie in .-1, 1.; got 9 to 9"), (3, "3.wav: NaN or infinity in 50")):
         with pytest.raises(InputError, match=message):
             Form().item(open_source(tmp_path), i)
+    with pytest.warns(UserWarning, match="files of 16,000 samples a second are resampled to 8,000, 1.wav's"):
+        assert len(Form().item(open_source(tmp_path), 4).value) == 25
+
+
+@pytest.mark.parametrize("old, new", [(44100, 16000), (8000, 48000), (16000, 16001), (48000, 8000)])
+def test_resampled_tones_are_those_of_the_new_rate_and_what_it_cannot_hold_is_gone(old, new):
+    low, high, seconds = 0.3 * min(old, new), 0.55 * min(old, new), 0.1
+    before, after = np.arange(int(seconds * old)) / old, np.arange(math.ceil(int(seconds * old) * new / old)) / new
+    found = resample(np.sin(2 * np.pi * low * before), old, new)
+    assert found.shape == after.shape
+    inner = slice(len(after) // 4, -len(after) // 4)
+    assert np.abs(found - np.sin(2 * np.pi * low * after))[inner].max() < 1e-3
+    if new < old:
+        assert np.abs(resample(np.sin(2 * np.pi * high * before), old, new))[inner].max() < 1e-3
+
+
+def test_flac_and_others_are_read_by_soundfile(tmp_path):
+    library = pytest.importorskip("soundfile")
+    stereo = np.random.default_rng(0).normal(size=(400, 2)).clip(-4, 4) / 5
+    for folder, name, kind in (("a", "x.flac", "PCM_24"), ("b", "x.aiff", "PCM_16"), ("c", "x.wav", "PCM_24")):
+        (tmp_path / folder).mkdir()
+        library.write(tmp_path / folder / name, stereo, 22050, subtype=kind)
+        source = open_source(tmp_path / folder)
+        assert source.rate == 22050 and source.kind == "audio"
+        assert np.abs(source.read(0) - stereo.mean(1)).max() < (2**-14 if kind == "PCM_16" else 2**-22)
+    (tmp_path / "a" / "y.flac").write_bytes(b"fLaC")
+    with pytest.raises(BrokenItem, match="y.flac cannot be read"):
+        Form().item(open_source(tmp_path / "a"), 1)
 
 
 @pytest.mark.parametrize("kind", ["<f2", "<f4", "<f8", "<i2", "<i4"])
@@ -371,8 +400,8 @@ def test_the_form_of_a_folder_is_that_of_most_files(tmp_path):
     folder_of(tmp_path / "png", {f"{i}.png": png(PICTURES[0]) for i in range(3)} | {"song.wav": sound})
     assert said(tmp_path / "png")[1].endswith("png: left out: 1 of suffix '.wav' (song.wav)")
     folder_of(tmp_path / "even", {"0.wav": sound, "0.png": png(PICTURES[0])})
-    folder_of(tmp_path / "flac", {"0.flac": sound, "1.flac": sound})
-    for name, held in (("even", "1 .png, 1 .wav"), ("flac", "2 .flac")):
+    folder_of(tmp_path / "midi", {"0.mid": sound, "1.mid": sound})
+    for name, held in (("even", "1 .png, 1 .wav"), ("midi", "2 .mid")):
         with pytest.raises(InputError, match=f"{name} has no known form; it holds {held}; known: "):
             open_source(tmp_path / name)
 

@@ -12,10 +12,10 @@ from rdm.app.sampling import classes_of, device, trained
 from rdm.data.items import Items, first_item
 from rdm.data.source import Form, Source, hashed, open_source
 from rdm.distributed import rank
-from rdm.errors import InputError, MismatchError
+from rdm.errors import InputError
 from rdm.files.checkpoint import is_run
 from rdm.files.store import described, write_bytes, write_json
-from rdm.judging.against import channels_of, drawing_for
+from rdm.judging.against import agreed, channels_of, drawing_for, one_rate, rates_of
 from rdm.judging.drawing import Drawing
 from rdm.judging.headline import headline
 from rdm.judging.samples import Verdict, as_json, encode, judge, rows_of_table
@@ -100,18 +100,19 @@ def measure_source(
     if rows == "all" and out.suffix == ".npz":
         raise InputError(f"--rows all keeps rows beside a .safetensors file; {out.name} holds moments alone")
     with started(), seeded(seed):
-        form = Form(size, channels)
+        chosen = _battery(source, Form(size, channels), battery, arguments or {})
+        form = Form(size, channels, one_rate(source, rates_of(chosen)))
         first = first_item(source, form)
         if per_class and first.label < 0:
             raise InputError(f"--per-class needs items with classes; {source.path} has none; leave it out")
         sides = [(source, None)] if fresh is None else [(source, False), (fresh, True)]
         if fresh is not None:
+            one_rate(fresh, {source.path.name: form.rate})
             check_apart(*(torch.tensor([hashed(item.name, item.content)]) for item in (first, first_item(fresh, form))))
         items = Items(sides, form, first, 0.0 if fresh else split, seed, batch)
-        encoders, held_out = _encoders(source, items, battery, arguments or {})
+        encoders, held_out = _encoders(source, items, chosen)
         written_member(out, encoders.describe(), member)
-        _check_rate(source, {} if fresh is None else {str(fresh.path): fresh.rate}, encoders)
-        rate = {} if source.rate is None else {"rate": source.rate}
+        rate = {} if form.rate is None else {"rate": form.rate}
         kept = {key: value for key, value in (arguments or {}).items() if not is_download(key)}
         description = {
             "data": source.path.name + (f", fresh {fresh.path.name}" if fresh else ""),
@@ -201,13 +202,16 @@ def judge_source(
     encoder: Battery | None = None,
 ) -> Verdict:
     """Judge a source's items: features once a member, then every metric."""
-    form = Form(file.description.get("form", {}).get("size"), channels_of(file))
+    made = file.description.get("form", {})
+    form = Form(
+        made.get("size"), channels_of(file), one_rate(source, {path.name: made.get("rate"), **rates_of(encoder)})
+    )
     first = first_item(source, form)
     if source.kind == "features":
         encoders = Encoders(None, _columns(source))
     else:
         encoders = _encoders_of(file, path, source.path, list(first.value.shape), source.kind, arguments, encoder)
-    _check_rate(source, {str(path): file.description.get("form", {}).get("rate")}, encoders)
+    agreed({path.name: form.rate, **{m.name: form.rate and m.inputs.rate for m in encoders.members}})
     items = Items([(source, False)], form, first, size=batch)
     rows = encode(items, encoders, workers=workers, skip_broken=skip_broken)
     return judge(rows, file, names, seed=seed)
@@ -255,31 +259,25 @@ def _encoders_of(
     return Encoders(battery_of(file, path, chosen, arguments), device=chosen)
 
 
-def _encoders(
-    source: Source, items: Items, battery: str | None, arguments: Mapping[str, Any]
-) -> tuple[Encoders, list[str]]:
+def _battery(source: Source, form: Form, battery: str | None, arguments: Mapping[str, Any]) -> Battery | None:
+    """The encoders that were asked for; None for a source of features."""
     if source.kind == "features":
-        given = {"--battery": battery, "--set": arguments, "--size": items.form.size, "--channels": items.form.channels}
+        given = {"--battery": battery, "--set": arguments, "--size": form.size, "--channels": form.channels}
         if flags := [flag for flag, value in given.items() if value]:
             raise InputError(f"{source.path} holds features already; leave {flags[0]} out")
-        return Encoders(None, _columns(source)), []
+        return None
     if battery is None:
         known = ", ".join(batteries)
         raise InputError(f"expected --battery, one of {known}, or representations as pixels,pca; got none")
-    chosen = battery_by_name(battery, arguments)
+    return battery_by_name(battery, arguments)
+
+
+def _encoders(source: Source, items: Items, chosen: Battery | None) -> tuple[Encoders, list[str]]:
+    if chosen is None:
+        return Encoders(None, _columns(source)), []
     if any(m.module is None for m in (*chosen.members, *chosen.held_out)):
         chosen = chosen.fitted(*items.pick(FIT))
     return Encoders(chosen.to(device()), device=device()), [m.name for m in chosen.held_out]
-
-
-def _check_rate(source: Source, others: Mapping[str, int | None], encoders: Encoders) -> None:
-    """Refuse sound of another sampling rate than what it is measured with, where both say theirs."""
-    wanted = {**others, **{f"encoder {m.name!r}": m.inputs.rate for m in encoders.members}}
-    for name, rate in wanted.items():
-        if None not in (rate, source.rate) and rate != source.rate:
-            raise MismatchError(
-                f"{source.path} has {source.rate:,} samples a second and {name} {rate:,}; resample one to the other"
-            )
 
 
 def _columns(source: Any) -> dict[str, int]:

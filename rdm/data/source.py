@@ -6,8 +6,8 @@ Every form gives arrays; one place turns them into equal tensors:
 - 8-bit values are divided by 255, 16-bit ones by 65,535; floats must lie in [0, 1];
 - picture files are decoded by `rdm.data.pictures`;
 - pictures of other sizes than the first are refused unless `size` says what to resize and crop to (`centre_crop`);
-- sound is mono in [-1, 1]; recordings of other lengths than the first are refused unless `size` says how many samples
-  to cut or pad with silence to;
+- sound is mono in [-1, 1], resampled where another `rate` is wanted; recordings of other lengths than the first are
+  refused unless `size` says how many samples to cut or pad with silence to;
 - text is UTF-8 bytes, cut between characters or padded with 0 to `size`.
 """
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rdm.data.inputs import SLACK
+from rdm.data.sound import resample
 from rdm.errors import InputError, first_line, printable
 from rdm.registry import sources
 
@@ -86,11 +87,13 @@ class Item(NamedTuple):
 class Form:
     """What every item is turned into.
 
-    `size`: side in pixels, samples of sound or bytes of text; None for that of the first item.
+    `size`: side in pixels, samples of sound or bytes of text; None for that of the first item. `rate`: samples a second
+    that sound of another rate is brought to, where the source says its own.
     """
 
     size: int | None = None
     channels: int | None = None
+    rate: int | None = None
 
     def item(self, source: Source, i: int, like: "Item | None" = None) -> Item:
         """Read one item; `like` is the first one, whose shape it must have.
@@ -108,6 +111,8 @@ class Form:
             raise BrokenItem(f"{who} cannot be read ({printable(first_line(error))})") from error
         content = hashed(str(array.dtype), array.shape, np.ascontiguousarray(array))
         turn = {"images": self._picture, "audio": self._sound, "text": self._text}.get(source.kind, self._row)
+        if source.rate is not None and self.rate not in (None, source.rate):
+            array = resample(waveform(array, who), source.rate, self.rate).clip(-1, 1)
         value = turn(array, who, like)
         if like is not None and value.shape != like.value.shape:
             raise InputError(

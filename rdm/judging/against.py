@@ -9,7 +9,9 @@ from torch import Tensor
 
 from rdm.data.condition import Conditions
 from rdm.data.dataset import Dataset
-from rdm.errors import InputError
+from rdm.data.source import Source
+from rdm.distributed import rank
+from rdm.errors import InputError, MismatchError
 from rdm.files.pictures import grid_png
 from rdm.generators.protocol import Generator
 from rdm.judging.drawing import Drawing, Samples
@@ -22,6 +24,7 @@ from rdm.references.encoded import encoded
 from rdm.references.file import Reference
 from rdm.references.measure import Encoders
 from rdm.references.pairing import battery_of, paired
+from rdm.terminal import say
 
 REAL = "fresh real"
 DRAWN = 16_384  # items drawn where nothing says how many
@@ -189,3 +192,30 @@ def _features(representation: Representation, samples: Samples) -> Tensor:
             for k, images in zip(rows, samples.images.split(500), strict=True)
         ]
     return checked(torch.cat(parts), side=f"features of {representation.name!r}")[0]
+
+
+def rates_of(battery: Battery | None) -> dict[str, int]:
+    """Samples a second that encoders of sound take, by name."""
+    members = () if battery is None else (*battery.members, *battery.held_out)
+    return {m.name: m.inputs.rate for m in members if m.inputs.rate is not None}
+
+
+def agreed(wanted: Mapping[str, int | None]) -> int | None:
+    """The one rate of samples a second that is wanted; None for any.
+
+    Raises:
+        MismatchError: several are.
+    """
+    rates = {name: rate for name, rate in wanted.items() if rate is not None}
+    if len(set(rates.values())) > 1:
+        shown = ", ".join(f"{name} {rate:,}" for name, rate in rates.items())
+        raise MismatchError(f"expected one rate of samples a second; got {shown}; measure apart what differs")
+    return next(iter(rates.values()), None)
+
+
+def one_rate(source: Source, wanted: Mapping[str, int | None]) -> int | None:
+    """The rate that sound is brought to, said where it is another than the source's; None where that says none."""
+    rate = agreed(wanted) or source.rate
+    if source.rate is not None and source.rate != rate and rank() == 0:
+        say(f"{source.path}: resampled from {source.rate:,} to {rate:,} samples a second")
+    return None if source.rate is None else rate

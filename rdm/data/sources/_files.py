@@ -12,7 +12,7 @@ PICTURES = frozenset(
     ".j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .msp .pbm .pcd .pcx .pfm .pgm .png .pnm .ppm .psd .pxr .qoi "
     ".ras .rgb .rgba .sgi .spider .tga .tif .tiff .vda .vst .webp .xbm .xpm".split()
 )
-SOUND = frozenset({".wav"})
+SOUND = frozenset(".wav .aif .aiff .au .flac .mp3 .oga .ogg .opus".split())
 HIDDEN, LOST, AGAIN, ODD, CLOSED = (
     "hidden",
     "of broken links",

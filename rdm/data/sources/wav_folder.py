@@ -1,6 +1,7 @@
 """Folders of sound files."""
 
 import struct
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rdm.api import InputError, Source, sources
+from rdm.api import Source, first_line, require, resample, sources
 from rdm.data.sources._files import PICTURES, SOUND, Listing, listing, mostly, top_folders
 
 PCM, FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
@@ -27,10 +28,14 @@ class Wav(NamedTuple):
     size: int
 
 
-@sources.register("wav_folder")
+@sources.register("wav_folder", needs='for .flac, .ogg, .mp3 and .aiff soundfile: pip install "rdm-torch[audio]"')
 @dataclass(frozen=True)
 class WavFolder(Source):
-    """A folder of PCM or float .wav files, subfolders included; channels are averaged, the top folder is the class."""
+    """A folder of .wav, .flac, .ogg, .mp3 or .aiff files, subfolders included; the top folder is the class.
+
+    PCM of 8 to 32 bits and floats. Channels are averaged; files of another rate than the first one's are resampled to
+    it, which is said.
+    """
 
     kind = "audio"
     path: Path
@@ -56,7 +61,7 @@ class WavFolder(Source):
         """Name and samples a second of the first file that can be read, which all must be like."""
         for name in self.found.names:
             try:
-                return name, header((self.path / name).read_bytes()).rate
+                return name, heard(self.path / name)[1]
             except (OSError, ValueError):
                 continue  # named when it is read
         return None
@@ -73,18 +78,36 @@ class WavFolder(Source):
         return self.found.names[i]
 
     def read(self, i: int) -> np.ndarray:  # noqa: D102
-        data = (self.path / self.found.names[i]).read_bytes()
-        said = header(data)
-        first, rate = self.leader or (self.found.names[i], said.rate)
-        if said.rate != rate:
-            raise InputError(
-                f"{self.path}: {first} has {rate} samples a second and {self.found.names[i]} {said.rate}; "
-                "resample them to one rate"
-            )
-        return samples(data[said.start : said.start + said.size], said).reshape(-1, said.channels).mean(1)
+        sound, own = heard(self.path / self.found.names[i])
+        first, rate = self.leader or (self.found.names[i], own)
+        if own == rate:
+            return sound
+        warnings.warn(
+            f"{self.path}: files of {own:,} samples a second are resampled to {rate:,}, {first}'s", stacklevel=2
+        )
+        return resample(sound, own, rate)
 
     def label(self, i: int) -> int:  # noqa: D102
         return self.labels[i]
+
+
+def heard(path: Path) -> tuple[np.ndarray, int]:
+    """The mean of a file's channels, and its samples a second.
+
+    Raises:
+        ValueError: it cannot be read.
+        InputError: it needs soundfile, which is not installed.
+    """
+    if path.suffix.lower() == ".wav":
+        data = path.read_bytes()
+        said = header(data)
+        return samples(data[said.start : said.start + said.size], said).reshape(-1, said.channels).mean(1), said.rate
+    library = require("soundfile", extra="audio", owner=f"a {path.suffix.lower()} file")
+    try:
+        sound, rate = library.read(path, dtype="float32", always_2d=True)
+    except Exception as error:  # whatever the library raises
+        raise ValueError(first_line(error)) from error
+    return sound.mean(1), rate
 
 
 def header(data: bytes) -> Wav:
