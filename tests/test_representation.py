@@ -315,3 +315,14 @@ def test_compiled_encoders_give_the_same_features():
     torch.testing.assert_close(one, two)
     assert fast.fingerprint == plain.fingerprint
     assert torch.equal(replace(pickle.loads(pickle.dumps(fast)), compile=False)(items), plain(items))
+
+
+def test_components_of_many_rows_in_many_dimensions_are_those_of_all(monkeypatch):
+    """By subspace iteration above a size, which is lowered here; signs are free."""
+    x = torch.randn(300, 200, generator=torch.Generator().manual_seed(0)) * 0.95 ** torch.arange(200)
+    for whiten in (False, True):
+        exact = rdm.representation("pca", components=6, whiten=whiten).fitted(x)(x)
+        with monkeypatch.context() as small:
+            small.setattr("representations.pixels.EXACT", 100)
+            found = rdm.representation("pca", components=6, whiten=whiten).fitted(x)(x)
+        torch.testing.assert_close(found * (found * exact).sum(0).sign(), exact, rtol=1e-4, atol=1e-4)
