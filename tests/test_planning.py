@@ -19,6 +19,7 @@ from rdm.matching.real import Real
 from rdm.planning.plan import Plan
 from rdm.planning.sizes import Sizes
 from rdm.randomness import seeded, stream
+from rdm.references.file import Reference
 from rdm.registry import generators, networks, objectives, representations
 from rdm.rehearsing.bound import bound, tensors
 from rdm.training.loop import train
@@ -163,6 +164,48 @@ def test_what_is_said_of_a_sharded_run_is_within_15_percent_of_what_each_rank_ho
     split = 16 * (18 * 96 * 96 + 15 * 96)  # numbers in the blocks
     for name, copies in {"weights": 4, "optimizer": 8, "average constant_0.9": 4}.items():
         assert said[1][1][name] - said[2][1][name] == pytest.approx(copies * split / 2, rel=1e-3), name
+
+
+HALF = """
+rdm.train.model = @generators.pmf_h_256()
+rdm.train.losses = [@losses.matching()]
+rdm.train.data = None
+rdm.train.steps = 2
+rdm.train.samples_every = None
+rdm.train.clip = 2.0
+rdm.train.optimizer = @optimizers.adamw
+generators.pmf_h_256.width = 640
+generators.pmf_h_256.heads = 8
+generators.pmf_h_256.depth = 8
+generators.pmf_h_256.head_depth = 2
+losses.matching.objective = @objectives.frechet()
+losses.matching.battery = @rdm.battery()
+losses.matching.reference = {'random_convolutions': 'real.npz'}
+losses.matching.population = 4
+losses.matching.chunk = 2
+rdm.battery.members = [@representations.random_convolutions()]
+representations.random_convolutions.channels = 3
+"""
+
+
+def alone(_: int, folder: str) -> None:
+    """What a half-size pMF-H holds in a process of its own."""
+    os.chdir(folder)
+    Path("held").write_text(str(held(Path("half.gin"), Path("run"))))
+
+
+@pytest.mark.slow
+def test_a_step_of_pmf_h_at_half_its_size_holds_what_a_dry_run_says_within_10_percent(tmp_path, monkeypatch):
+    """Half as wide, a sixth as deep, in two chunks."""
+    monkeypatch.chdir(tmp_path)
+    width = representations.build("random_convolutions", channels=3)(torch.zeros(1, 3, 8, 8)).shape[1]
+    Reference.from_features(torch.randn(4 * width, width, generator=stream(0, "rows"))).export(
+        Path("real.npz"), "features"
+    )
+    Path("half.gin").write_text(HALF)
+    said = plan(Path("half.gin")).most
+    processes.ranks(alone, (str(tmp_path),), 1)
+    assert said == pytest.approx(int(Path("held").read_text()), rel=0.1)
 
 
 ABSENT = """
