@@ -118,6 +118,10 @@ class Registry(Mapping[str, Entry], Generic[M]):
         for given in hyperparameters:
             if given not in accepted:
                 raise InputError(f"{self.kind} {name!r} has no hyperparameter {given!r}{nearest(given, accepted)}")
+        named = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+        for each in accepted.values():
+            if each.default is each.empty and each.kind in named and each.name not in hyperparameters:
+                raise InputError(f"{self.kind} {name!r} needs {each.name}; `rdm show {name}` says what it is")
         return build(**hyperparameters)
 
     def take(self, given: Any, kind: type[K]) -> K:

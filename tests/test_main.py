@@ -120,7 +120,7 @@ def test_wrong_arguments_are_one_line_and_leave_nothing(at, capsys):
         "bandwidth must be a number from": ["train", "generator.gin", "--bind", "objectives.mmd.bandwidth = -1"],
         "there are none": ["train", "generator.gin", "--bind", "generators.mlp_flow.weights = 'no'"],
         "expected a run with": ["report", "no"],
-        "there is none": ["evaluate", "no"],
+        "there is none; to judge samples give --reference FILE": ["evaluate", "no"],
         "rdm list takes one of": ["list", "no"],
         "restricted mode": ["train", "generator.gin", "--restricted", "--bind", "import os"],
     }

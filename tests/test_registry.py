@@ -24,6 +24,8 @@ def test_unknown_names_come_with_the_nearest():
         rdm.objective("zzzz")
     with pytest.raises(InputError, match="no hyperparameter 'bandwith'; did you mean 'bandwidth'"):
         rdm.objective("mmd", bandwith=1.0)
+    with pytest.raises(InputError, match="representation 'mobilenet' needs weights; `rdm show mobilenet` says"):
+        rdm.representation("mobilenet")
     with pytest.raises(InputError, match="names\\(\\) takes one of objectives"):
         rdm.names("lawyers")
 

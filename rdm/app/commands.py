@@ -18,7 +18,7 @@ from rdm.app.process import cache_folder
 from rdm.app.sampling import device
 from rdm.distributed import barrier, rank, together, words
 from rdm.errors import InputError, Interrupted, MismatchError
-from rdm.files.checkpoint import complete_checkpoints, load_weights
+from rdm.files.checkpoint import complete_checkpoints, is_run, load_weights
 from rdm.files.pictures import save_compared
 from rdm.files.store import digest, lock, read_text, remove_temporaries, write_json, write_text
 from rdm.generators.protocol import Generator
@@ -152,6 +152,11 @@ def evaluate_run(folder: Path, json: Path | None, *, trust_config: bool = False,
 
     `average` names a weight average, as in `rdm.app.sampling.trained`.
     """
+    if not is_run(folder):
+        raise InputError(
+            f"expected a run at {folder} (config.gin and a checkpoint); there is none; to judge samples give "
+            "--reference FILE"
+        )
     config.load_run(folder, trusted=trust_config)
     with seeded(config.seed()):
         arguments = config.plan()
