@@ -19,6 +19,7 @@ from rdm.matching.metric import student
 KEYS = "objective", "population", "training"
 FIGURES = "recall", "distance", "off plane", "seconds", "gradient share"
 METRIC = "distance"
+AWAY = 2.8  # from the origin, within which the data lie: a larger distance has run away
 QUANTILES = {1: 12.706, 2: 4.303}  # of Student's law, for the few seeds at which the series in `student` is off
 NOT_RUN = "not run"
 
@@ -116,6 +117,7 @@ def table(found: Found, training: str) -> str:
         for population in populations:
             cell, way = found.cell((objective, population, training)), found.way(objective, population, training)
             went = f" ({100 * way.mean:.0f} ± {100 * way.half:.0f} %)" if way is not None and "," in population else ""
+            went = " (ran away)" if cell is not None and cell.mean > AWAY else went
             cells.append(NOT_RUN if cell is None else f"{cell}{went}")
         if set(cells) != {NOT_RUN}:
             lines.append(f"| `{objective}` | " + " | ".join(cells) + " |")
