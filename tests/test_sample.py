@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import rdm
 from rdm.__main__ import main
@@ -19,7 +20,7 @@ from rdm.app.sampling import generator_of, sample_run
 from rdm.data.source import open_source
 from rdm.errors import InputError, Interrupted
 from rdm.generators.protocol import Generator
-from rdm.judging.drawing import BLOCK, Drawing
+from rdm.judging.drawing import BLOCK, Drawing, in_steps
 from rdm.judging.evaluation import Evaluation
 
 ROOT = Path(__file__).parent.parent
@@ -167,6 +168,33 @@ def test_points_are_kept_as_rows(tmp_path):
     sample_run(tmp_path / "run", tmp_path / "x.npz", n=9)
     rows = np.load(tmp_path / "x.npz")["rows"]
     assert rows.shape == (9, 64) and rows.dtype == np.float32 and rows.std() > 0
+
+
+def test_a_published_generator_is_drawn_without_a_run(tmp_path, monkeypatch, capsys):
+    """By its name, its public file and the sampling of its preset, or what is asked for instead."""
+    small = {"size": 8, "patch": 4, "width": 16, "depth": 2, "heads": 2, "bottleneck": 4, "context": 3, "start": 1}
+    model = rdm.generator("jit_b_256", **small)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) / 10)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    monkeypatch.chdir(tmp_path)
+    given = [word for key, value in small.items() for word in ("--set", f"{key}={value}")]
+    command = ["sample", "jit_b_256", "--n", "3", "--steps", "2", "--condition", "7"]
+    assert main([*command, "--weights", "w.safetensors", *given, "--out", "a.npz"]) == 0
+    expected = Drawing(in_steps(model.eval(), 2), 3, 0, [7]).block(0).images.permute(0, 2, 3, 1).mul(255).round()
+    assert np.abs(np.load("a.npz")["images"].astype(float) - expected.numpy()).max() <= 1
+    for arguments, message in (
+        ([*command, "--weights", "w.safetensors"], "w.safetensors"),  # of another size
+        ([*command, "--weights", "w.safetensors", "--set", "weight=3"], "weight"),
+        (["sample", "jot", "--weights", "w.safetensors"], "--weights belongs to a generator's name"),
+        ([*command, *given], "--set is of a published generator"),
+        (command, "give its weights as --weights FILE"),
+    ):
+        capsys.readouterr()
+        assert main([*arguments, "--out", "b.npz"]) == 2
+        line = capsys.readouterr().err.strip()
+        assert line.startswith("rdm: ") and message in line, line
 
 
 def test_refusals_are_one_line(run, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """What `rdm sample` does: draw a run's generator block by block, and write the items where they belong when whole."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from rdm.judging.drawing import BATCH, Drawing, in_steps
 from rdm.numbers import Count, Seed, validated
 from rdm.progress import progress, stop_requests
 from rdm.randomness import seeded
+from rdm.registry import generators
 from rdm.scaling.modules import compiled
 from rdm.surviving.ranks import started
 from rdm.terminal import say
@@ -59,6 +61,19 @@ def trained(folder: Path, *, steps: int | None = None, trusted: bool = False, av
     return Trained(in_steps(compiled(model.to(device()).eval(), plan.get("compile", False)), steps), conditions)
 
 
+def published(name: str, weights: Path, steps: int | None, arguments: Mapping[str, Any]) -> Trained:
+    """A generator by its name with the weights of a public file, its sampling as published where not said otherwise.
+
+    Raises:
+        InputError: no generator of this name, or one that takes no weights; no such file.
+        MismatchError: the weights are those of another network.
+    """
+    if name not in generators:
+        raise InputError(f"--weights belongs to a generator's name (`rdm list generators`), not to a run; got {name!r}")
+    model = generators.build(name, weights=str(weights), **arguments)
+    return Trained(in_steps(model.to(device()).eval(), steps), None)
+
+
 def classes_of(text: str | None, generator: Generator) -> list[int] | None:
     """Classes as the command line gives them: "3,5", or "all" of the generator's in turn."""
     if text is None:
@@ -82,9 +97,13 @@ def sample_run(
     condition: str | None = None,
     batch: Count = BATCH,
     average: str | None = None,
+    weights: Path | None = None,
+    arguments: Mapping[str, Any] | None = None,
     trust_config: bool = False,
 ) -> Path:
-    """Draw n items of a run's generator to a folder, a tar or an .npz, on all ranks; returns where they are.
+    """Draw n items of a generator to a folder, a tar or an .npz, on all ranks; returns where they are.
+
+    Of the run in `folder`; with `weights`, a public file, of the generator that `folder` names, built with `arguments`.
 
     What is drawn is kept beside `out` block by block until all of it is there: the same command goes on from it.
 
@@ -98,10 +117,18 @@ def sample_run(
         with together():
             if out.exists():
                 raise InputError(f"{out} exists already; give another --out, or remove it to draw it again")
-            generator, asked = trained(folder, steps=steps, trusted=trust_config, average=average)
+            if weights is None and not folder.exists() and str(folder) in generators:
+                raise InputError(f"{folder} is a generator and no run; give its weights as --weights FILE")
+            if weights is not None:
+                generator, asked = published(str(folder), weights, steps, arguments or {})
+            else:
+                generator, asked = trained(folder, steps=steps, trusted=trust_config, average=average)
             drawing = Drawing(generator, n, seed, classes_of(condition, generator), batch, conditions=asked)
             form = form_of(out, drawing.shape)
-            plan = _plan(folder, drawing, steps)
+            source = (
+                _made(folder) if weights is None else {"generator": str(folder), "arguments": repr(arguments or {})}
+            )
+            plan = source | _plan(drawing, steps)
             kept = out.with_name(f".{out.name}.partial")
         if rank() == 0:
             _begin(kept, plan)
@@ -118,15 +145,16 @@ def sample_run(
     return out
 
 
-def _plan(folder: Path, drawing: Drawing, steps: int | None) -> dict[str, Any]:
-    """What the items follow from."""
+def _made(folder: Path) -> dict[str, Any]:
+    """Which run the items are of."""
     newest = complete_checkpoints(folder / "checkpoints")[-1]
-    weights = digest(drawing.generator.state_dict())
-    text = (folder / "config.gin").read_text()
+    return {"run": digest({}, (folder / "config.gin").read_text())[:16], "checkpoint": newest.name}
+
+
+def _plan(drawing: Drawing, steps: int | None) -> dict[str, Any]:
+    """What else they follow from."""
     return {
-        "run": digest({}, text)[:16],
-        "checkpoint": newest.name,
-        "weights": weights,
+        "weights": digest(drawing.generator.state_dict()),
         "n": drawing.total,
         "seed": drawing.seed,
         "steps": steps,

@@ -82,7 +82,11 @@ def _names(action: argparse.Action, names: completion.Names) -> None:
 
 def _sample_parser(commands: Any) -> None:
     sample = commands.add_parser("sample", help="draw a run's generator: the same items on any number of ranks")
-    sample.add_argument("run_folder", type=_path, metavar="RUN")
+    sample.add_argument(
+        "run_folder", type=_path, metavar="RUN", help="a run's folder; with --weights, a generator's name"
+    )
+    sample.add_argument("--weights", type=_path, metavar="FILE", help="public weights of the generator that RUN names")
+    sample.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="argument of that generator")
     process.drawing_options(sample, "50000")
     sample.add_argument("--seed", type=int, default=0, help="of noise and classes (0)")
     sample.add_argument("--batch", type=int, default=32, metavar="N", help="items a forward pass (32)")

@@ -120,6 +120,7 @@ def evaluate(options: argparse.Namespace) -> None:
 def sample(options: argparse.Namespace) -> None:
     """`rdm sample`."""
     from rdm.app.sampling import sample_run
+    from rdm.errors import InputError
 
     given = {
         name: value
@@ -127,7 +128,19 @@ def sample(options: argparse.Namespace) -> None:
         if (value := getattr(options, name)) is not None
     }
     process.check(options, sample_run, *given)
-    sample_run(options.run_folder, options.out, condition=options.condition, trust_config=options.trust_config, **given)
+    if options.set and options.weights is None:
+        raise InputError("--set is of a published generator; a run is drawn as its own config.gin says")
+    if options.weights is not None and "average" in given:
+        raise InputError("--average is of a run; which weights of a public file are taken says --set entry=NAME")
+    sample_run(
+        options.run_folder,
+        options.out,
+        condition=options.condition,
+        weights=options.weights,
+        arguments=dict(map(process.setting, options.set)),
+        trust_config=options.trust_config,
+        **given,
+    )
 
 
 def sweep(options: argparse.Namespace) -> None:
