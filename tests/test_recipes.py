@@ -31,7 +31,7 @@ SHRUNK = {
     },
 }  # fmt: skip
 SMALL = {
-    "rdm.train.steps": 3, "rdm.train.samples_every": 0,
+    "rdm.train.steps": 3, "rdm.train.samples_every": 0, "rdm.train.device": "cpu",
     "losses.matching.population": 12, "losses.matching.chunk": 5, "losses.matching.warm_up": 24,
     "memories.queue.size": 24, "objectives.mmd_nystrom.landmarks": 6, "losses.fsf_dmd.batch": 6,
     "losses.mean_flow.batch": 6, "losses.weighted.start": 1, "losses.weighted.ramp": 1,
