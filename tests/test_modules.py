@@ -8,6 +8,7 @@ from torch import nn
 
 import rdm
 from rdm.errors import InputError
+from rdm.planning.sizes import Held, Sizes
 from rdm.scaling.modules import Compile, compiled, named, recompute
 from tests.test_train import run
 
@@ -110,3 +111,24 @@ def test_a_run_that_computes_again_is_the_same_run(tmp_path):
     with pytest.raises(InputError, match="MLPFlow has no module 'net.*' that computes"):
         run("flow", tmp_path / "x", checkpointing=["net.*"])
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+def test_recomputing_takes_more_than_half_of_the_peak_of_jit_b():
+    """At full size, 16 pictures forward and backward above weights and gradients, counted without values."""
+
+    def peak(again: bool) -> int:
+        with Sizes()(1), (held := Held()):
+            model = rdm.generator("jit_b_256", steps=1, guidance=1.0)
+            model = recompute(model) if again else model
+            for p in model.parameters():
+                p.grad = torch.zeros_like(p) if p.requires_grad else None
+            before = held.now
+            held.since_now()
+            model(torch.zeros(16, 3, 256, 256), torch.zeros(16, dtype=torch.long)).sum().backward()
+            found = held.most - before
+        held.forget()
+        return found
+
+    whole, least = peak(False), peak(True)
+    assert 4e9 < whole < 6e9 and least < whole / 2
