@@ -13,7 +13,7 @@ parser.add_argument("--device", default="cpu")
 parser.add_argument(
     "--only",
     help="one: mmd, energy, frechet, sliced, sinkhorn, references, memories (bound, queues, followed), binding, "
-    "population, battery, evaluation, flows, shards",
+    "population (digits), battery, evaluation, flows, shards",
 )
 parser.add_argument("--rows", type=int, default=50_000, help="of the reference of shards; 1280000 in full (50000)")
 options = parser.parse_args()
@@ -27,6 +27,8 @@ if options.only == "binding" or options.only is None and options.device == "cpu"
     binding.run()
 if options.only in (None, "population"):
     population.run(options.device)
+if options.only in (None, "population", "digits"):
+    population.digits(options.device)
 if options.only in (None, "battery"):
     battery.run(options.device)
 if options.only in (None, "evaluation"):

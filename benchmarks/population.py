@@ -1,11 +1,17 @@
 """Populations: time and peak memory over the number of chunks, beside holding every graph."""
 
+from collections.abc import Callable
+from statistics import median
+
 import torch
 from torch import nn
 
 import rdm
+from benchmarks.bars import Bar, show
 from benchmarks.measure import milliseconds, peak
+from rdm.matching.representation import Representation
 from rdm.population.population import Population
+from rdm.registry import networks
 
 
 def run(device: str, *, chunk: int = 64) -> None:
@@ -34,3 +40,52 @@ def run(device: str, *, chunk: int = 64) -> None:
                 spent, used = milliseconds(step, device), peak(step, device)
                 line = f"{len(noise):9}{spent:9.0f}{1e3 * spent / len(noise):10.0f}{used:10.0f}"
                 print(f"{f'{name}, {chunks} chunks, {label}':34}{line}")
+
+
+def digits(device: str, *, images: int = 10_240) -> None:
+    """A large population of the digits in chunks: beside all graphs of the same chunks, and one chunk's own step.
+
+    The generator of `make demo`, its encoders with random weights (the work is the same), FD with a moving average.
+    """
+    torch.manual_seed(0)
+    net = rdm.generator("mlp_flow", steps=1).to(device)
+    encoders = [
+        rdm.representation("pixels"),
+        Representation("classifier", networks.build("conv_classifier").to(device)),
+    ]
+    real = torch.rand(2000, 1, 8, 8, device=device)
+    noise = net.noise(images, torch.Generator().manual_seed(0)).to(device)
+
+    def step(rows: int, size: int | None) -> Callable[[], object]:
+        population = Population("frechet", encoders, real, memory=rdm.EMA(0.8), chunk=size)
+        run = lambda: population.backward(net, noise[:rows])  # noqa: E731
+        run(), run()  # the memory begins; gradients are held from here on
+        return run
+
+    def plain(size: int, *, held: bool) -> Callable[[], object]:
+        """Generator and encoders alone: every chunk's graph held, or each chunk without one and then with."""
+
+        def run() -> None:
+            graphs = []
+            for mine in noise.split(size):
+                with torch.set_grad_enabled(held):
+                    graphs.append(sum(encoder(net(mine)).sum() for encoder in encoders))
+            if held:
+                torch.stack(graphs).sum().backward()
+                return
+            for mine in noise.split(size):
+                sum(encoder(net(mine)).sum() for encoder in encoders).backward()
+
+        return run
+
+    print(f"\npopulation of {images:,} digits in chunks")
+    print(f"{'chunk':>9}{'ms':>9}{'two plain passes':>18}{'all graphs held':>17}{'peak MiB':>10}{'one chunk':>11}")
+    bars = []
+    for size in (64, 256, 1024):
+        cases = [step(images, size), plain(size, held=False), plain(size, held=True)]
+        spent, floor, graphs = (median(milliseconds(run, device) for _ in range(3)) for run in cases)
+        used, one = peak(cases[0], device), peak(step(size, None), device)
+        print(f"{size:9}{spent:9.0f}{floor:18.0f}{graphs:17.0f}{used:10.1f}{one:11.1f}")
+        bars.append(Bar(f"10,240 digits in chunks of {size}: time, of all graphs'", spent / graphs, most=1.4))
+        bars.append(Bar(f"10,240 digits in chunks of {size}: peak, of one chunk's step", used / one, most=1.1))
+    show(bars)
