@@ -41,43 +41,6 @@ class Summary(Protocol):
 S = TypeVar("S", bound=Summary)
 
 
-@contextmanager
-def started() -> Iterator[bool]:
-    """Join the process group that torchrun announces, for the length of the block; alone, do nothing.
-
-    Gives whether it was joined here.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield False
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield True
-    finally:
-        dist.destroy_process_group()
-
-
-@contextmanager
-def pretended(ranks: int) -> Iterator[None]:
-    """A block in which this process is the first of so many that are not there, and gets nothing from them.
-
-    For tensors without values, whose sizes alone matter. Of one rank, nothing is pretended.
-    """
-    if ranks == 1:
-        yield
-        return
-    import torch.distributed._tools.fake_collectives  # noqa: F401  (what collectives make of such tensors)
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
 class Board:
     """Texts that ranks leave for each other where torchrun lets them meet, without a collective and from any thread.
 

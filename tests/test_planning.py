@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 from rdm.__main__ import main
 from rdm.app import config
 from rdm.app.dry_run import outlined
-from rdm.distributed import started
 from rdm.errors import InputError
 from rdm.matching.real import Real
 from rdm.planning.plan import Plan
@@ -22,6 +21,7 @@ from rdm.randomness import seeded, stream
 from rdm.references.file import Reference
 from rdm.registry import generators, networks, objectives, representations
 from rdm.rehearsing.bound import bound, tensors
+from rdm.surviving.joining import started
 from rdm.training.loop import train
 from tests import processes
 

@@ -304,7 +304,7 @@ def test_broken_items_stop_the_run_or_are_counted(tmp_path, capsys):
 
 def test_wrong_arguments_are_one_line(data, capsys):
     for arguments, message in (
-        (["--battery", "nothing"], "unknown battery 'nothing'"),
+        (["--battery", "nothing"], "unknown battery or representation 'nothing'"),
         ([], "expected --battery, one of"),
         (["--battery", "untrained", "--split", "1.5"], "--split must be a number from 0 and below 1"),
         (["--battery", "untrained", "--set", "channels"], "--set takes KEY=VALUE"),

@@ -13,12 +13,13 @@ import torch
 import rdm
 from rdm.__main__ import main
 from rdm.app.process import terminated_as_interrupted
-from rdm.distributed import started, together, words
+from rdm.distributed import together, words
 from rdm.files.checkpoint import complete_checkpoints, read_checkpoint
 from rdm.files.store import lock
 from rdm.judging.evaluation import Evaluation
 from rdm.losses.matching import Matching
 from rdm.progress import stop_requests
+from rdm.surviving.joining import started
 from rdm.training.run import Diverged
 from tests import processes
 from tests.test_main import GENERATOR, refused, refused_running

@@ -19,9 +19,11 @@ from rdm.app.process import terminated_as_interrupted
 from rdm.errors import InputError
 from rdm.files.checkpoint import complete_checkpoints, read_checkpoint, row_of
 from rdm.losses.flow_matching import FlowMatching
+from rdm.surviving import joining
 from rdm.surviving.keeping import Keeping
 from rdm.surviving.ranks import Seen, Word, lost
 from rdm.surviving.saving import Saver
+from tests import processes
 from tests.test_train import CONFIG, leaves, run, untimed
 
 
@@ -269,3 +271,29 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path, 
     )  # fmt: skip
     found = json.loads(shown.stdout.splitlines()[-1])
     assert found["kills"] >= kills and found["other ends"] == 0, (found, shown.stderr)
+
+
+@pytest.mark.slow
+def test_a_rank_whose_others_do_not_come_answers_a_signal_and_does_not_wait_for_ever(tmp_path):
+    environment, other = (processes.rank_environment(0, 2, processes.free_port()) for _ in range(2))
+    (tmp_path / "c.gin").write_text(CONFIG)
+    process = processes.rdm("train", "c.gin", cwd=tmp_path, **environment)
+    short = processes.Command(joined_within, 0.5, cwd=tmp_path, **other)
+    assert short.wait() == 1
+    assert "WORLD_SIZE is 2, and 1 ranks have come in 0 s; start all of them" in short.communicate()[1]
+    began = time.monotonic()
+    processes.until(lambda: time.monotonic() > began + 8, process)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) != 0 and "rdm:" in process.communicate()[1]
+
+
+def joined_within(seconds: float) -> int:
+    """Join ranks that do not come, in a process of its own."""
+    joining.JOINING = seconds
+    try:
+        with joining.started():
+            return 0
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 1

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rdm.data.dataset import Data
-from rdm.distributed import active, pretended
+from rdm.distributed import active
 from rdm.generators.protocol import Generator
 from rdm.planning.sizes import Held, Sizes
 from rdm.rehearsing.step import Does, Keeps
@@ -20,6 +20,7 @@ from rdm.scaling.sharding import chosen, is_sharded, is_split, line, local, part
 from rdm.scaling.sums import GradientSums, filled
 from rdm.scaling.weights import Held as Form
 from rdm.scaling.weights import Weights
+from rdm.surviving.joining import pretended
 from rdm.training.loop import train
 from rdm.training.loss import Loss, Setting, size_of
 

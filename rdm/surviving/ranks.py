@@ -12,13 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import TypeVar
 
 from rdm import distributed
 from rdm.distributed import Board
 from rdm.errors import Interrupted, first_line
+from rdm.surviving import joining
 from rdm.terminal import say
 
 T = TypeVar("T")
@@ -131,6 +132,7 @@ class Watch:
         while not self._closed.wait(BEAT):
             found = self._found()
             if found and not self._leaving:
+                self._part()
                 _end(found)
 
     def _found(self) -> str:
@@ -150,6 +152,13 @@ class Watch:
         self._told = (self._told or now) if reason else 0.0
         return reason if reason and now - self._told > NOTICE else ""
 
+    def _part(self) -> None:
+        """Say that this rank ends; rank 0, where they meet, goes when the others have read why."""
+        with suppress(RuntimeError):
+            self.say(ended=True)
+            if distributed.rank() == 0:
+                self._until(_all_gone, NOTICE)
+
     def leave(self, error: BaseException | None) -> None:
         """Tell the others that this rank ends, and why; rank 0, where they meet, goes when they know.
 
@@ -165,7 +174,7 @@ class Watch:
             told = error is None or reason or isinstance(error, Interrupted)
             self.say(ended=True, failed="" if told else first_line(error or RuntimeError()))
             if distributed.rank() == 0:
-                self._until(lambda seen: True if all(each.word.ended or _silent(each) for each in seen) else None)
+                self._until(_all_gone, 3 * NOTICE)
         except RuntimeError:  # the place where they meet is gone with the rank that it was on
             reason = reason or (HOST_LOST if distributed.rank() else "")
         finally:
@@ -182,11 +191,11 @@ class Watch:
             died = f"rank {silent[0]} does not answer: it was killed or stopped; {GOING_ON}" if silent else None
             return _verdict(seen) or _failed(seen) or died
 
-        return self._until(reason) or ""
+        return self._until(reason, 3 * NOTICE) or ""
 
-    def _until(self, found: Callable[[list[Seen]], T | None]) -> T | None:
-        """What is found in the words of all, looked for until it is or a while has gone by."""
-        until = time.monotonic() + 3 * NOTICE
+    def _until(self, found: Callable[[list[Seen]], T | None], seconds: float) -> T | None:
+        """What is found in the words of all, looked for until it is or so long."""
+        until = time.monotonic() + seconds
         while (result := found(self.look())) is None and time.monotonic() < until:
             time.sleep(BEAT / 5)
         return result
@@ -203,7 +212,7 @@ def started() -> Iterator[None]:
         RankLost: the connection to the others broke, with the number of the rank that failed or died.
     """
     global _watch
-    with distributed.started() as joined:
+    with joining.started() as joined:
         if not joined:
             yield
             return
@@ -251,6 +260,10 @@ def _verdict(seen: list[Seen]) -> str:
 
 def _failed(seen: list[Seen]) -> str:
     return next((f"rank {k}: {each.word.failed}" for k, each in enumerate(seen) if each.word.failed), "")
+
+
+def _all_gone(seen: list[Seen]) -> bool | None:
+    return all(each.word.ended or _silent(each) for each in seen) or None
 
 
 def _silent(seen: Seen) -> bool:
