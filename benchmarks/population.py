@@ -10,6 +10,7 @@ import rdm
 from benchmarks.bars import Bar, show
 from benchmarks.measure import milliseconds, peak
 from rdm.matching.representation import Representation
+from rdm.planning.sizes import Held
 from rdm.population.population import Population
 from rdm.registry import networks
 
@@ -65,27 +66,41 @@ def digits(device: str, *, images: int = 10_240) -> None:
     def plain(size: int, *, held: bool) -> Callable[[], object]:
         """Generator and encoders alone: every chunk's graph held, or each chunk without one and then with."""
 
+        def all_features(noise: torch.Tensor) -> torch.Tensor:
+            items = net(noise)
+            return torch.stack([encoder(items).sum() for encoder in encoders]).sum()
+
         def run() -> None:
-            graphs = []
-            for mine in noise.split(size):
-                with torch.set_grad_enabled(held):
-                    graphs.append(sum(encoder(net(mine)).sum() for encoder in encoders))
+            with torch.set_grad_enabled(held):
+                graphs = [all_features(mine) for mine in noise.split(size)]
             if held:
                 torch.stack(graphs).sum().backward()
                 return
             for mine in noise.split(size):
-                sum(encoder(net(mine)).sum() for encoder in encoders).backward()
+                all_features(mine).backward()
 
         return run
 
-    print(f"\npopulation of {images:,} digits in chunks")
-    print(f"{'chunk':>9}{'ms':>9}{'two plain passes':>18}{'all graphs held':>17}{'peak MiB':>10}{'one chunk':>11}")
+    print(f"\npopulation of {images:,} digits in chunks; the most that is held at once, beside one chunk's own step")
+    head = ("chunk", "ms", "two plain", "graphs held", "tensors MiB", "one", "resident", "one")
+    print("".join(f"{word:>12}" for word in head))
     bars = []
     for size in (64, 256, 1024):
         cases = [step(images, size), plain(size, held=False), plain(size, held=True)]
-        spent, floor, graphs = (median(milliseconds(run, device) for _ in range(3)) for run in cases)
-        used, one = peak(cases[0], device), peak(step(size, None), device)
-        print(f"{size:9}{spent:9.0f}{floor:18.0f}{graphs:17.0f}{used:10.1f}{one:11.1f}")
+        times = [[milliseconds(run, device) for run in cases] for _ in range(5)]
+        spent, floor, graphs = (median(found) for found in zip(*times, strict=True))
+        both = cases[0], step(size, None)
+        (most, of_one), (used, one) = map(tensors, both), (peak(run, device) for run in both)
+        row = (size, spent, floor, graphs, most, of_one, used, one)
+        print("".join(f"{each:12.4g}" for each in row))
         bars.append(Bar(f"10,240 digits in chunks of {size}: time, of all graphs'", spent / graphs, most=1.4))
-        bars.append(Bar(f"10,240 digits in chunks of {size}: peak, of one chunk's step", used / one, most=1.1))
+        bars.append(Bar(f"10,240 digits in chunks of {size}: tensors, of one chunk's step", most / of_one, most=1.1))
     show(bars)
+
+
+def tensors(run: Callable[[], object]) -> float:
+    """MiB of the tensors that a call makes and holds at once, at the most."""
+    with (held := Held()):
+        run()
+    held.forget()
+    return held.most / 2**20
