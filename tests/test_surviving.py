@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rdm import distributed
 from rdm.app.process import terminated_as_interrupted
 from rdm.errors import InputError
 from rdm.files.checkpoint import complete_checkpoints, read_checkpoint, row_of
@@ -286,6 +287,21 @@ def test_a_rank_whose_others_do_not_come_answers_a_signal_and_does_not_wait_for_
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) != 0 and "rdm:" in process.communicate()[1]
+
+
+@pytest.mark.slow
+def test_ranks_meet_again_in_the_same_processes(tmp_path):
+    port = processes.free_port()
+    both = [processes.Command(joined_thrice, cwd=tmp_path, **processes.rank_environment(k, 2, port)) for k in range(2)]
+    assert [each.wait(60) for each in both] == [0, 0], [each.communicate() for each in both]
+
+
+def joined_thrice() -> int:
+    """Join and part three times, each time with a word from the other rank."""
+    for turn in range(3):
+        with joining.started():
+            assert distributed.words(f"{turn} {distributed.rank()}") == [f"{turn} 0", f"{turn} 1"]
+    return 0
 
 
 def joined_within(seconds: float) -> int:

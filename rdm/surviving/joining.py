@@ -1,5 +1,6 @@
 """Ranks that come together for the length of a block: those that torchrun announces, or none at all."""
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPri
 from rdm.errors import InputError
 
 JOINING = 600.0  # seconds that ranks wait for the last one to come
+
+_meetings = itertools.count()  # of this process, and so of every rank: words of one are not taken for those of another
 
 
 @contextmanager
@@ -47,13 +50,16 @@ def _met(seconds: float) -> PrefixStore:
     master, until = os.environ["RANK"] == "0" and not torchrun, time.monotonic() + seconds
     while True:
         try:
-            place = TCPStore(host, port, is_master=master, wait_for_workers=False, timeout=timedelta(seconds=5))
+            place = TCPStore(
+                host, port, is_master=master, wait_for_workers=False, multi_tenant=True, timeout=timedelta(seconds=5)
+            )
             break
         except RuntimeError:  # a port that is taken, or nobody there yet
             if master or time.monotonic() > until:
                 raise
     place.set_timeout(dist.distributed_c10d.default_pg_timeout)
-    store = PrefixStore(f"rdm/attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", place)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"rdm/attempt {attempt}, meeting {next(_meetings)}", place)
     here = store.add("ranks", 1)
     while here < size:
         if time.monotonic() > until:
