@@ -16,7 +16,7 @@ from rdm.app.dry_run import outlined
 from rdm.errors import InputError
 from rdm.matching.real import Real
 from rdm.planning.plan import Plan
-from rdm.planning.sizes import Sizes
+from rdm.planning.sizes import Held, Sizes
 from rdm.randomness import seeded, stream
 from rdm.references.file import Reference
 from rdm.registry import generators, networks, objectives, representations
@@ -229,19 +229,20 @@ representations.classifier.weights = 'nowhere'
 
 def test_a_plan_needs_neither_weights_nor_data_nor_the_device(tmp_path, monkeypatch, capsys):
     path = tmp_path / "absent.gin"
-    path.write_text(ABSENT)
+    path.write_text(ABSENT + "rdm.battery.members = [@representations.classifier(), @representations.pixels()]\n")
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["train", str(path), "--dry-run"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     for part in (
         "847,744 parameters",
         "encoder conv_classifier 489 kB 122,186 parameters",
-        "the reference is not here: moments are assumed",
+        "target under conv_classifier, pixels: the reference is not here: moments are assumed",
         "the data are not here",
         "on each of 2 ranks",
         "cuda, which is not here",
     ):
         assert part in said, (part, said)
+    assert said.count("the reference is not here") == 1 == said.count("working memory is not counted")
     assert not (tmp_path / "runs").exists()
 
 
@@ -261,6 +262,25 @@ def test_a_plan_counts_what_follows_from_the_sizes(tmp_path):
     assert (first.times, last.times) == (2, 2)  # chunks of 16 of this rank's 32
     assert first.flops == 2 * 16 * weights, "Heun's last step, here the only one, is Euler's"
     assert last.flops == pytest.approx(2 * first.flops, rel=0.03)  # but for the gradient in the noise
+
+
+def test_what_follows_from_written_numbers_is_known_without_values():
+    """So a one-step JiT is counted as it runs: t = 1 is outside the published interval, and nothing is guided."""
+    with (sizes := Sizes())():
+        t = torch.full((4,), 0.75)
+        inside = ((1 - t > 0.2) | (t == 0)) & (t < 0.9)
+        assert bool(inside.all()) and not bool((t > 0.8).any())
+        t += torch.rand(4)
+        assert bool((t > 0.8).any()), "nobody knows, so the answer is yes"
+    small = {"size": 8, "patch": 4, "width": 16, "depth": 2, "heads": 2, "bottleneck": 4, "context": 3, "start": 1}
+    found = {}
+    for end in (0.9, 1.0):
+        with sizes(8):
+            model, held = generators.build("jit", steps=1, guidance=3.0, interval=(0.0, end), **small), Held()
+            with held:
+                model(torch.randn(2, 3, 8, 8), torch.zeros(2).long())
+            found[end] = held.flops
+    assert found[1.0] == pytest.approx(2 * found[0.9], rel=0.01)
 
 
 def test_a_copy_of_what_has_no_values_is_at_home_where_it_is():

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +12,9 @@ import torch
 from rdm.app import config
 from rdm.data.dataset import Data
 from rdm.errors import InputError, first_line
-from rdm.planning.plan import Plan, planned
+from rdm.planning.plan import Plan, Region, planned
 from rdm.planning.sizes import Sizes
+from rdm.rehearsing.step import Keeps
 from rdm.terminal import print_table, say
 
 ASSUMED = 2e14  # flops a second of a device that is not here: half of what an H100 does in bfloat16
@@ -87,7 +88,11 @@ def _print_model(plan: Plan) -> None:
 
 def _print_memory(plan: Plan, ranks: int) -> None:
     kept = [each for each in plan.kept if each.bytes != 0 or each.note]
-    rows = [[each.name, "not known" if each.bytes is None else _size(each.bytes), each.note] for each in kept]
+    shared = _noted(kept, 2)
+    rows = [
+        [each.name, "not known" if each.bytes is None else _size(each.bytes), "" if each.note in shared else each.note]
+        for each in kept
+    ]
     fullest = plan.fullest
     passing = fullest.most - plan.gradients
     rows.append(["gradients", _size(plan.gradients), ""])
@@ -96,6 +101,22 @@ def _print_memory(plan: Plan, ranks: int) -> None:
     unknown = sum(each.bytes is None for each in plan.kept)
     note = "and what is not known" if unknown else "without what the allocator wastes"
     print_table(["held in memory", "", ""], rows, caption=f"{_size(plan.most)} {note}", right=[1], unbroken=[0, 1])
+    _say(shared)
+
+
+def _noted(given: Iterable[Keeps | Region], least: int) -> dict[str, list[str]]:
+    """Notes that so many things have at least, each with their names."""
+    named: dict[str, list[str]] = {}
+    for each in given:
+        named.setdefault(each.note, []).append(each.name)
+    return {note: names for note, names in named.items() if note and len(names) >= least}
+
+
+def _say(notes: Mapping[str, Sequence[str]]) -> None:
+    """Say each note once, whatever the number of things."""
+    for note, names in notes.items():
+        start = os.path.commonprefix(names) if len(names) > 1 else ""
+        say(f"{start}{', '.join(name.removeprefix(start) for name in names)}: {note}", file=sys.stdout)
 
 
 def _print_time(plan: Plan, steps: int, device: str) -> None:
@@ -108,9 +129,7 @@ def _print_time(plan: Plan, steps: int, device: str) -> None:
     caption = f"{plan.flops():.3g} flops a step; {_time(second)} a step, {_time(second * steps)} for {steps:,}, {how}"
     heads = ["part of a step", "times", "passing", "flops", "time"]
     print_table(heads, rows, caption=caption, right=[1, 2, 3, 4], unbroken=[0, 1, 2, 3, 4])
-    for each in plan.regions:
-        if each.note:
-            say(f"{each.name}: {each.note}", file=sys.stdout)
+    _say(_noted(plan.regions, 1))
 
 
 def _rate(device: str, plan: Plan) -> tuple[float, str]:

@@ -1,8 +1,9 @@
 """Tensors of sizes without values: every operation is carried out on shapes and types alone, and what it holds counted.
 
 Torch's own such tensors (`FakeTensorMode`, which lie on the meta device and say that they are elsewhere), so that
-autocast, attention and the graph choose as on a device. What asks for a value gets an answer: "yes" to a question, such
-as whether all is finite, and one number whatever the tensor.
+autocast, attention and the graph choose as on a device. What asks for a value gets an answer: the value where it
+follows from a number that is written down, as a solver's times are; else "yes" to a question, such as whether all is
+finite, and one number whatever the tensor.
 """
 
 import warnings
@@ -15,8 +16,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from rdm.files.weights import without_weights
@@ -24,6 +25,8 @@ from rdm.scaling.sharding import is_split_type
 
 ATEN = torch.ops.aten
 VALUE = ATEN._local_scalar_dense.default
+KNOWN = "_rdm_value"  # of a tensor without values: the one number that it would hold
+SAME = ATEN.any.default, ATEN.all.default  # beside pointwise ones, calls that give one number of one number
 
 
 class Sizes:
@@ -64,9 +67,34 @@ class _Answers(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not VALUE:
-            return func(*args, **(kwargs or {}))
+            return _followed(func, args, kwargs or {}, func(*args, **(kwargs or {})))
+        if (known := getattr(args[0], KNOWN, None)) is not None:
+            with _disable_current_modes():
+                return known.item()
         dtype = args[0].dtype
         return True if dtype is torch.bool else float(self.number) if dtype.is_floating_point else int(self.number)
+
+
+def _followed(func: Any, args: Any, kwargs: Any, found: Any) -> Any:
+    """What a call gave, noted with its value where that is one number everywhere and follows from written ones."""
+    given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+    if func._schema.is_mutable:
+        for each in given:
+            setattr(each, KNOWN, None)
+    elif func is ATEN.full.default:
+        with _disable_current_modes():
+            setattr(found, KNOWN, torch.tensor(args[1], dtype=found.dtype))
+    elif given and (torch.Tag.pointwise in func.tags or func in SAME):
+        values = [getattr(each, KNOWN, None) for each in given]
+        if all(value is not None for value in values):
+            with _disable_current_modes():
+                known = func(*tree_map_only(Tensor, _value, args), **tree_map_only(Tensor, _value, kwargs))
+            setattr(found, KNOWN, known)
+    return found
+
+
+def _value(tensor: Tensor) -> Tensor:
+    return getattr(tensor, KNOWN)
 
 
 class Held(TorchDispatchMode):
