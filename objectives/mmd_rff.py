@@ -5,11 +5,23 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from objectives._bandwidth import Bandwidth, bandwidths, is_fitted, scales
-from rdm.api import Count, InputError, Objective, Real, Samples, Seed, Statistic, Sum, Summary, Traits, objectives
+from rdm.api import (
+    Count,
+    Float,
+    InputError,
+    Objective,
+    Real,
+    Samples,
+    Seed,
+    Statistic,
+    Sum,
+    Summary,
+    Traits,
+    objectives,
+)
 
 BLOCK = 2**19  # angles measured at a time: 2 MiB in float32, which stay in cache
 

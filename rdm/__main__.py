@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1 if process.nobody_reads() else process.fail(error, 1, options.debug)
     except OSError as error:
         return process.fail(process.of_storage(error), 1, options.debug)
+    except ModuleNotFoundError as error:
+        return process.fail(process.of_packages(error), 2, options.debug)
     except Exception as error:  # whatever failed while running, in one line
         return process.fail(error, 1, options.debug)
 

@@ -37,7 +37,7 @@ from rdm.matching.objective import UNDIVIDED, Follower, Objective, Portion, Seen
 from rdm.matching.real import Gaussian, Real, draw, thin
 from rdm.matching.representation import Battery, Precision, Representation, assemble
 from rdm.matching.statistic import Cat, Moments, Samples, Statistic, Sum, Summary, checked
-from rdm.numbers import EDGE, Count, Fraction, Nonnegative, Positive, Range, Seed, Several, Share, Size, Workers
+from rdm.numbers import EDGE, Count, Float, Fraction, Nonnegative, Positive, Range, Seed, Several, Share, Size, Workers
 from rdm.population.population import Population
 from rdm.randomness import seeded, stream
 from rdm.references.encoded import encoded
@@ -117,6 +117,7 @@ __all__ = [
     "Fed",
     "first_line",
     "expected",
+    "Float",
     "FlowGenerator",
     "FlowMap",
     "Follower",

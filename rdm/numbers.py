@@ -13,9 +13,23 @@ import numbers
 import types
 import typing
 from collections.abc import Callable, Container, Mapping, Sequence
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from rdm.errors import InputError
+
+if TYPE_CHECKING:
+    from typing import Annotated as Float
+else:
+    try:
+        from jaxtyping import Float
+    except ModuleNotFoundError:
+
+        class Float:
+            """Float[Tensor, "n d"]: a tensor of that shape. Tests check it by jaxtyping; here it is for readers."""
+
+            def __class_getitem__(cls, described: Any) -> type:
+                return object
+
 
 T = TypeVar("T", bound=Callable[..., Any])
 

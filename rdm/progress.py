@@ -4,21 +4,21 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Any
 
 from rdm.distributed import total
 from rdm.errors import LOST
 from rdm.escape import printable
 from rdm.terminal import say, shown
 
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
 
 class Reporter:
     """Says how far a run is; `say` prints a line beside the bar."""
 
-    def __init__(self, bar: Progress | None, total: int, done: int, *, quiet: bool = False, items: int | None = None):
+    def __init__(self, bar: "Progress | None", total: int, done: int, *, quiet: bool = False, items: int | None = None):
         self._bar, self._total, self._quiet, self._last = bar, total, quiet, time.monotonic()
         self._began, self._before, self._items = self._last, done, items
         self._task = None if bar is None else bar.add_task("", total=total, completed=done)
@@ -64,6 +64,9 @@ def progress(total: int, *, done: int = 0, quiet: bool = False, items: int | Non
 
     Where a step has several `items`, it says how many are done a second.
     """
+    from rich.console import Console
+    from rich.progress import Progress
+
     console = Console(stderr=True, quiet=quiet)
     if quiet or not console.is_terminal:
         yield Reporter(None, total, done, quiet=quiet, items=items)
@@ -72,7 +75,9 @@ def progress(total: int, *, done: int = 0, quiet: bool = False, items: int | Non
         yield Reporter(bar, total, done, items=items)
 
 
-def _columns() -> list[ProgressColumn]:
+def _columns() -> "list[ProgressColumn]":
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
     described = TextColumn("{task.description}", markup=False)  # names of members, which may come from data
     return [MofNCompleteColumn(), BarColumn(bar_width=24), TimeRemainingColumn(), described]
 

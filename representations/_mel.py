@@ -3,10 +3,9 @@
 import math
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from rdm.api import InputError
+from rdm.api import Float, InputError
 
 
 class LogMel(nn.Module):

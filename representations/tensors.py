@@ -4,10 +4,9 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from rdm.api import InputError, Real, Representation, median_distance, representations
+from rdm.api import Float, InputError, Real, Representation, median_distance, representations
 
 
 @representations.register("identity")

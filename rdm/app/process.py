@@ -66,6 +66,14 @@ def of_storage(error: OSError) -> OSError:
     )
 
 
+def of_packages(error: ModuleNotFoundError) -> ModuleNotFoundError:
+    """A missing package, with what brings it where only the loss was installed."""
+    top = (error.name or "").partition(".")[0]
+    if top not in ("gin", "PIL", "rich", "safetensors"):
+        return error
+    return ModuleNotFoundError(f"the command line needs {top}; pip install rdm-torch brings it", name=error.name)
+
+
 def nobody_reads() -> bool:
     """Whether standard output is a closed pipe, as after `| head`; if so nothing more goes there, at exit neither."""
     try:

@@ -9,9 +9,12 @@ become RGB; Pillow reads 16-bit colour as 8-bit, and of an animation the first p
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 FORMATS = tuple(
     "PNG JPEG WEBP BMP TIFF PPM GIF AVIF JPEG2000 BLP CUR DCX DDS DIB FITS FLI FTEX GBR ICNS ICO MCIDAS MSP PCX PIXAR "
@@ -45,7 +48,7 @@ def decode(data: bytes | Path) -> np.ndarray:
             picture = picture.convert({"La": "LA", "RGBa": "RGBA"}[mode])
         if "A" in picture.mode.replace("LAB", "") or "transparency" in picture.info:
             picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            picture = _over_white(picture)
         return np.array(picture.convert(plain))
 
 
@@ -58,7 +61,15 @@ def is_grey(data: bytes | Path) -> bool:
         return True
 
 
-def _opened(data: bytes | Path) -> Image.Image:
+def _over_white(picture: "Image.Image") -> "Image.Image":
+    from PIL import Image
+
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+
+
+def _opened(data: bytes | Path) -> "Image.Image":
+    from PIL import Image, UnidentifiedImageError
+
     named = UNMARKED.get(data.suffix.lower()) if isinstance(data, Path) else None
     formats = FORMATS if named is None else (*FORMATS, named)
     try:
@@ -67,7 +78,7 @@ def _opened(data: bytes | Path) -> Image.Image:
         raise ValueError(f"it is damaged, or none of {', '.join(formats)}") from error
 
 
-def _from_lab(picture: Image.Image) -> Image.Image:
+def _from_lab(picture: "Image.Image") -> "Image.Image":
     from PIL import ImageCms
 
     profiles = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")

@@ -21,7 +21,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -256,20 +255,23 @@ def centre_crop(array: np.ndarray, size: int) -> np.ndarray:
     if array.shape[:2] == (size, size):
         return array
     if array.dtype == np.uint8 and array.shape[2] in (1, 3):
-        whole = _shrink(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array), size)
+        whole = _shrink(array[:, :, 0] if array.shape[2] == 1 else array, size)
         return whole[:, :, None] if whole.ndim == 2 else whole
-    planes = [_shrink(Image.fromarray(array[:, :, c].astype(np.float32)), size) for c in range(array.shape[2])]
+    planes = [_shrink(array[:, :, c].astype(np.float32), size) for c in range(array.shape[2])]
     return np.stack(planes, 2).clip(0, 1)
 
 
-def _shrink(picture: Image.Image, size: int) -> np.ndarray:
+def _shrink(array: np.ndarray, size: int) -> np.ndarray:
+    from PIL import Image
+
+    picture = Image.fromarray(array)
     while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = size / min(picture.size)
     picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
-    array = np.array(picture)
-    top, left = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
-    return array[top : top + size, left : left + size]
+    shrunk = np.array(picture)
+    top, left = (shrunk.shape[0] - size) // 2, (shrunk.shape[1] - size) // 2
+    return shrunk[top : top + size, left : left + size]
 
 
 def hashed(*parts: object) -> int:

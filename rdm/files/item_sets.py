@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from rdm.errors import InputError
@@ -88,6 +87,8 @@ def _array(items: Tensor) -> np.ndarray:
 
 def _pictures(blocks: Iterable[Block]) -> Iterator[tuple[int, bytes, int]]:
     """Number, PNG file and class of every picture."""
+    from PIL import Image
+
     k = 0
     for items, labels in blocks:
         for array, label in zip(_array(items), labels.tolist(), strict=True):

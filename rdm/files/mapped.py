@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rdm.errors import CorruptFileError, InputError, first_line
@@ -88,6 +87,8 @@ def _npy(path: Path) -> Tensor:
 
 
 def _safetensors(path: Path, name: str | None) -> Tensor:
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from rdm.errors import InputError
@@ -16,6 +15,8 @@ from rdm.files.store import write_bytes
 
 def grid_png(images: Tensor, *, columns: int, gap: int = 1, least: int = 32) -> bytes:
     """PNG of images "n c h w" in [0, 1] (clamped, rounded), small ones enlarged without blur to `least` pixels."""
+    from PIL import Image
+
     pixels = images.detach().clamp(0, 1).mul(255).round().byte().cpu().permute(0, 2, 3, 1).numpy()
     factor = max(1, -(-least // pixels.shape[1]))
     pixels = pixels.repeat(factor, 1).repeat(factor, 2)

@@ -18,15 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
 from torch import Tensor
 
 from rdm.errors import CorruptFileError, InputError
 
 ROWS = "rows"  # what tensors that several processes hold are called
-# What safetensors, json and a look into either raise for a file that is not what it should be.
-_UNREADABLE = SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
+# What json and a look into it raise for a file that is not what it should be.
+_UNREADABLE = ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
 
 
 def digest(tensors: Mapping[str, Tensor], description: Any = None) -> str:
@@ -109,6 +107,8 @@ def _header(tensors: Mapping[str, Tensor], order: list[str], metadata: dict[str,
 @cache
 def _kind(dtype: torch.dtype) -> str:
     """What safetensors calls a type."""
+    from safetensors.torch import save
+
     data = save({"x": torch.empty(0, dtype=dtype)})
     return json.loads(data[8:])["x"]["dtype"]
 
@@ -125,6 +125,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         InputError: no such file.
         CorruptFileError: truncated, altered, or not written by rdm.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     data = existing(path).read_bytes()
     try:
         tensors = load(data)
@@ -132,7 +135,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         metadata = json.loads(data[8 : 8 + size])["__metadata__"]
         description = json.loads(metadata["description"])
         whole = isinstance(description, dict) and digest(tensors, description) == metadata.get("sha256")
-    except _UNREADABLE as error:
+    except (SafetensorError, *_UNREADABLE) as error:
         raise CorruptFileError(f"{path} is not a readable rdm file ({error}); it is truncated or altered") from error
     if not whole:
         raise CorruptFileError(f"{path}: content does not match its SHA-256; it was altered; make it again")
@@ -146,13 +149,15 @@ def mapped_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
         InputError: no such file.
         CorruptFileError: truncated, or not written by rdm; values are not looked at.
     """
+    from safetensors import SafetensorError, safe_open
+
     existing(path)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no mapping
             metadata = file.metadata()
         description, sha256 = json.loads(metadata["description"]), metadata["sha256"]
-    except _UNREADABLE as error:
+    except (SafetensorError, *_UNREADABLE) as error:
         raise CorruptFileError(f"{path} is not a readable rdm file ({error}); it is truncated or altered") from error
     if not isinstance(description, dict):
         raise CorruptFileError(f"{path} is not a readable rdm file; it was altered; make it again")

@@ -6,8 +6,6 @@ from contextvars import ContextVar
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rdm.errors import CorruptFileError, InputError, MismatchError, first_line
@@ -40,6 +38,9 @@ def read_weights(path: Path, owner: str, *, entry: str | None = None) -> dict[st
     Raises:
         CorruptFileError: no file of tensors; no such entry, with those there are.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

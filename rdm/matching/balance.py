@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from rdm.numbers import Positive, Share
+from rdm.numbers import Float, Positive, Share
 from rdm.registry import balances
 
 

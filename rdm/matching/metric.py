@@ -16,14 +16,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from rdm.errors import InputError
 from rdm.matching.autocast import own_types
 from rdm.matching.real import Gaussian, Real
 from rdm.matching.statistic import checked
-from rdm.numbers import check_fields
+from rdm.numbers import Float, check_fields
 
 Z = 1.959963984540054  # the normal law's 97.5 % quantile
 E = 0.5  # relative change of weights in `reweighted`

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from rdm.distributed import concatenated, rank, summed, together, world_size
@@ -16,6 +15,7 @@ from rdm.errors import InputError
 from rdm.files.store import digest
 from rdm.matching.autocast import refuse_gradient
 from rdm.matching.statistic import Statistic, Summary, checked
+from rdm.numbers import Float
 from rdm.randomness import stream
 
 HELD = 65_536  # rows that an objective of rows keeps in memory

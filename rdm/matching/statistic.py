@@ -13,12 +13,11 @@ from operator import add
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from rdm.errors import InputError, NonFiniteError
 from rdm.matching.autocast import all_finite, dense
-from rdm.numbers import EDGE
+from rdm.numbers import EDGE, Float
 
 Factor = float | Tensor
 

@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 
 from rdm.api import CorruptFileError, InputError, Source, decode, first_line, is_grey, printable, sources
 from rdm.data.sources._files import fits
@@ -31,6 +29,8 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Shapes of a file's arrays by name, without reading them."""
     if not path.is_file() or path.suffix not in SUFFIXES:
         return {}
+    from safetensors import safe_open
+
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "np") as file:
@@ -57,6 +57,8 @@ def _headers(path: Path) -> dict[str, _Header]:
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
     """A file's arrays by name; nothing is unpickled."""
+    from safetensors.torch import load_file
+
     try:
         if path.suffix == ".safetensors":
             return {k: (v.float() if v.dtype in UNKNOWN_TO_NUMPY else v).numpy() for k, v in load_file(path).items()}
