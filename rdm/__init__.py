@@ -15,12 +15,13 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what __getattr__ hands out
+    from rdm.comparing.pairs import distance
     from rdm.generators.protocol import Generator
     from rdm.judging.streaming import Streaming
     from rdm.matching.balance import Balance, Gated, GradientNorm, SelfNormalized, Uniform
     from rdm.matching.memory import EMA, Memory, NoMemory, Queue
     from rdm.matching.metric import Measure, Metric
-    from rdm.matching.objective import Objective, distance
+    from rdm.matching.objective import Objective
     from rdm.matching.representation import Battery, Representation
     from rdm.population.loss import Loss
     from rdm.population.population import Population
@@ -39,12 +40,13 @@ if TYPE_CHECKING:  # what __getattr__ hands out
     __version__: str
 
 _HOMES = {
+    "rdm.comparing.pairs": "distance",
     "rdm.generators.protocol": "Generator",
     "rdm.judging.streaming": "Streaming",
     "rdm.matching.balance": "Gated GradientNorm SelfNormalized Uniform",
     "rdm.matching.memory": "EMA NoMemory Queue",
     "rdm.matching.metric": "Metric",
-    "rdm.matching.objective": "Objective distance",
+    "rdm.matching.objective": "Objective",
     "rdm.matching.representation": "Battery Representation",
     "rdm.population.loss": "Loss",
     "rdm.population.population": "Population",

@@ -23,7 +23,7 @@ rdm.reports rdm.planning
 rdm.judging rdm.training
 rdm.rehearsing
 rdm.population rdm.scaling
-rdm.references rdm.generators
+rdm.references rdm.generators rdm.comparing
 rdm.matching
 rdm.data rdm.surviving
 rdm.files rdm.timing

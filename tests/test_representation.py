@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import rdm
+from rdm.comparing.pairs import compare
 from rdm.data.inputs import images, tokens, waveforms
 from rdm.errors import InputError
 from rdm.files.store import read_tensors, write_tensors
-from rdm.matching.objective import compare
 from rdm.matching.representation import Battery, Representation
 from rdm.population.population import Population
 from rdm.references.encoded import encoded

@@ -1,18 +1,16 @@
-"""The interface of an objective, and the pure comparison of two sets of features."""
+"""The interface of an objective."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rdm.errors import InputError
-from rdm.matching.autocast import in_own_types, refuse_gradient
 from rdm.matching.memory import Change
 from rdm.matching.real import Real
-from rdm.matching.statistic import Cat, Statistic, Summary, checked
+from rdm.matching.statistic import Cat, Statistic, Summary
 from rdm.numbers import check_fields
 from rdm.registry import by_name, objectives
 
@@ -151,86 +149,3 @@ def by_member(given: Objective | str | Mapping[str, Objective | str], names: Ite
     if not isinstance(given, Mapping):
         return dict.fromkeys(names, objectives.take(given, Objective))
     return {name: objectives.take(each, Objective) for name, each in by_name("objective", given, names).items()}
-
-
-def distance(
-    name: str,
-    x: Tensor,
-    y: Tensor,
-    *,
-    weights: Tensor | None = None,
-    reference_weights: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    **hyperparameters: Any,
-) -> Tensor:
-    """Distance of generated rows x (n, d), which carry the gradient, from reference rows y (m, d).
-
-    `name` and `hyperparameters` are those of the objective (`rdm.names("objectives")`), whose docstring says formula,
-    units and cost. Weights are non-negative and normalised inside.
-
-    A pure function: y is bound at every call, its own double sums, eigenvectors or sorted projections included. In a
-    loop over one reference take `rdm.Loss`, which binds once and may have a memory; where the population is larger than
-    a forward pass, or seen by encoders, `rdm.Population`.
-
-    Raises:
-        InputError: unknown name or hyperparameter, an empty or non-finite side, different dimensions, bad weights.
-
-    >>> import torch, rdm
-    >>> x = torch.tensor([[1.0], [3.0]], requires_grad=True)
-    >>> rdm.distance("frechet", x, torch.tensor([[0.0], [2.0]])).backward()
-    >>> x.grad.flatten().tolist()
-    [1.0, 1.0]
-    """
-    chosen = objectives.build(name, **hyperparameters)
-    return compare(chosen, x, y, weights=weights, reference_weights=reference_weights, generator=generator)
-
-
-def compare(
-    objective: Objective,
-    x: Tensor,
-    y: Tensor,
-    *,
-    weights: Tensor | None = None,
-    reference_weights: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Distance of generated rows x (n, d), which carry the gradient, from reference rows y (m, d).
-
-    The rows' `weights` carry a gradient too, where the objective has one (`Traits.learned_weights`). The objective is
-    bound to y as a constant; both sides of a symmetric one learn by distance(x, y.detach()) + distance(y, x.detach()).
-    Autocast changes nothing, in the value and in the gradient.
-
-    Raises:
-        InputError: y, `reference_weights`, or weights that the objective does not learn, require grad.
-    """
-    if generator is not None and not isinstance(generator, torch.Generator):
-        got = type(generator).__name__
-        raise InputError(f"generator must be a torch.Generator; got {got}; torch.Generator().manual_seed(0) makes one")
-    refuse_gradient(y, "y (reference)", _remedy(objective, x))
-    refuse_gradient(reference_weights, "reference_weights", "detach them; only weights of the generated side learn")
-    if not objective.traits.learned_weights:
-        refuse_gradient(weights, "weights", f"detach them: {type(objective).__name__} learns no weights")
-    return in_own_types(partial(_compared, objective, generator), x, y, weights, reference_weights)
-
-
-def _compared(
-    objective: Objective,
-    generator: torch.Generator | None,
-    x: Tensor,
-    y: Tensor,
-    weights: Tensor | None,
-    reference_weights: Tensor | None,
-) -> Tensor:
-    features, mass = checked(x, weights, side="x (generated)")
-    rows, masses = (t.detach() for t in checked(y, reference_weights, side="y (reference)"))
-    statistic, target = objective.bind(Real(rows, weights=None if reference_weights is None else masses))
-    return objective.distance(statistic.measure(features, mass), target, generator=generator)
-
-
-def _remedy(objective: Objective, x: Any) -> str:
-    """What to do with a reference that requires grad."""
-    if not (isinstance(x, Tensor) and x.requires_grad):
-        return "give the generated rows first, as x, and the reference second"
-    if objective.traits.symmetric:
-        return "detach it; both sides learn by distance(x, y.detach()) + distance(y, x.detach())"
-    return "detach it"
