@@ -8,7 +8,21 @@ import torch
 from torch import Tensor
 
 from objectives._sinkhorn import Cost, Potentials, Problem, diameter, solve, temperatures
-from rdm.api import EDGE, Count, InputError, Objective, Positive, Range, Real, Samples, Traits, objectives, require
+from objectives._transport import ITERATIONS, entropic, powered
+from rdm.api import (
+    EDGE,
+    Count,
+    InputError,
+    Objective,
+    Positive,
+    Range,
+    Real,
+    Samples,
+    Traits,
+    Transport,
+    objectives,
+    require,
+)
 
 OWN = 8192  # reference rows whose transport to themselves debiases the value: no part of the gradient
 
@@ -123,6 +137,31 @@ class Sinkhorn(Objective):
             return self._geomloss(x, weights, y, target)
         value = _Divergence.apply(x, weights, y, target, self)
         return value + (value.clamp_min(0) - value).detach()  # rounding and convergence below 0; the gradient is kept
+
+    def cost(self, x: Tensor, y: Tensor) -> Tensor:
+        """|x - y|^p / p."""
+        return powered(x, y, self.p) / self.p
+
+    def transport(
+        self,
+        cost: Tensor,
+        a: Tensor,
+        b: Tensor,
+        *,
+        reference: Tensor | None = None,
+        tolerance: float = 1e-6,
+        iterations: int | None = None,
+    ) -> Transport:
+        """The plan of OT_eps(a, b), without debiasing."""
+        if isinstance(self.blur, int | float):
+            blur = float(self.blur)
+        elif reference is not None:
+            blur = self._blur(reference, b.detach())
+        else:
+            raise InputError('sinkhorn: blur "auto" is fitted to reference rows; give y too, or a number')
+        rho = None if self._reach is None else self._reach**self.p
+        options = {"tolerance": tolerance, "iterations": iterations or ITERATIONS}
+        return entropic(cost, a, b, eps=blur**self.p, rho=rho, factor=self.scaling**self.p, **options)
 
     @property
     def _reach(self) -> float | None:

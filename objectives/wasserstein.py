@@ -1,5 +1,6 @@
 """Exact optimal transport cost."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
@@ -7,7 +8,10 @@ import torch
 from torch import Tensor
 
 from objectives._distances import squared_distances
-from rdm.api import InputError, Objective, Range, Real, Samples, Traits, objectives, require
+from objectives._transport import differentiable, powered
+from rdm.api import InputError, Objective, Range, Real, Samples, Traits, Transport, objectives, require
+
+PIVOTS = 10_000_000
 
 
 class RowsTarget(NamedTuple):
@@ -66,6 +70,28 @@ class Wasserstein(Objective):
         """The cost of the optimal plan, which is a constant of the gradient."""
         return _PlanCost.apply(summary.value, summary.weight / summary.mass, target, self.p)
 
+    def cost(self, x: Tensor, y: Tensor) -> Tensor:
+        """|x - y|^p."""
+        return powered(x, y, self.p)
+
+    def transport(
+        self,
+        cost: Tensor,
+        a: Tensor,
+        b: Tensor,
+        *,
+        reference: Tensor | None = None,
+        tolerance: float = 1e-6,
+        iterations: int | None = None,
+    ) -> Transport:
+        """The exact plan, and the simplex' potentials; `reference` is not looked at."""
+        u, v, held = a.detach(), b.detach(), cost.detach()
+        plan, log = _simplex(u, v, held, iterations or PIVOTS)
+        f, g = (log[name].to(plan) for name in ("u", "v"))
+        error = float((plan.sum(1) - u).abs().sum() + (plan.sum(0) - v).abs().sum())
+        value = differentiable((plan * held).sum(), plan, cost, a, b, f, g)
+        return Transport(value, plan, f, g, error, None, log["warning"] is None and error <= tolerance)
+
 
 class _PlanCost(torch.autograd.Function):
     """sum_ij P_ij |x_i - y_j|^p; the gradient sums over the plan's few entries (test: test_wasserstein.py)."""
@@ -93,11 +119,19 @@ class _PlanCost(torch.autograd.Function):
 
 def _plan(a: Tensor, b: Tensor, cost: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows, columns and masses of the optimal plan's entries (fewer than n + m), and the rows' dual potential."""
-    ot = require("ot", extra="ot", owner="wasserstein")
-    weights = [(w / w.sum()).detach().cpu().numpy() for w in (a, b)]
-    plan, log = ot.lp.emd(*weights, cost.cpu().numpy(), numItermax=10_000_000, log=True)
+    plan, log = _simplex(a, b, cost, PIVOTS)
     if log["warning"] is not None:
         raise InputError(f"wasserstein: expected an optimal plan; POT stopped with: {log['warning']}; use fewer rows")
-    plan = torch.as_tensor(plan, device=cost.device)
     i, j = plan.nonzero(as_tuple=True)
-    return i, j, plan[i, j], torch.as_tensor(log["u"], device=cost.device)
+    return i, j, plan[i, j], log["u"]
+
+
+def _simplex(a: Tensor, b: Tensor, cost: Tensor, pivots: int) -> tuple[Tensor, dict[str, Any]]:
+    """POT's plan, on the costs' device, with its potentials u and v and its warning."""
+    ot = require("ot", extra="ot", owner="wasserstein")
+    weights = [(w / w.sum()).detach().cpu().numpy() for w in (a, b)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # which the log says too
+        plan, log = ot.lp.emd(*weights, cost.cpu().numpy(), numItermax=pivots, log=True)
+    found = {name: torch.as_tensor(log[name], device=cost.device) for name in ("u", "v")}
+    return torch.as_tensor(plan, device=cost.device), {**found, "warning": log["warning"]}

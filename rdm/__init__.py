@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what __getattr__ hands out
     from rdm.comparing.pairs import distance
+    from rdm.comparing.transport import transport
     from rdm.generators.protocol import Generator
     from rdm.judging.streaming import Streaming
     from rdm.matching.balance import Balance, Gated, GradientNorm, SelfNormalized, Uniform
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # what __getattr__ hands out
 
 _HOMES = {
     "rdm.comparing.pairs": "distance",
+    "rdm.comparing.transport": "transport",
     "rdm.generators.protocol": "Generator",
     "rdm.judging.streaming": "Streaming",
     "rdm.matching.balance": "Gated GradientNorm SelfNormalized Uniform",
@@ -94,6 +96,7 @@ __all__ = [
     "objective",
     "recompute",
     "representation",
+    "transport",
 ]
 
 

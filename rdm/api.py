@@ -33,7 +33,7 @@ from rdm.matching.balance import Balance, SelfNormalized, Terms, Uniform
 from rdm.matching.distances import median_distance, squared_distances
 from rdm.matching.memory import EMA, Memory, NoMemory, Queue
 from rdm.matching.metric import Distance, Estimate, Measure, Metric, Z, between, generated, of_groups, of_share
-from rdm.matching.objective import UNDIVIDED, Follower, Objective, Portion, Seen, Solved, Traits, by_member
+from rdm.matching.objective import UNDIVIDED, Follower, Objective, Portion, Seen, Solved, Traits, Transport, by_member
 from rdm.matching.real import Gaussian, Real, draw, thin
 from rdm.matching.representation import Battery, Precision, Representation, assemble
 from rdm.matching.statistic import Cat, Moments, Samples, Statistic, Sum, Summary, checked
@@ -221,6 +221,7 @@ __all__ = [
     "Traits",
     "Tracker",
     "trackers",
+    "Transport",
     "tried",
     "UNDIVIDED",
     "Uniform",

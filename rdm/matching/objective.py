@@ -56,6 +56,18 @@ class Portion(NamedTuple):
 UNDIVIDED = Portion(0, 1)
 
 
+class Transport(NamedTuple):
+    """A transport plan with its dual solution, and how far it was solved; all in float64."""
+
+    value: Tensor  # (): what was minimised, differentiable in the cost and in both sides' weights
+    plan: Tensor  # n m: mass moved from row i to reference row j, sums to 1 where it is balanced
+    f: Tensor  # n: dual potential of the generated rows
+    g: Tensor  # m: of the reference rows
+    error: float  # sum_i |sum_j P_ij - a_i| + sum_j |sum_i P_ij - b_j|; unbalanced: to what f and g say they are
+    iterations: int | None  # at the last temperature; None of a solver that does not say
+    converged: bool  # error within the tolerance, before the iterations ran out
+
+
 class Objective(ABC):
     """A distance (or training signal) between a generated population and a reference.
 
@@ -93,6 +105,33 @@ class Objective(ABC):
         non-negative objective below 0, it counts as 0, as the distance itself must see to.
         """
         raise NotImplementedError(f"{type(self).__name__} says that it is divisible and has no part")
+
+    def cost(self, x: Tensor, y: Tensor) -> Tensor:
+        """What moving mass costs between each pair of rows, "n m" in float64, differentiable.
+
+        Raises:
+            InputError: this objective moves no mass.
+        """
+        raise InputError(f"{type(self).__name__} moves no mass, and has no cost of it; take one that has a plan")
+
+    def transport(
+        self,
+        cost: Tensor,
+        a: Tensor,
+        b: Tensor,
+        *,
+        reference: Tensor | None = None,
+        tolerance: float = 1e-6,
+        iterations: int | None = None,
+    ) -> Transport:
+        """The plan under a matrix of costs between weights that sum to 1; see `rdm.transport`.
+
+        `reference` are the rows of b, where they are known, for hyperparameters that are fitted to them.
+
+        Raises:
+            InputError: this objective moves no mass.
+        """
+        raise InputError(f"{type(self).__name__} moves no mass, and has no plan of it; take one that has")
 
     def solver(self, tolerance: float) -> "Follower":
         """What follows a population through a memory, its gradient within a relative tolerance.
