@@ -55,11 +55,11 @@ def test_reference_and_evaluate_by_names(pictures, capsys):
     assert main("evaluate dark.npz --reference r.safetensors --json dark.json".split()) == 0
     first, ends, shares, empty, *_ = capsys.readouterr().out.splitlines()
     found = json.loads(Path("dark.json").read_text())["metrics"]
-    mean = found["sw_r/mean of 2"]
-    assert first.startswith(f"sw_r {mean['value']:.3g} [{mean['low']:.3g}, ") and "farther from the reference" in first
-    ratios = sorted((found[f"sw_r/{name}"]["value"], name) for name in ("pixels", "pca"))
-    assert f"nearest under {ratios[0][1]}, {ratios[0][0]:.3g}" in ends
-    assert f"farthest under {ratios[1][1]}, {ratios[1][0]:.3g}" in ends
+    mean = Metric(**found["sw_r/mean of 2"])
+    assert first.startswith(f"sw_r {mean}, mean of 2: farther from the reference")
+    near, far = sorted(("pixels", "pca"), key=lambda name: found[f"sw_r/{name}"]["value"])
+    shown = {name: str(Metric(**found[f"sw_r/{name}"])) for name in (near, far)}
+    assert ends == f"nearest under {near}, {shown[near]}; farthest under {far}, {shown[far]}"
     recall = (found["recall/pixels"]["value"] + found["recall/pca"]["value"]) / 2
     assert f"recall {recall:.2f}" in shares and "means over 2 encoders" in shares and not empty
 
@@ -81,7 +81,7 @@ def test_sound_needs_no_encoder_that_is_trained(tmp_path, monkeypatch):
 def test_the_verdict_compares_with_real_data_by_the_interval(low, high, said):
     ratio, other = Metric((low * high) ** 0.5, low, high, 9, 0), Metric(3.0, 2.0, 4.0, 9, 0)
     lines = headline(Verdict({"sw_r/a": ratio, "fd/a": other}, members=("a",)))
-    assert said in lines[0] and lines[1:] == ["fd 3 [2, 4] under a"]
+    assert said in lines[0] and lines[1:] == ["fd 3.0 [2.0, 4.0] under a"]
 
 
 def test_a_reference_cannot_have_a_representation_s_weights_fetched(pictures, capsys):

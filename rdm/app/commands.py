@@ -247,7 +247,7 @@ def _print_metrics(metrics: dict[str, Metric]) -> None:
     print_table(
         ["metric", *(COLUMNS.get(c, c) for c in columns)],
         table(metrics, columns),
-        caption=f"{RATIOS if REAL in compared else ''}95 %: ± or ×÷",
+        caption=f"{RATIOS if REAL in compared else ''}[95 % intervals]",
         unbroken=[0],
     )
 

@@ -169,14 +169,6 @@ class Evaluation(Judge):
         return Samples(torch.cat(pieces).to(self.fresh.images), condition)
 
 
-def _cell(metric: Metric) -> str:
-    """Value and what it may be off by: a sum, or a factor where the interval is log-normal (0.5 to 2 is 1 ×÷2)."""
-    half = (metric.high - metric.low) / 2
-    if 0 < metric.low < metric.high and math.isclose(metric.low * metric.high, metric.value**2, rel_tol=1e-6):
-        return f"{metric.value:.3g} ×÷{metric.high / metric.value:.2g}"
-    return f"{metric.value:.3g}±{half:.2g}" if half >= 0.01 else f"{metric.value:.3g}±{half:.1g}"
-
-
 def table(metrics: Mapping[str, Metric], columns: Sequence[str]) -> list[list[str]]:
     """Rows of text: metric, then one cell a column ("" is the judged generator), "-" where nothing was measured."""
     bare = [name for name in metrics if ": " not in name]
@@ -185,6 +177,6 @@ def table(metrics: Mapping[str, Metric], columns: Sequence[str]) -> list[list[st
         cells = []
         for column in columns:
             metric = metrics.get(f"{column}: {name}" if column else name)
-            cells.append("-" if metric is None else _cell(metric))
+            cells.append("-" if metric is None else str(metric))
         rows.append([name, *cells])
     return rows

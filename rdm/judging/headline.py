@@ -33,7 +33,7 @@ def _lines(verdict: Verdict) -> Iterator[str]:
     for name, values in by_name.items():
         if name not in ratios and name not in shares:
             member, metric = next(iter(values.items()))
-            yield f"{name} {_with_interval(metric)} under {member}"
+            yield f"{name} {metric} under {member}"
 
 
 def _against_real(name: str, values: Mapping[str, Metric], verdict: Verdict) -> Iterator[str]:
@@ -48,16 +48,11 @@ def _against_real(name: str, values: Mapping[str, Metric], verdict: Verdict) -> 
         said = "nearer to the reference than fresh real data is: look for copies"
     else:
         said = "as far from the reference as fresh real data is, within the interval"
-    yield f"{name} {_with_interval(whole)}, {which}: {said}"
+    yield f"{name} {whole}, {which}: {said}"
     if len(members) > 1:
         (low, best), (high, worst) = (f(members.items(), key=lambda pair: pair[1].value) for f in (min, max))
         marks = {m: f"{m} (held out)" if m in verdict.held_out else m for m in members}
-        near, far = _with_interval(best), _with_interval(worst)
-        yield f"nearest under {marks[low]}, {near}; farthest under {marks[high]}, {far}"
-
-
-def _with_interval(metric: Metric) -> str:
-    return f"{metric.value:.3g} [{metric.low:.3g}, {metric.high:.3g}]"
+        yield f"nearest under {marks[low]}, {best}; farthest under {marks[high]}, {worst}"
 
 
 def _strives_for_one(name: str) -> bool:

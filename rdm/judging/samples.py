@@ -147,7 +147,7 @@ def alarms(found: Mapping[str, Metric], members: Sequence[str], held_out: Sequen
             judge_name, worst = max(unseen.items(), key=lambda pair: pair[1].value)
             lines.append(
                 f"gaming alarm: {name} is {best.value:.3g} on {trained}, an encoder of training, below what real data "
-                f"scores, but {worst.value:.3g} [{worst.low:.3g}, {worst.high:.3g}] on {judge_name}, which was held "
+                f"scores, but {worst} on {judge_name}, which was held "
                 "out: the generator pleases the encoders it was trained on more than it resembles the data"
             )
     return lines
