@@ -16,10 +16,11 @@ import rdm
 from rdm.app import config
 from rdm.app.process import cache_folder
 from rdm.app.sampling import device
-from rdm.distributed import barrier, rank, together, words
+from rdm.distributed import barrier, rank, together, words, world_size
 from rdm.errors import InputError, Interrupted, MismatchError
 from rdm.files.checkpoint import complete_checkpoints, is_run, load_weights
 from rdm.files.pictures import save_compared
+from rdm.files.records import PROVENANCE, as_command, note_session
 from rdm.files.store import digest, lock, read_text, remove_temporaries, write_json, write_text
 from rdm.generators.protocol import Generator
 from rdm.judging.evaluation import REAL, Judge, table
@@ -63,13 +64,17 @@ def train_run(
                 text = config.operative()
                 _check_same_configuration(out, text)
             _check_ranks_alike(text)
+            binds = [word for binding in bindings for word in ("--bind", binding)]
+            command = as_command("rdm", "train", path, *binds, "--out", out, *(["--resume"] if resume else []))
             with _alone_in(out):
                 with _profiled(out, arguments) if profile else nullcontext():
-                    _train(arguments, evaluation, out, text, resume=resume)
+                    _train(arguments, evaluation, out, text, command, resume=resume)
     return out
 
 
-def _train(arguments: dict[str, Any], evaluation: Judge | None, out: Path, text: str, *, resume: bool) -> None:
+def _train(
+    arguments: dict[str, Any], evaluation: Judge | None, out: Path, text: str, command: str, *, resume: bool
+) -> None:
     """Train what is not trained yet, then evaluate and report what is missing."""
     finished = resume and (out / RESULT).exists()
     if not finished:
@@ -77,6 +82,9 @@ def _train(arguments: dict[str, Any], evaluation: Judge | None, out: Path, text:
         def prepared() -> None:
             if rank() == 0:
                 write_text(out / "config.gin", text)
+                if not (resume and _begun(out)):
+                    (out / PROVENANCE).unlink(missing_ok=True)
+                note_session(out, command, str(arguments.get("device", "cpu")), _versions(), ranks=world_size())
             barrier()
 
         torch.manual_seed((config.seed() * 1_000_003 + rank()) % 2**63)
@@ -212,7 +220,6 @@ def _evaluate(evaluation: Judge | None, model: nn.Module, out: Path) -> dict[str
 
 
 def _write_result(out: Path, metrics: dict[str, Metric], steps: int, seconds: float, seed: int, text: str) -> None:
-    versions = {"rdm": rdm.__version__, "torch": torch.__version__, "python": sys.version.split()[0]}
     write_json(
         out / RESULT,
         {
@@ -220,10 +227,14 @@ def _write_result(out: Path, metrics: dict[str, Metric], steps: int, seconds: fl
             "steps": steps,
             "seconds": round(seconds, 3),
             "seed": seed,
-            "versions": versions,
+            "versions": _versions(),
             "config_sha256": digest({}, text),
         },
     )
+
+
+def _versions() -> dict[str, str]:
+    return {"rdm": rdm.__version__, "torch": torch.__version__, "python": sys.version.split()[0]}
 
 
 def _draw_report(out: Path) -> None:

@@ -1,14 +1,21 @@
-"""A run's log and a sweep's index, checked as they are read (see `rdm.files.schema`)."""
+"""A run's log, where it ran, and a sweep's index, checked as they are read (see `rdm.files.schema`)."""
 
 import json
+import platform
+import shlex
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rdm.errors import CorruptFileError
 from rdm.files.schema import Sizes, anything, exactly, expect, listed, mapped, number, record, text
-from rdm.files.store import read_json, read_text
+from rdm.files.store import read_json, read_text, write_json
 from rdm.trust import paths_outside
 
+PROVENANCE = "provenance.json"
 REMEDY = "take the line out"
 AGAIN = "train it again"
 
@@ -51,8 +58,52 @@ def _within(value: Any, where: str, sizes: Sizes) -> None:
         )
 
 
+WORDS = {name: text() for name in ("command", "started", "device")}
+SESSIONS = record({"sessions": listed(record({**WORDS, "versions": mapped(text())}))})
+
+
+def note_session(folder: Path, command: str, device: str, versions: Mapping[str, str], *, ranks: int) -> None:
+    """Add to a run's provenance that a command began, or went on with it, here and now."""
+    place, threads = torch.device(device), torch.get_num_threads()
+    cpu = f"{platform.machine()} CPU, {threads} {'thread' if threads == 1 else 'threads'}"
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else cpu if place.type == "cpu" else str(place)
+    now = {
+        "command": command,
+        "started": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        "device": name + (f", {ranks} ranks" if ranks > 1 else ""),
+        "versions": dict(versions),
+    }
+    write_json(folder / PROVENANCE, {"sessions": [*read_sessions(folder), now]})
+
+
+def read_sessions(folder: Path) -> list[dict[str, Any]]:
+    """The commands that trained a run, in order; none of a run that an earlier version wrote.
+
+    Raises:
+        CorruptFileError: an entry of another form.
+    """
+    if not (folder / PROVENANCE).exists():
+        return []
+    found = read_json(folder / PROVENANCE)
+    expect(found, SESSIONS, folder / PROVENANCE, "remove it")
+    return found["sessions"]
+
+
+def as_command(*words: str | Path) -> str:
+    """A command line as it may be kept: of a path outside the working folder the last part alone.
+
+    >>> as_command("rdm", "train", Path("a.gin"), "--bind", "x = 1", "--out", Path("/elsewhere/run"))
+    "rdm train a.gin --bind 'x = 1' --out run"
+    """
+    here = Path.cwd()
+    near = (w.relative_to(here) if isinstance(w, Path) and w.is_relative_to(here) else w for w in words)
+    return shlex.join(w.name if isinstance(w, Path) and w.is_absolute() else str(w) for w in near)
+
+
 POINT = record({"labels": mapped(_label), "bindings": anything, "folder": _within})
-SWEEP = record({"file": text(), "axes": listed(text()), "goals": mapped(_goal), "points": listed(POINT)})
+SWEEP = record(
+    {"file": text(), "axes": listed(text()), "goals": mapped(_goal), "points": listed(POINT)}, {"command": text()}
+)
 
 
 def read_index(path: Path) -> dict[str, Any]:
