@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as torch_save_file
 
 import rdm
+from rdm.__main__ import main
 from rdm.data.items import first_item
 from rdm.data.sound import resample
 from rdm.data.source import BrokenItem, Form, Given, centre_crop, hashed, open_source
@@ -296,7 +297,7 @@ def test_adm_crop_is_guided_diffusions():
     assert (centre_crop(square, 10) == square).all(), "of that size already"
 
 
-def test_wrong_data_is_one_line(tmp_path):
+def test_wrong_data_is_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "sizes").mkdir()
     (tmp_path / "sizes" / "a.png").write_bytes(png(PICTURES[0]))
@@ -312,7 +313,7 @@ def test_wrong_data_is_one_line(tmp_path):
     for name, message in {
         "nowhere": "expected data at .*; there is none",
         "empty": "is an empty folder; expected pictures or wav files in it",
-        "a.doc": "has no known form; known: encoded, .*; `rdm list sources` says what each is",
+        "a.doc": "has no known form; `rdm list sources` says what is read:",
         "sizes": "a.png is 12x10 and b.png is 12x5; give --size to make them equal",
         "broken": r"a.png cannot be read",
         "wild.npy": r"floats must lie in \[0, 1\]; got 2 to 2",
@@ -326,6 +327,10 @@ def test_wrong_data_is_one_line(tmp_path):
         assert "\n" not in str(caught.value)
     with pytest.raises(BrokenItem):
         Form().item(open_source(tmp_path / "broken"), 0)
+    assert main(["reference", str(tmp_path / "a.doc"), "--out", str(tmp_path / "r.safetensors")]) == 2
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first.startswith("rdm: ") and first.endswith("is read:") and len(lines) == len(rdm.names("sources"))
+    assert lines[0] == "  .csv or .tsv with a head line, or a .parquet, of numbers" and max(map(len, lines)) < 120
 
 
 @pytest.mark.skipif("RDM_DATA" not in os.environ, reason="needs RDM_DATA, the folder of shared data sets")
@@ -402,7 +407,7 @@ def test_the_form_of_a_folder_is_that_of_most_files(tmp_path):
     folder_of(tmp_path / "even", {"0.wav": sound, "0.png": png(PICTURES[0])})
     folder_of(tmp_path / "midi", {"0.mid": sound, "1.mid": sound})
     for name, held in (("even", "1 .png, 1 .wav"), ("midi", "2 .mid")):
-        with pytest.raises(InputError, match=f"{name} has no known form; it holds {held}; known: "):
+        with pytest.raises(InputError, match=f"{name} has no known form; it holds {held}; `rdm list"):
             open_source(tmp_path / name)
 
 

@@ -92,7 +92,7 @@ def warn(message: Warning | str, category: type[Warning], *place: object, **opti
 
 
 def fail(error: BaseException | str, status: int, debug: bool) -> int:
-    """Say an error in one line; the exit status."""
+    """Say an error in one line, and what it lists below, a line each; the exit status."""
     if debug and isinstance(error, BaseException):
         raise error
     from rdm.app.explain import own_text
@@ -101,6 +101,8 @@ def fail(error: BaseException | str, status: int, debug: bool) -> int:
     kind = "" if status == 2 or isinstance(error, str) else f"{type(error).__name__}: "
     text = error if isinstance(error, str) else kind + own_text(error)
     say(f"rdm: {text}")
+    for note in getattr(error, "__notes__", ()):
+        say(f"  {note}")
     return status
 
 

@@ -12,6 +12,7 @@ Every form gives arrays; one place turns them into equal tensors:
 """
 
 import hashlib
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -166,9 +167,16 @@ def open_source(path: Path) -> Source:
     held = _contents(path)
     if path.is_dir() and not held:
         raise InputError(f"{path} is an empty folder; expected pictures or wav files in it")
-    raise InputError(
-        f"{path} has no known form{held}; known: {', '.join(sources)}; `rdm list sources` says what each is"
-    )
+    error = InputError(f"{path} has no known form{held}; `rdm list sources` says what is read:")
+    for line in forms():
+        error.add_note(line)
+    raise error
+
+
+def forms() -> list[str]:
+    """What is read, a form a line: suffixes, then folders."""
+    said = (re.split("[:;] ", entry.summary.removeprefix("A ").removeprefix("An "))[0] for entry in sources.values())
+    return sorted((line.rstrip(".") for line in said), key=lambda line: (not line.startswith("."), line))
 
 
 def _opened(source: Source) -> Source:

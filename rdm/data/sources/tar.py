@@ -40,7 +40,7 @@ class _Contents:
 @sources.register("tar")
 @dataclass(frozen=True)
 class Tar(Source):
-    """A tar file of pictures, each with an optional class in KEY.cls or in KEY.json's "label" (WebDataset)."""
+    """A .tar of pictures, each with an optional class in KEY.cls or in KEY.json's "label" (WebDataset)."""
 
     path: Path
 
