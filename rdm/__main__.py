@@ -1,6 +1,6 @@
 """The command line: `rdm ...` or `python -m rdm ...`.
 
-Exit status 0, 2 for a usage or configuration error, 1 for a failure while running.
+Exit status 0, 2 for a usage or configuration error, 1 for a failure while running, 130 where it was interrupted.
 """
 
 import sys
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from rdm.app import process
 from rdm.cli.parser import parser
+
+INTERRUPTED = 130  # as shells say of a program that Ctrl-C ended, of SIGTERM as well
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         return process.fail(error, 2, options.debug)
     except (Interrupted, KeyboardInterrupt) as error:
-        return process.fail(str(error) or "interrupted", 1, options.debug)
+        return process.fail(str(error) or "interrupted", INTERRUPTED, options.debug)
     except BrokenPipeError as error:
         return 1 if process.nobody_reads() else process.fail(error, 1, options.debug)
     except OSError as error:

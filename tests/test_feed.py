@@ -208,7 +208,7 @@ def test_ctrl_c_ends_after_a_checkpoint_and_leaves_no_process(tmp_path):
     begun = process.family()
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 1 and said.strip().splitlines()[-1].startswith("rdm: interrupted at step"), said
+    assert process.returncode == 130 and said.strip().splitlines()[-1].startswith("rdm: interrupted at step"), said
     assert len(begun) >= 3 and not process.family(), "itself and two that read; nobody"
 
 

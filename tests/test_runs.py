@@ -125,7 +125,7 @@ def stopped_while_evaluating() -> int:
 def test_a_signal_while_evaluating_keeps_the_training_and_the_next_call_evaluates(at):
     process = processes.Command(stopped_while_evaluating, cwd=at)
     _, said = process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert said.strip().splitlines()[-1] == ("rdm: interrupted while evaluating; run is trained, --resume evaluates it")
     assert not (at / "run" / "result.json").exists()
     assert main(["train", "generator.gin", "--out", "run", "--resume"]) == 0
@@ -185,7 +185,7 @@ def test_ctrl_c_at_any_early_moment_is_one_line(at):
     processes.until((at / "run" / ".lock").exists, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 1 and err.strip().splitlines()[-1].startswith("rdm: interrupted"), err
+    assert process.returncode == 130 and err.strip().splitlines()[-1].startswith("rdm: interrupted"), err
 
 
 def test_an_interrupt_whose_exception_is_lost_is_a_request_to_stop():

@@ -208,7 +208,7 @@ def test_stopped_in_the_middle_then_finished(at):
         assert len(before) < len(after) < 4 and {name: after[name] for name in before} == before
         before = after
         if number != signal.SIGKILL:
-            assert process.returncode == 1 and "interrupted with" in said.splitlines()[-1]
+            assert process.returncode == 130 and "interrupted with" in said.splitlines()[-1]
             folders = [p for p in (out / "points").iterdir() if (p / "config.gin").exists() and p.name not in before]
             assert ["checkpoint in" in (p / "output.txt").read_text() for p in folders] == [True]
     assert not list(out.glob("points/*/error.txt"))

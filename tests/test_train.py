@@ -223,7 +223,7 @@ def test_an_interrupted_run_saves_and_says_where(tmp_path, number):
     processes.until(lambda: log.exists() and log.read_text().count("\n") > 1, process)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     (saved,) = complete_checkpoints(tmp_path / "run" / "checkpoints")
     last = err.strip().splitlines()[-1]
     assert (
