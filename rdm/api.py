@@ -25,7 +25,7 @@ from rdm.files.encoded import EncodedItems
 from rdm.files.mapped import Table, open_table
 from rdm.files.schema import anything, expect, mapped, record
 from rdm.files.store import digest, write_text
-from rdm.files.weights import hub_file, load_strictly, mismatches, read_weights, sizes_alone
+from rdm.files.weights import FETCH, hub_file, load_strictly, mismatches, read_weights, sizes_alone
 from rdm.generators.protocol import FlowGenerator, FlowMap, Generator, Solver, drawn, over, tried
 from rdm.judging.evaluation import Judge
 from rdm.judging.ratio import Ratio
@@ -115,6 +115,7 @@ __all__ = [
     "evaluations",
     "expect",
     "Fed",
+    "FETCH",
     "first_line",
     "expected",
     "Float",

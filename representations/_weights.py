@@ -10,7 +10,17 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from rdm.api import InputError, MismatchError, confined, first_line, refuse_if_confined, require, seeded, sizes_alone
+from rdm.api import (
+    FETCH,
+    InputError,
+    MismatchError,
+    confined,
+    first_line,
+    refuse_if_confined,
+    require,
+    seeded,
+    sizes_alone,
+)
 
 PRETRAINED, RANDOM = "pretrained", "random"
 Network = TypeVar("Network", bound=nn.Module)
@@ -102,7 +112,7 @@ def url_file(url: str, *, allow_download: bool, owner: str) -> Path:
         if not allow_download:
             raise InputError(
                 f"{owner}: {name} is not in {path.parent}; copy it there from {url}, give weights=FILE, or "
-                "allow_download=True to fetch it"
+                f"{FETCH} to fetch it"
             )
         refuse_if_confined(f"fetch {url}")
         try:

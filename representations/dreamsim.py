@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from rdm.api import InputError, Representation, images, representations, require, sizes_alone
+from rdm.api import FETCH, InputError, Representation, images, representations, require, sizes_alone
 from representations._images import Preprocess
 from representations._weights import PRETRAINED, loading, sha256
 
@@ -46,8 +46,7 @@ def dreamsim(weights: str = PRETRAINED, allow_download: bool = False, name: str 
     missing = _missing(folder)
     if missing and not allow_download:
         raise InputError(
-            f"{name}: no weights ({missing[0]}) in {folder}; give weights=FOLDER, or allow_download=True to fetch them "
-            "there"
+            f"{name}: no weights ({missing[0]}) in {folder}; give weights=FOLDER, or {FETCH} to fetch them there"
         )
     library = require("dreamsim", install="dreamsim", owner=name)
     with contextlib.nullcontext() if missing else loading(name):

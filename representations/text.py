@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rdm.api import (
+    FETCH,
     InputError,
     Inputs,
     MismatchError,
@@ -234,7 +235,7 @@ def _folder(model: str, allow_download: bool, owner: str) -> Path:
         if not allow_download:
             raise InputError(
                 f"{owner} is neither a folder nor in {cache} (config.json, model.safetensors); give a folder that "
-                "holds them, or allow_download=True to fetch them there"
+                f"holds them, or {FETCH} to fetch them there"
             ) from error
     refuse_if_confined(f"fetch {model!r}")
     try:

@@ -307,7 +307,7 @@ def test_absent_weights_name_the_file_and_the_place(monkeypatch, tmp_path):
         with pytest.raises(InputError, match=file) as caught:
             rdm.representation(name, **arguments)
         assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
-        assert "allow_download=True" in str(caught.value) or name == "mobilenet"
+        assert "--set allow_download=True in a shell" in str(caught.value) or name == "mobilenet"
 
 
 def test_weights_of_another_architecture_and_another_hash_are_refused(tmp_path):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rdm.errors import CorruptFileError, InputError, MismatchError, first_line
 from rdm.trust import refuse_if_confined, require
 
+FETCH = "allow_download=True (--set allow_download=True in a shell)"  # what has weights fetched, for messages
 _SIZES_ALONE = ContextVar("networks are built of their sizes alone", default=False)
 
 
@@ -129,7 +130,7 @@ def hub_file(repository: str, names: Sequence[str], *, allow_download: bool, own
     if not allow_download:
         raise InputError(
             f"{owner}: weights of {repository!r} ({names[0]}) are not in {cache}; "
-            + (remedy or "give weights=FILE, or allow_download=True to fetch them there")
+            + (remedy or f"give weights=FILE, or {FETCH} to fetch them there")
         )
     refuse_if_confined(f"fetch {names[0]} of {repository!r}")
     for name in names:
