@@ -1,8 +1,6 @@
 """Members of installed packages, and a folder of the user's that is called as one of rdm's."""
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 import types
@@ -81,33 +79,3 @@ def test_a_package_whose_members_cannot_be_imported_is_named(tmp_path, monkeypat
     for _ in range(2):  # every time, until it is mended
         with pytest.raises(InputError, match=r"theirs 1\.5: its module their_members .*OSError: no such thing.*mend"):
             rdm.names("objectives")
-
-
-@pytest.mark.slow
-def test_the_example_package_is_built_installed_and_used(tmp_path):
-    """By list, train, sweep, reference and evaluate, restricted, with nothing said of it but that it is installed."""
-    site, work = tmp_path / "site", tmp_path / "work"
-    shutil.copytree(ROOT / "examples" / "own_members", tmp_path / "source")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--target", str(site), str(tmp_path / "source")], check=True)
-    work.mkdir()
-    for name in ("rings.gin", "sweep.gin"):
-        shutil.copy(ROOT / "examples" / "own_members" / name, work)
-    shown = python(USE, site, cwd=work)
-    assert shown.returncode == 0, shown.stdout + shown.stderr
-    points = [json.loads(p.read_text()) for p in work.glob("swept/points/*/result.json")]
-    assert len(points) == 2 and all(p["steps"] == 100 for p in points)
-    metrics = json.loads((work / "judged.json").read_text())["metrics"]
-    assert any(name.startswith("fd/radius") for name in metrics), sorted(metrics)
-
-
-USE = """
-import numpy as np
-import rdm
-from rdm.__main__ import main
-
-assert main(["sweep", "sweep.gin", "--out", "swept", "--restricted"]) == 0
-np.savez("pictures.npz", np.random.default_rng(0).random((200, 4, 4)))
-assert main(["reference", "pictures.npz", "--battery", "rings", "--out", "r.safetensors"]) == 0
-assert main(["evaluate", "pictures.npz", "--reference", "r.safetensors", "--json", "judged.json"]) == 0
-"""
