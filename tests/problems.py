@@ -48,6 +48,7 @@ class Problem:
     random: bool = False  # dropout in the generator and random crops in the battery
     rows: int = 60
     seed: int = 0
+    live: int | None = None  # rows with a gradient
 
     def __post_init__(self) -> None:
         g = torch.Generator().manual_seed(self.seed)
@@ -63,7 +64,13 @@ class Problem:
         """A population whose memory holds one past batch of 80 rows, the same for every chunking."""
         torch.manual_seed(1)
         population = Population(
-            self.objective, self.battery, self.items, chunk=chunk, memory=self.memory, balance=self.balance
+            self.objective,
+            self.battery,
+            self.items,
+            chunk=chunk,
+            live=self.live,
+            memory=self.memory,
+            balance=self.balance,
         )
         torch.manual_seed(2)
         population.chunk = None
@@ -146,8 +153,8 @@ def rank_errors(rank: int, folder: str, rows: tuple[int, int], cases: list) -> N
     torch.set_num_threads(1)
     mine = slice(0, rows[0]) if rank == 0 else slice(rows[0], sum(rows))
     errors = []
-    for name, example, memory, chunk in cases:
-        problem = Problem(rdm.objective(name, **example), memory, rows=sum(rows))
+    for name, example, memory, chunk, live in cases:
+        problem = Problem(rdm.objective(name, **example), memory, rows=sum(rows), live=live)
         problem.warm = problem.warm[mine.start : mine.start + 40] if rank == 0 else problem.warm[40:]
         problem.gradient(chunk, rows=mine)
         sum_gradients(problem.net.parameters())

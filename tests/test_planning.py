@@ -55,6 +55,11 @@ losses.matching.population = 128
 losses.matching.chunk = 32
 memories.queue.size = 2000
 """
+LIVE = """
+losses.matching.objective = @objectives.energy()
+losses.matching.population = 256
+losses.matching.live = 48
+"""
 SHARDED = """
 rdm.train.model = @generators.dit()
 generators.dit.shape = (1, 8, 8)
@@ -125,7 +130,7 @@ def encoder(tmp_path_factory) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", [DENSE, CHUNKED], ids=["dense", "chunked"])
+@pytest.mark.parametrize("text", [DENSE, CHUNKED, LIVE], ids=["dense", "chunked", "live"])
 def test_what_is_said_of_memory_is_within_15_percent_of_what_a_run_holds(text, tmp_path, encoder):
     path = file(tmp_path, text, encoder)
     said, found = plan(path).most, held(path, tmp_path / "run")

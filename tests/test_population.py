@@ -125,11 +125,15 @@ def test_two_ranks_with_unequal_rows(tmp_path):
     chosen = [(*case.values, memory, (None, 7)[k % 2]) for k, (case, memory) in enumerate(pairs)]
     within = [("classwise", {"objective": each, "classes": 2}) for each in ("frechet", "energy")]
     chosen += [(*case, memory, 7) for case in within for memory in kinds[2::4]]
+    chosen = [(*case, None) for case in chosen]
+    chosen += [("energy", {}, kinds[2], chunk, live) for chunk, live in ((None, 1), (7, 9), (3, 60), (None, 99))]
     processes.ranks(rank_errors, (str(tmp_path), (25, 35), chosen), 2)
     gradients = torch.load(tmp_path / "gradients.pt", weights_only=True)
     assert len(gradients) == len(chosen)
-    for (name, example, memory, chunk), gradient in zip(chosen, gradients, strict=True):
-        expected = torch.cat([g.flatten() for g in Problem(rdm.objective(name, **example), memory).oracle(None)])
+    for (name, example, memory, chunk, live), gradient in zip(chosen, gradients, strict=True):
+        problem = Problem(rdm.objective(name, **example), memory, live=live)
+        parts = problem.oracle(None) if live is None else problem.gradient(None)
+        expected = torch.cat([g.flatten() for g in parts])
         error = (gradient - expected).norm() / expected.norm()
         assert error <= 1e-11, (name, example, memory, chunk, error)
     loops = torch.load(tmp_path / "loops.pt", weights_only=True)

@@ -56,6 +56,7 @@ class Matching(Loss):
         conditions: what the generator is asked for (registry "conditions"); None for its own, classes uniformly.
         population: images generated a step, over all ranks.
         chunk: images in one forward pass; None for all of a rank's at once.
+        live: images of a step that get its gradient, for all; None for each its own.
         warm_up: images of the initial model written to the memory before the first step.
     """
 
@@ -65,6 +66,7 @@ class Matching(Loss):
         battery: Battery | None = None,
         population: Count = 1024,
         chunk: Count | None = None,
+        live: Count | None = None,
         memory: Memory | None = None,
         balance: Balance | None = None,
         normalize_gradient: bool = False,
@@ -80,8 +82,8 @@ class Matching(Loss):
         self.reference = reference
         self.objective, self.battery, self.population = objective, battery, population
         self.size = population
-        self.options = {"chunk": chunk, "memory": memory, "balance": balance, "normalize_gradient": normalize_gradient}
-        self.options["tolerance"] = tolerance
+        self.options = {"chunk": chunk, "live": live, "memory": memory, "balance": balance}
+        self.options |= {"normalize_gradient": normalize_gradient, "tolerance": tolerance}
         self.warm_up, self.conditions = warm_up, conditions
 
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
@@ -130,8 +132,8 @@ class Matching(Loss):
         battery, sides = expected(self.battery, self.reference, None if setting.data is None else len(setting.data))
         asked = model.conditions if self.conditions is None else self.conditions
         objectives = by_member(self.objective, [each.name for each in battery.members])
-        memory, chunk = self.options["memory"] or NoMemory(), self.options["chunk"]
-        given = model, asked, battery, objectives, memory, chunk, self.population, sides, setting.passes
+        memory, chunk, live = self.options["memory"] or NoMemory(), self.options["chunk"], self.options["live"]
+        given = model, asked, battery, objectives, memory, chunk, live, self.population, sides, setting.passes
         yield from Rehearsal(*given).step(ranks)
 
     def state(self) -> dict[str, Any]:

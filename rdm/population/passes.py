@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from rdm.distributed import summed
 from rdm.errors import InputError, NonFiniteError
 from rdm.matching.autocast import Casting, own_types
 from rdm.matching.memory import Memory
@@ -145,17 +146,23 @@ class Twice:
         self.terms, self.generate, self.memory = terms, generate, memory
         self.measured = measure(terms, generate, chunks, look, rows=memory.keeps_rows, graph=graph)
         self.rows, self.casting = self.measured.rows, Casting()
+        self.moving = [chunk for chunk in self.measured.chunks if not chunk.still]
+        self.times = 1.0  # what the gradient of a live row stands for
+        if len(self.moving) < len(self.measured.chunks):
+            counts = [_rows(self.measured.chunks), _rows(self.moving)]
+            every, live = summed(torch.tensor(counts, dtype=torch.float64)).tolist()
+            self.times = every / live
 
     def pulled(self, live: int, generator: torch.Generator | None) -> list[Pull]:
         """Pass 2."""
         return pulled(self.terms, self.measured.summaries, live, generator)
 
     def back(self, pulls: Sequence[Pull], scales: Tensor, hand: Hand | None) -> Tensor:
-        """Pass 3: each chunk again, with gradient and its randomness replayed; returns as `Once` does."""
-        chunks, device, start = self.measured.chunks, self.measured.chunks[0].noise.device, 0
+        """Pass 3: each live chunk again, with gradient and its randomness replayed; returns as `Once` does."""
+        chunks, device, start = self.moving, self.moving[0].noise.device, 0
         after = random_state(device)
-        rows = [len(chunk.noise) for chunk in chunks if not chunk.idle]
-        cotangents = [scale * each.cotangent for scale, each in zip(scales, pulls, strict=True)]
+        rows = [len(chunk.noise) for chunk in self.measured.chunks if not chunk.idle]  # the live come first
+        cotangents = [self.times * scale * each.cotangent for scale, each in zip(scales, pulls, strict=True)]
         shares = [t.live.kind.split(c, rows) for t, c in zip(self.terms, cotangents, strict=True)]
         norms, problem = list[Tensor](), None
         for i, chunk in enumerate(chunks):
@@ -178,7 +185,8 @@ class Twice:
         restore_random_state(device, after)
         if problem is not None:
             raise problem
-        return torch.linalg.vector_norm(torch.stack(norms), dim=0) / scales.clamp_min(TINY)
+        norms = norms or [scales.new_zeros(len(scales))]
+        return torch.linalg.vector_norm(torch.stack(norms), dim=0) / (self.times**0.5 * scales).clamp_min(TINY)
 
     def _pulled_back(self, items: Tensor, chunk: Chunk, rows: slice, cotangents: Sequence[Tensor]) -> list[Tensor]:
         """Every term's gradient in the items of a chunk, which must be those of the first pass."""
@@ -196,6 +204,10 @@ class Taken(NamedTuple):
     scales: Tensor  # what each member's cotangent is multiplied by
     units: Tensor  # what it is multiplied by at weight and coefficient 1
     kept: tuple[Tensor | None, Tensor | None]  # of the balance, if the step is taken
+
+
+def _rows(chunks: Sequence[Chunk]) -> int:
+    return sum(len(chunk.noise) for chunk in chunks if not chunk.idle)
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:

@@ -40,11 +40,11 @@ from rdm.population.remembered import followed
 from rdm.population.replay import (
     Chunk,
     Generate,
+    Live,
     check_differentiable,
     check_rows_apart,
     chunked,
-    random_state,
-    restore_random_state,
+    same_random_state,
     warn_of_range,
 )
 from rdm.population.state import BALANCE, check_population, kept, restored
@@ -72,6 +72,7 @@ class Population:
             gives one by the name of each member. Its encoders must be those of the battery.
         device: where to compute, without items.
         chunk: images in one forward pass; None for all at once.
+        live: images of all ranks, drawn anew each step, whose gradient stands for that of all, unbiased; None: all.
         memory: what of the past joins the live batch (`NoMemory`, `EMA`, `Queue`), or its registered name.
         balance: how the members' terms are weighed against each other, or its registered name.
         normalize_gradient: divide the gradient by the share that the memory leaves to the live batch.
@@ -98,6 +99,7 @@ class Population:
         reference: Reference | Path | str | Mapping[str, Reference | Path | str] | None = None,
         device: torch.device | str | None = None,
         chunk: int | None = None,
+        live: int | None = None,
         memory: Memory | str | None = None,
         balance: Balance | str | None = None,
         normalize_gradient: bool = False,
@@ -105,7 +107,7 @@ class Population:
         cache: Path | None = None,
         shared: bool = False,
     ):
-        check("chunk", chunk, Count | None)
+        check("chunk", chunk, Count | None), check("live", live, Count | None)
         file = None if reference is None else as_reference(reference)
         self.battery, reals = real_sides(battery, items, condition, reference=file, device=device, cache=cache)
         self.reference = "" if file is None else file.fingerprint
@@ -113,7 +115,7 @@ class Population:
         chosen = by_member(objective, [representation.name for representation in self.battery.members])
         self.balance = Uniform() if balance is None else balances.take(balance, Balance)
         self.memory = NoMemory() if memory is None else memories.take(memory, Memory)
-        self.chunk, self.normalize_gradient = chunk, normalize_gradient
+        self.chunk, self.live, self.normalize_gradient = chunk, live, normalize_gradient
         refuse_signed(self.balance, chosen.values())
         self.terms: list[Term] = []
         self.weighing = Weighing(self.balance, self.terms)
@@ -206,8 +208,8 @@ class Population:
             NonFiniteError: NaN or infinity in features (which representation, how many rows) or in a distance.
             InputError: generate() gives not one item a row, no gradient, or not the same again.
         """
-        chunks, hand = self._chunks(noise, condition, weights, generator), Added(passes, self._watch, scale)
         with torch.enable_grad():
+            hand, chunks = Added(passes, self._watch, scale), self._chunks(noise, condition, weights, generator)
             return self._take(self._forward(generate, chunks, generator, self._look), hand)
 
     def warm_up(self, generate: Generate, noise: Tensor, condition: Condition | None = None) -> None:
@@ -217,11 +219,8 @@ class Population:
 
     def try_out(self, generate: Generate, noise: Tensor, condition: Condition | None = None) -> None:
         """Refuse items that the encoders do not take, or features of another width; nothing changes."""
-        random = random_state(noise.device)
-        try:
+        with same_random_state(noise.device):
             self._measure(generate, noise, condition)
-        finally:
-            restore_random_state(noise.device, random)
 
     @own_types()
     def floors(self, rows: int) -> dict[str, float]:
@@ -252,11 +251,12 @@ class Population:
         self, noise: Tensor, condition: Condition | None, weights: Tensor | None, generator: torch.Generator | None
     ) -> list[Chunk]:
         check("generator", generator, torch.Generator | None)
-        return chunked(noise, condition, weights, self.chunk)
+        live = None if self.live is None or not torch.is_grad_enabled() else Live(self.live, self._writes)
+        return chunked(noise, condition, weights, self.chunk, live)
 
     def _measure(self, generate: Generate, noise: Tensor, condition: Condition | None) -> Measured:
-        chunks = chunked(noise, condition, None, self.chunk)
-        return measure(self.terms, generate, chunks, self._look, rows=self.memory.keeps_rows)
+        chunks, rows = chunked(noise, condition, None, self.chunk), self.memory.keeps_rows
+        return measure(self.terms, generate, chunks, self._look, rows=rows)
 
     def _forward(
         self,
@@ -269,14 +269,14 @@ class Population:
     ) -> Taken:
         """Passes 1 and 2, of which nothing is kept; `look` sees the first items, with their graph if asked for."""
         learn, before = torch.is_grad_enabled(), self.weighing.kept
-        live = int(total(sum(len(chunk.noise) for chunk in chunks if not chunk.idle)))
+        rows = int(total(sum(len(chunk.noise) for chunk in chunks if not chunk.idle)))
         with together():
             if len(chunks) == 1 and learn:
                 passes = Once(self.terms, generate, chunks[0], look, self.memory)
             else:
                 passes = Twice(self.terms, generate, chunks, look, self.memory, graph=graph)
         try:
-            pulls = passes.pulled(live, generator)
+            pulls = passes.pulled(rows, generator)
             units = self._units(pulls)
             if self.weighing.wants_pulls:
                 if not learn:

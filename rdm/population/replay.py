@@ -6,18 +6,20 @@ gradient is wanted. Rows are compared by their products with fixed random direct
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rdm.data.condition import Condition, check_condition, rows_of, split
+from rdm.data.condition import Condition, check_condition, rows_of
 from rdm.data.inputs import Inputs
-from rdm.distributed import largest
+from rdm.distributed import gather, largest, rank
 from rdm.errors import InputError
 from rdm.matching.autocast import own_types, refuse_gradient
 from rdm.matching.statistic import checked_weights
+from rdm.randomness import stream
 from rdm.timing.regions import region
 
 Generate = Callable[..., Tensor]
@@ -34,6 +36,7 @@ class Chunk(NamedTuple):
     """Inputs of one forward pass and the random state that it started from.
 
     An idle one is computed because other ranks compute one, for which a sharded generator waits; it counts for nothing.
+    A still one counts for the population and gets no gradient.
     """
 
     noise: Tensor
@@ -41,14 +44,28 @@ class Chunk(NamedTuple):
     weights: Tensor | None
     random: list[Tensor]
     idle: bool = False
+    still: bool = False
 
-    def part(self, rows: slice) -> "Chunk":
+    def part(self, rows: slice | Tensor) -> "Chunk":
         """Some of its rows."""
-        return Chunk(self.noise[rows], rows_of(self.condition, rows), rows_of(self.weights, rows), self.random)
+        return self._replace(
+            noise=self.noise[rows], condition=rows_of(self.condition, rows), weights=rows_of(self.weights, rows)
+        )
 
 
-def chunked(noise: Tensor, condition: Condition | None, weights: Tensor | None, size: int | None) -> list[Chunk]:
+class Live(NamedTuple):
+    """So many rows, over all ranks and drawn anew each turn, that get a gradient."""
+
+    rows: int
+    turn: int
+
+
+def chunked(
+    noise: Tensor, condition: Condition | None, weights: Tensor | None, size: int | None, live: Live | None = None
+) -> list[Chunk]:
     """Chunks of so many rows, all in one for None; as many on every rank, smaller ones where there are fewer rows.
+
+    Those of live rows come first, the still ones after them.
 
     Raises:
         InputError: noise that is no tensor or has no row; a condition or weights of another length.
@@ -61,14 +78,33 @@ def chunked(noise: Tensor, condition: Condition | None, weights: Tensor | None, 
     if weights is not None:
         refuse_gradient(weights, "weights of the population", "detach them, or take rdm.distance, which learns weights")
         weights = checked_weights(weights, len(noise), side="the population").detach().to(noise.device)
-    pieces = noise.split(size or len(noise))
-    (count,) = largest(len(pieces))
-    if count > len(pieces):
-        pieces = noise.tensor_split(min(count, len(noise)))
-    rows = [len(piece) for piece in pieces]
-    conditions, shares = split(condition, rows), split(weights, rows)
-    chunks = [Chunk(z, c, w, []) for z, c, w in zip(pieces, conditions, shares, strict=True)]
-    return chunks + [chunks[0]._replace(idle=True)] * (count - len(chunks))
+    rows = Chunk(noise, condition, weights, [])
+    if live is None:
+        return _pieces(rows, size, rows)
+    is_live = _drawn(len(noise), live).to(noise.device)
+    moving, still = (rows.part(each.nonzero()[:, 0]) for each in (is_live, ~is_live))
+    return _pieces(moving, size, rows) + _pieces(still._replace(still=True), size, rows)
+
+
+def _drawn(rows: int, live: Live) -> Tensor:
+    """Which of this rank's rows are live; the same of all rows on any number of ranks."""
+    counts = [int(n) for n in gather(torch.tensor(rows))]
+    chosen = torch.randperm(sum(counts), generator=stream(0, "live rows", live.turn))
+    before = sum(counts[: rank()])
+    return chosen[before : before + rows] < live.rows
+
+
+def _pieces(rows: Chunk, size: int | None, spare: Chunk) -> list[Chunk]:
+    """Pieces of so many rows; idle ones, of the `spare` rows if need be, where other ranks have more pieces."""
+    n = len(rows.noise)
+    index = torch.arange(n)
+    parts = index.split(size or n) if n else ()
+    (count,) = largest(len(parts))
+    if count > len(parts) and n:
+        parts = index.tensor_split(min(count, n))
+    chunks = [rows.part(slice(int(part[0]), int(part[-1]) + 1)) for part in parts]
+    first = chunks[0] if chunks else spare.part(slice(0, 1))
+    return chunks + [first._replace(idle=True, still=rows.still)] * (count - len(chunks))
 
 
 def generated(generate: Generate, chunk: Chunk) -> Tensor:
@@ -180,3 +216,13 @@ def restore_random_state(device: torch.device, states: list[Tensor]) -> None:
     torch.set_rng_state(states[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(states[1], device)
+
+
+@contextmanager
+def same_random_state(device: torch.device) -> Iterator[None]:
+    """A block after which the global random states are what they were before."""
+    states = random_state(device)
+    try:
+        yield
+    finally:
+        restore_random_state(device, states)

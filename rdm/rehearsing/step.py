@@ -62,7 +62,7 @@ class Rehearsal:
     """One rank's step of a population, with what `Population` is given and the sizes of the real sides.
 
     Args:
-        model, conditions, battery, objectives, memory, chunk: as of the population; objectives by encoder.
+        model, conditions, battery, objectives, memory, chunk, live: as of the population; objectives by encoder.
         size: images a step, over all ranks.
         sides: by encoder; None for one whose reference nobody knows, of which moments are assumed.
         passes: as `rdm.training.loss.Setting` has it.
@@ -74,6 +74,7 @@ class Rehearsal:
     objectives: Mapping[str, Objective]
     memory: Memory
     chunk: int | None
+    live: int | None
     size: int
     sides: Mapping[str, Side | None]
     passes: Passes = alone
@@ -82,8 +83,9 @@ class Rehearsal:
     def step(self, ranks: int) -> Done:
         """The step, with a word after each part of it; what is held is held meanwhile."""
         mine = len(portion(self.size, 0, ranks))
-        rows = min(self.chunk or mine, mine)
-        chunks = math.ceil(mine / rows)
+        live = min(mine, math.ceil((self.live or self.size) / ranks))
+        rows, moving = (min(self.chunk or every, every) for every in (max(live, mine - live), live))
+        chunks = math.ceil(live / moving) + (math.ceil((mine - live) / rows) if live < mine else 0)
         chunk = Chunk(self.model.noise(rows, torch.Generator()), self._condition(rows), None, [])
         yield Does("inputs", 1)
         with torch.set_grad_enabled(chunks == 1):
@@ -93,7 +95,7 @@ class Rehearsal:
         if chunks == 1:
             yield from self._at_once(items, chunk)
         else:
-            yield from self._in_chunks(items, chunk, chunks)
+            yield from self._in_chunks(items, chunk, chunks, chunk.part(slice(0, moving)), math.ceil(live / moving))
 
     def _generated(self, chunk: Chunk) -> Tensor:
         return self.model(chunk.noise) if chunk.condition is None else self.model(chunk.noise, chunk.condition)
@@ -171,8 +173,8 @@ class Rehearsal:
         items.backward(sum(gradients, torch.zeros_like(items)))
         yield Does("generator, backward")
 
-    def _in_chunks(self, items: Tensor, chunk: Chunk, chunks: int) -> Done:
-        """In two passes, as `Population` does several chunks."""
+    def _in_chunks(self, items: Tensor, chunk: Chunk, chunks: int, moving: Chunk, live: int) -> Done:
+        """In two passes, as `Population` does several chunks, the second one for the live chunks alone."""
         parts: list[Summary] = []
         with torch.no_grad():
             for term in self.terms:
@@ -188,17 +190,17 @@ class Rehearsal:
             cotangent, note = self._distance(term, part)
             cotangents.append(cotangent)
             yield Does(f"distance under {term.representation.name}", 1, note)
-        self._earlier_chunks(chunk)
+        self._earlier_chunks(moving)
         yield Does("gradients", 0)
-        items = self._generated(chunk)
-        yield Does("generator, second pass", chunks)
+        items = self._generated(moving)
+        yield Does("generator, second pass", live)
         pulls = [torch.zeros_like(items)]
         for term in self.terms:
             shape = term.statistic.measure(torch.zeros(len(items), term.row.shape[1]), torch.zeros(len(items)))
-            pulls.append(term.backward(items, chunk, torch.zeros_like(shape.value)))
-            yield Does(f"{term.representation.name}, second pass", chunks)
+            pulls.append(term.backward(items, moving, torch.zeros_like(shape.value)))
+            yield Does(f"{term.representation.name}, second pass", live)
         items.backward(sum(pulls))
-        yield Does("generator, backward", chunks)
+        yield Does("generator, backward", live)
 
     def _earlier_chunks(self, chunk: Chunk) -> None:
         """Leave the gradients that chunks before the last one do: of sharded modules whole ones."""
