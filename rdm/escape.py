@@ -1,10 +1,13 @@
 r"""Names that data brings along, made safe for where they go: a terminal, a table of cells, a figure, a file's name.
 
-In HTML everything is escaped by `html.escape`.
+In HTML everything is escaped by `html.escape`. And records of many numbers, on one line.
 """
 
+import dataclasses
+import reprlib
 import unicodedata
 from collections.abc import Iterable
+from typing import Any
 
 from rdm.errors import InputError
 
@@ -70,3 +73,23 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+class _Brief(reprlib.Repr):
+    """Python's own short forms, with tensors by type and shape and networks by their class."""
+
+    def repr1(self, x: Any, level: int) -> str:
+        if hasattr(x, "dtype") and hasattr(x, "shape"):
+            return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)}"
+        return f"{type(x).__name__}(...)" if hasattr(x, "state_dict") else super().repr1(x, level)
+
+
+_BRIEF = _Brief()
+_BRIEF.maxother = _BRIEF.maxstring = 60
+
+
+def brief(self: Any) -> str:
+    """A dataclass that holds tensors, on one line: what is set, tensors by type and shape; for its `__repr__`."""
+    held = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.repr}
+    said = ", ".join(f"{name}={_BRIEF.repr(value)}" for name, value in held.items() if value is not None)
+    return f"{type(self).__name__}({said})"

@@ -38,6 +38,25 @@ def test_population_gradient_is_plain_autograds(name, example):
         assert relative_error(problem.gradient(7), problem.oracle(7)) <= 1e-10
 
 
+@cases
+def test_a_population_moves_there_in_the_middle_of_training(name, example):
+    """And its state, saved on the CPU, is taken there."""
+    problem = Problem(rdm.objective(name, **example), rdm.Queue(130))
+    steps, populations = [], [problem.population(7) for _ in range(3)]
+    populations[0].backward(problem.net, problem.noise)
+    for each in populations[1:]:
+        each.load_state_dict(populations[0].state_dict())
+    steps.append(populations[0].backward(problem.net, problem.noise, generator=torch.Generator().manual_seed(5)))
+    problem.net.cuda()
+    moved, late = populations[1].to("cuda"), populations[2].to("cuda")
+    late.load_state_dict(moved.to("cpu").state_dict())
+    moved.to("cuda")
+    for each in (moved, late):
+        steps.append(each.backward(problem.net, problem.noise.cuda(), generator=torch.Generator().manual_seed(5)))
+    for member, distance in steps[0].distances.items():
+        assert [float(step.distances[member]) for step in steps[1:]] == pytest.approx([float(distance)] * 2, rel=1e-7)
+
+
 @pytest.mark.parametrize("kind", ["ema", "queue", "flow"])
 def test_training_runs_and_resumes(kind, tmp_path):
     options = {"device": "cuda"} | ({"losses": [FlowMatching(batch=8)]} if kind == "flow" else {})

@@ -15,8 +15,10 @@ import rdm
 from rdm.errors import InputError, MismatchError, NonFiniteError
 from rdm.matching.balance import SelfNormalized, Uniform
 from rdm.matching.memory import EMA, NoMemory, Queue
+from rdm.matching.real import Real
 from rdm.matching.representation import Battery, Representation
 from rdm.population.population import Population
+from rdm.rehearsing.bound import tensors
 from tests import processes
 from tests.conftest import objective_cases
 from tests.problems import Problem, rank_errors, relative_error
@@ -371,6 +373,49 @@ def test_a_population_pickles_in_the_middle_of_training(memory):
     population.backward(problem.net, problem.noise)
     steps = [p.backward(problem.net, problem.noise) for p in (pickle.loads(pickle.dumps(population)), population)]
     assert steps[0].distances == steps[1].distances and steps[0].shares == steps[1].shares
+
+
+@memories
+def test_a_population_moves_and_is_kept_by_the_usual_names(memory, tmp_path, untyped):
+    """To a device, here one without numbers: what it holds goes there, and the state comes back from a checkpoint."""
+    problem = Problem(rdm.objective("frechet"), memory, rdm.balance("gradient_norm"))
+    first, second, gone = (problem.population(7) for _ in range(3))
+    first.backward(problem.net, problem.noise)
+    torch.save(first.state_dict(), tmp_path / "state.pt")
+    gone.load_state_dict(first.state_dict())
+    second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert second.to("cpu") is second and second.to(torch.device("cpu")).state_dict().keys() == first.state().keys()
+    steps = [each.backward(problem.net, problem.noise) for each in (first, second)]
+    assert steps[0].distances == steps[1].distances and steps[0].coefficients == steps[1].coefficients
+    for term in gone.to("meta").terms:
+        held = [*tensors(term.target), *tensors(term.statistic), *tensors(term.past), term.row]
+        assert held and all(each.is_meta for each in held)
+    with pytest.raises(InputError, match=r"moved to a device, .to\('cuda'\); got torch.float16"):
+        first.to(torch.float16)
+
+
+def test_what_is_printed_is_a_line_a_member():
+    """With dimension, input and the weights' hash; of modules and tensors no more than that."""
+    items, encoder = torch.rand(40, 6), nn.Linear(6, 2)
+    battery = Battery((rdm.representation("pixels"), rdm.representation("pca", components=3)), weights=(1, 0.5))
+    assert repr(battery).splitlines() == [
+        "Battery of",
+        '  pixels: features of items "n ..."; no weights, weight 1',
+        '  pca: features of items "n ..."; estimated on the reference, weight 0.5',
+    ]
+    population = Population("energy", ["pixels", encoder], items, chunk=8, memory="ema")
+    head, pixels, last = repr(population).splitlines()
+    assert head.startswith("Population by Energy(") and "EMA(decay=0.99" in head and "chunk 8" in head
+    assert pixels == '  pixels: 6 features of items "n ..."; no weights, weight 1'
+    (member,) = [r for r in population.battery.members if r.name == "Linear"]
+    assert (
+        last == f'  Linear: 2 features of items "n ..."; 14 parameters, fingerprint {member.fingerprint[:12]}, weight 1'
+    )
+    several = Population({"pixels": "energy", "Linear": "frechet"}, ["pixels", encoder], items)
+    assert "several objectives" in repr(several) and repr(several).splitlines()[2].endswith("Frechet(correction=1)")
+    assert repr(rdm.dataset("digits")).endswith("images=float32 [1297, 1, 8, 8], labels=int64 [1297], classes=10)")
+    for each in (Real(items), rdm.Reference({}, {}, keys=torch.arange(3)), rdm.Streaming(None, ["fd"])):
+        assert "\n" not in repr(each) and "tensor(" not in repr(each)
 
 
 def test_weights_of_the_battery_scale_the_terms():

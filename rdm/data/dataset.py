@@ -14,6 +14,7 @@ from torch import Tensor
 from rdm.data.items import Items, first_item
 from rdm.data.source import Form, open_source
 from rdm.errors import InputError
+from rdm.escape import brief
 
 
 class Part(NamedTuple):
@@ -62,6 +63,8 @@ class Dataset(Data):
     images: Tensor  # n ...; pictures are n c h w in [0, 1], waveforms n samples in [-1, 1]
     labels: Tensor  # type: ignore[override]  # n, int64
     classes: int
+
+    __repr__ = brief
 
     def __len__(self) -> int:
         return len(self.images)

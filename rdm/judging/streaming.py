@@ -71,6 +71,10 @@ class Streaming:
         self._sides: dict[str, _Side] = {}
         self.reset(real=True)
 
+    def __repr__(self) -> str:
+        """The metrics, and what they see."""
+        return f"Streaming {', '.join(self.names)} of {self.representation or 'features'}"
+
     def reset(self, *, real: bool = False) -> None:
         """Forget the generated side; the real one too where asked for."""
         with self._lock:

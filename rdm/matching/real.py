@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rdm.distributed import concatenated, rank, summed, together, world_size
 from rdm.errors import InputError
+from rdm.escape import brief
 from rdm.files.store import digest
 from rdm.matching.autocast import refuse_gradient
 from rdm.matching.statistic import Statistic, Summary, checked
@@ -33,6 +34,8 @@ class Gaussian:
     mean: Float[Tensor, " d"]
     covariance: Float[Tensor, "d d"]
     n: int
+
+    __repr__ = brief
 
     @classmethod
     def of(cls, rows: Tensor, weights: Tensor | None = None) -> "Gaussian":
@@ -109,6 +112,8 @@ class Real:
     device: torch.device | None = None
     chunk: int = CHUNK
     shared: bool = False
+
+    __repr__ = brief
 
     @classmethod
     def of(cls, features: Tensor, weights: Tensor | None = None, **origin: Any) -> "Real":

@@ -63,6 +63,21 @@ class Representation:
         if self.module is not None:
             self.module.eval().requires_grad_(False)
 
+    def __repr__(self) -> str:
+        """One line: how many features, once items were encoded, of what; how many parameters, and their hash."""
+        width = f"{vars(self)['_width']} " if "_width" in vars(self) else ""
+        return f"{self.name}: {width}features of {self.inputs}; {self._weights()}"
+
+    def _weights(self) -> str:
+        if self.module is None:
+            return "estimated on the reference"
+        held = self.module.state_dict().values()
+        if not held or any(type(each) is not Tensor or each.is_meta for each in held):
+            return "weights not read" if held else "no weights"
+        count, file = sum(p.numel() for p in self.module.parameters()), self.settings.get("weights_sha256")
+        known = f"file {file[:12]}" if isinstance(file, str) else f"fingerprint {self.fingerprint[:12]}"
+        return f"{count:,} parameters, {known}" if count else known
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the compiled module, which is made again where it is needed."""
         return {key: value for key, value in vars(self).items() if key != "_compiled"}
@@ -124,6 +139,8 @@ class Representation:
                 f"representation {self.name!r} must give one row an item, shape ({len(items)}, d); "
                 f"got {tuple(features.shape)}"
             )
+        if not torch.compiler.is_compiling():
+            vars(self)["_width"] = features.shape[1]
         return features.to(torch.promote_types(features.dtype, torch.float32))
 
     @cached_property
@@ -175,6 +192,12 @@ class Battery:
             raise InputError(f"expected {len(self.members)} weights, one a member; got {len(self.weights)}")
         for weight in self.member_weights:
             check("weights of a battery", weight, Weight)
+
+    def __repr__(self) -> str:
+        """A line a member."""
+        weights = [f", weight {w:g}" if self.weights is not None else "" for w in self.member_weights]
+        lines = [f"{member}{weight}" for member, weight in zip(self.members, weights, strict=True)]
+        return "\n  ".join(["Battery of", *lines, *(f"held out {member}" for member in self.held_out)])
 
     def running(self, **options: Any) -> "Battery":
         """The battery with how its encoders run: micro_batch, precision, clamp, compile (see `Representation`).

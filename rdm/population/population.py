@@ -18,7 +18,6 @@ Memory Limited Setup", here for every statistic: a `Sum` caches its value, not i
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +46,8 @@ from rdm.population.replay import (
     same_random_state,
     warn_of_range,
 )
-from rdm.population.state import BALANCE, check_population, kept, restored
-from rdm.population.term import Pull, Step, Term, Weighing, finite, kinds, refuse_signed
+from rdm.population.state import Stateful
+from rdm.population.term import Pull, Step, Term, Weighing, finite, refuse_signed
 from rdm.references.file import Reference
 from rdm.references.pairing import as_reference, real_sides
 from rdm.references.targets import bound
@@ -56,7 +55,7 @@ from rdm.registry import balances, memories
 from rdm.timing.regions import region
 
 
-class Population:
+class Population(Stateful):
     """Distances of a generated population from a reference, under every member of a battery.
 
     The reference is given as items, or as what was measured of them, and then needs no items.
@@ -226,26 +225,6 @@ class Population:
     def floors(self, rows: int) -> dict[str, float]:
         """What a perfect generator scores, by member: the distance of so many fresh real rows from the reference."""
         return {term.representation.name: term.floor(rows) for term in self.terms}
-
-    def state(self) -> dict[str, Any]:
-        """What changes from step to step, for a checkpoint (see `rdm.files.store.pack`)."""
-        made_by = {name: type(each).__name__ for name, each in (("memory", self.memory), ("balance", self.balance))}
-        made_by |= {"objective": kinds(self.terms)} | ({"reference": self.reference} if self.reference else {})
-        balance = dict(zip(BALANCE, (self.weighing.state, self.weighing.pulls), strict=True))
-        return {**kept(self.terms), **balance, "made_by": made_by, "writes": self._writes}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take back what `state` gave.
-
-        Raises:
-            CorruptFileError, MismatchError: damaged, or of other encoders, another objective or another memory.
-        """
-        check("state", state, dict)
-        pasts = {t.representation.name: self.memory.held(t.row, t.statistic) for t in self.terms}
-        check_population(state, self.state(), pasts)
-        self.terms[:] = [restored(term, state) for term in self.terms]
-        self.weighing.state, self.weighing.pulls = (state.get(key) for key in BALANCE)
-        self._writes = state.get("writes", 0)
 
     def _chunks(
         self, noise: Tensor, condition: Condition | None, weights: Tensor | None, generator: torch.Generator | None

@@ -1,7 +1,7 @@
 """Terms: what a population keeps of each member of its battery, and how their balance weighs them."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from rdm.matching.balance import Balance, Terms
 from rdm.matching.objective import Objective
 from rdm.matching.representation import Representation
 from rdm.matching.statistic import Cat, Summary, checked
-from rdm.population.remembered import Remembered
+from rdm.population.remembered import Remembered, moved
 from rdm.population.replay import Chunk
 from rdm.randomness import stream
 from rdm.timing.regions import region
@@ -30,6 +30,11 @@ class Term(Remembered):
     representation: Representation
     weight: float
     fresh: Tensor | None = None  # real rows that are in no reference, "f d"
+
+    def to(self, device: torch.device) -> "Term":
+        """The same on a device, but for its encoder; fresh rows stay in the machine's memory."""
+        held = "row", "statistic", "target", "past", "solved", "solver"
+        return replace(self, **{name: moved(getattr(self, name), device) for name in held})
 
     def encode(self, items: Tensor, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Checked features, and the chunk's weights."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rdm.errors import CorruptFileError, InputError, MismatchError
+from rdm.escape import brief
 from rdm.files.store import digest, existing, read_tensors, write_bytes, write_tensors
 from rdm.matching.distances import median_distance
 from rdm.matching.metric import Distance
@@ -50,6 +51,7 @@ class Member:
     classes: Mapping[int, Gaussian] = field(default_factory=dict)
     module: Mapping[str, Tensor] = field(default_factory=dict)  # weights of an encoder that was fitted on the data
     description: Mapping[str, Any] = field(default_factory=dict)  # settings, fingerprint, dtype, floors
+    __repr__ = brief
 
     def real(self, device: torch.device | str = "cpu", **origin: Any) -> Real:
         """The real side as objectives take it: every row where all are kept, else the sample."""
@@ -85,6 +87,7 @@ class Reference:
     labels: Tensor | None = None
     fresh_keys: Tensor | None = None
     fresh_labels: Tensor | None = None
+    __repr__ = brief
 
     @classmethod
     def from_features(cls, rows: Tensor, weights: Tensor | None = None) -> "Reference":
