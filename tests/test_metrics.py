@@ -38,10 +38,15 @@ def test_every_metric_gives_its_interval_seed_and_source():
             assert part in text + (inspect.getdoc(entry.build.__mro__[1]) or ""), f"{name} says no {part}"
         measure = rdm.metric(name, **({"size": 100, "subsets": 5} if name.startswith("kid") else {}))
         assert isinstance(measure, Measure)
-        found = measure(logits if measure.logits else X, Real(Y, fresh=rows(280, seed=4)), seed=7)
+        found = measure(
+            logits if measure.logits else X, Real(Y, fresh=rows(280, seed=4), train=rows(200, seed=5)), seed=7
+        )
         assert isinstance(found, Metric) and found.seed == 7 and found.low <= found.value <= found.high, name
         assert 250 <= found.n <= 300
-        assert measure(logits if measure.logits else X, Real(Y, fresh=rows(280, seed=4)), seed=7) == found
+        assert (
+            measure(logits if measure.logits else X, Real(Y, fresh=rows(280, seed=4), train=rows(200, seed=5)), seed=7)
+            == found
+        )
         wild = X.clone()
         wild[3, 1] = math.nan
         with pytest.raises(InputError, match="NaN or infinity in 1 of 300 rows"):

@@ -110,6 +110,7 @@ class Measure(ABC):
     """
 
     logits: ClassVar[bool] = False  # it is about class logits, not features
+    trained: ClassVar[bool] = False  # it looks for copies of the generator's training set, `Real.train`
     best: ClassVar[float] = 0.0  # what real data strives for: 0 or 1, infinity for the most
     lowest: ClassVar[float] = -math.inf  # what it can be, where intervals end
     highest: ClassVar[float] = math.inf

@@ -92,6 +92,7 @@ class Real:
         rows: features of the reference: all of them, or a uniform sample; in memory or on disk; None for moments alone.
         gaussian: fit of the whole reference; by default that of `rows`.
         fresh: features of real items that are in no reference: what ratios divide by.
+        train: features of what the generator was trained on, all of them, where copies are looked for.
         bandwidth: median distance within the reference; by default that of `rows`.
         weights: one a row, in float64; equal by default.
         whole: whether `rows` are all of the reference.
@@ -105,6 +106,7 @@ class Real:
     rows: Float[Tensor, "m d"] | Rows | None
     gaussian: Gaussian | None = None
     fresh: Float[Tensor, "f d"] | None = None
+    train: Float[Tensor, "t d"] | None = None
     bandwidth: float | None = None
     weights: Float[Tensor, " m"] | None = None
     whole: bool = True
@@ -148,12 +150,11 @@ class Real:
 
     def to(self, device: torch.device | str) -> "Real":
         """The same on a device; rows on disk are read to it."""
-        rows, fresh, weights = (
-            each.to(device) if isinstance(each, Tensor) else each for each in (self.rows, self.fresh, self.weights)
-        )
+        names = "rows", "fresh", "train", "weights"
+        sides = {n: each.to(device) for n in names if isinstance(each := getattr(self, n), Tensor)}
         gaussian = None if self.gaussian is None else self.gaussian.to(device)
         given = torch.device(device)
-        return replace(self, rows=rows, fresh=fresh, weights=weights, gaussian=gaussian, device=given)
+        return replace(self, **sides, gaussian=gaussian, device=given)
 
     @cached_property
     def mean(self) -> Float[Tensor, " d"]:
