@@ -5,6 +5,7 @@ import math
 import struct
 import tarfile
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:frechet. the population's covari
 G = torch.Generator().manual_seed(0)
 X, Y, FRESH = (torch.randn(n, 4, generator=G, dtype=torch.float64) for n in (60, 70, 64))
 ONE = torch.linspace(-1, 1, 4, dtype=torch.float64).expand(60, 4)
+TRAIN = torch.randn(50, 4, generator=G, dtype=torch.float64)
 FLAT = torch.tensor([1.0, 1.0, 0.0, 0.0]).double()
 SMALL = {
     "kid": {"size": 50, "subsets": 4},
     "kid_spread": {"size": 50, "subsets": 4},
     "sw": {"projections": 32},
     "sw_r": {"projections": 32},
+    "c_t": {"cells": 1},
 }
 SETS = {
     "two laws": (X, Real(Y, fresh=FRESH)),
@@ -49,6 +52,9 @@ SETS = {
     "far off": (X + 1e6, Real(Y, fresh=FRESH)),
     "moments of no spread": (X, Real(None, Gaussian(Y.mean(0), torch.zeros(4, 4).double(), 70))),
 }
+SETS = {kind: (x, replace(real, train=TRAIN)) for kind, (x, real) in SETS.items()}
+SETS["of its training set"] = (TRAIN.repeat(2, 1) + 1e-9 * torch.ones(4).double(), SETS["two laws"][1])
+SETS["trained on one item"] = (X, Real(Y, fresh=FRESH, train=ONE))
 REFUSALS = "at distance 0 from the reference", 'bandwidth "median" is 0', "needs rows of the reference", "holds none"
 
 
@@ -81,11 +87,11 @@ def test_every_set_gives_an_interval_or_is_refused_in_words(name, kind):
 @pytest.mark.parametrize("name", rdm.names("metrics"))
 def test_types_mix(name):
     """Each side is what its numbers are, whatever they are stored as."""
-    x, y, fresh = (side.half() for side in (X, Y, FRESH))
-    exact = metric(name)(x.double(), Real(y.double(), fresh=fresh.double()))
+    x, y, fresh, train = (side.half() for side in (X, Y, FRESH, TRAIN))
+    exact = metric(name)(x.double(), Real(y.double(), fresh=fresh.double(), train=train.double()))
     half, single, double = torch.float16, torch.float32, torch.float64
     for kind, other, third in ((half, double, single), (single, half, double), (double, single, half)):
-        found = metric(name)(x.to(kind), Real(y.to(other), fresh=fresh.to(third)))
+        found = metric(name)(x.to(kind), Real(y.to(other), fresh=fresh.to(third), train=train.to(kind)))
         assert found[:4] == pytest.approx(exact[:4], rel=2e-5, abs=2e-6), (kind, other, third)
 
 
@@ -147,7 +153,7 @@ def test_intervals_do_not_grow_as_copies_get_nearer(name):
 def test_hyperparameters_are_checked_at_construction(name):
     for field in dataclasses.fields(metrics[name].build):
         for wrong in (0, -1, 2.5, math.nan, "3", True, [4]):
-            if field.type is bool and wrong is True or field.name == "bandwidth" and wrong == 2.5:
+            if field.type is bool and wrong is True or field.name in ("bandwidth", "rate") and wrong == 2.5:
                 continue
             with pytest.raises(InputError, match=rf"{field.name} must be .*; got") as caught:
                 rdm.metric(name, **{field.name: wrong})
@@ -227,7 +233,9 @@ def test_every_metric_judges_every_kind_of_source(made, tmp_path):
             make_reference([paths[before]], tmp_path / "reference.safetensors", battery=battery, split=0.4)
             file = Reference.load(tmp_path / "reference.safetensors")
             verdict = judge_source(open_source(paths[name]), file, paths[name])
-            missing = {note.split(" not measured")[0] for note in verdict.notes if "not measured" in note}
-            assert missing == {"inception_score", "kid_spread"}, (name, verdict.notes)
+            notes = [note.split(" not measured: ") for note in verdict.notes if "not measured" in note]
+            missing = {metric for names, _ in notes for metric in names.split(", ")}
+            copying = {metric for metric in metrics if metrics[metric].build.trained}
+            assert missing == {"inception_score", "kid_spread", *copying}, (name, verdict.notes)
             for key, found in verdict.metrics.items():
                 assert inside(found, rdm.metric(key.split("/")[0])), (name, before, key, found)

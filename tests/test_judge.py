@@ -16,7 +16,7 @@ from rdm.errors import InputError
 from rdm.judging.evaluation import Evaluation
 from rdm.judging.samples import Rows, Verdict, alarms, judge
 from rdm.matching.metric import Metric
-from rdm.matching.real import Gaussian
+from rdm.matching.real import Gaussian, Real
 from rdm.matching.representation import Battery
 from rdm.references.file import Member, Reference
 from rdm.registry import batteries
@@ -298,3 +298,95 @@ def test_what_an_evaluations_battery_holds_out_is_held_out(made):
     battery = rdm.battery("untrained").training_on("pixels")
     judged = Evaluation(str(made / "r.safetensors"), battery=battery, metrics=["sw_r"], n=40)(generator)
     assert "sw_r/mean of 3 held out" in judged and "sw_r/mean of 1 held out" not in judged
+
+
+def test_copies_of_the_training_set_are_looked_for_where_it_is_given(made, tmp_path, capsys):
+    """Items, a reference that keeps every row of them, or the run's own configuration: one number each."""
+    train = pictures(200, seed=1)  # of which the reference's data begin with
+    np.save(tmp_path / "train.npy", train)
+    np.save(tmp_path / "real.npy", pictures(300, seed=5))
+    mixed = np.concatenate([train[:75], pictures(75, seed=6)])
+    np.save(tmp_path / "copied.npy", mixed)
+    np.save(tmp_path / "honest.npy", pictures(150, seed=6))
+    whole = ["--rows", "all", "--split", "0"]
+    for name, more in (("train", whole), ("real", ["--split", "0.5"])):
+        out = ["--battery", "pixels", "--out", str(tmp_path / f"{name}.safetensors")]
+        assert main(["reference", str(tmp_path / f"{name}.npy"), *out, *more]) == 0
+    found, metrics = {}, ["--metrics", "fd,authenticity,c_t,fld_gap,mifid"]
+    for name, train_set in (("copied", "train.npy"), ("honest", "train.npy"), ("copied", "train.safetensors")):
+        command = ["evaluate", str(tmp_path / f"{name}.npy"), "--reference", str(tmp_path / "real.safetensors")]
+        more = ["--train", str(tmp_path / train_set), "--json", str(tmp_path / "v.json")]
+        assert main([*command, *metrics, *more]) == 0
+        found[name, train_set] = json.loads((tmp_path / "v.json").read_text())["metrics"]
+    copied, honest = found["copied", "train.npy"], found["honest", "train.npy"]
+    assert copied["c_t/pixels"]["high"] < -2 < honest["c_t/pixels"]["low"]
+    assert copied["authenticity/pixels"]["high"] < honest["authenticity/pixels"]["value"]
+    assert copied["fld_gap/pixels"]["high"] < 0 and copied["mifid/pixels"]["value"] >= copied["fd/pixels"]["value"]
+    for key, other in found["copied", "train.safetensors"].items():
+        assert other["value"] == pytest.approx(copied[key]["value"], rel=1e-4), key
+    assert main(command) == 0
+    assert "authenticity, c_t, fld_gap, mifid not measured: they look for copies" in capsys.readouterr().out
+    generator = rdm.generator("unet", shape=(1, 6, 6), classes=None, channels=4, multiples=(1,), blocks=0)
+    options = {"metrics": ["authenticity"], "n": 40, "train": str(tmp_path / "train.safetensors")}
+    judged = Evaluation(str(tmp_path / "real.safetensors"), **options)(generator)
+    assert judged["authenticity/pixels"].value > 0.9
+    few = ["--battery", "pixels", "--sample", "50", "--out", str(tmp_path / "few.safetensors")]
+    assert main(["reference", str(tmp_path / "train.npy"), *few]) == 0
+    for train_set, message in (
+        (tmp_path / "few.safetensors", "a search for copies needs every row"),
+        (tmp_path / "no.npy", "expected data at"),
+    ):
+        assert main([*command, "--train", str(train_set)]) == 2
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    np.save(tmp_path / "wide.npy", np.zeros((9, 7, 7), np.uint8))
+    assert main([*command, "--train", str(tmp_path / "wide.npy")]) == 2
+    assert "items of shape [1, 7, 7]" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_distances_are_taken_apart_by_class_and_by_item(tmp_path, capsys):
+    """Of labelled features; one class is off, and one item of another."""
+    draw = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    real, made = (draw.normal(size=(n, 4)).astype(np.float32) for n in (600, 300))
+    made[labels == 2] += 1
+    made[7] = 4
+    np.savez(tmp_path / "real.npz", features=real, labels=np.arange(600) % 3)
+    np.savez(tmp_path / "made.npz", features=made, labels=labels)
+    reference = str(tmp_path / "r.safetensors")
+    assert main(["reference", str(tmp_path / "real.npz"), "--split", "0", "--per-class", "--out", reference]) == 0
+    command = ["evaluate", str(tmp_path / "made.npz"), "--reference", reference]
+    taken = ["--metrics", "fd", "--per-class", "fd", "--per-item", "fd", "--json", str(tmp_path / "v.json")]
+    assert main([*command, *taken]) == 0
+    printed, found = capsys.readouterr().out, json.loads((tmp_path / "v.json").read_text())
+    classes = found["classes"]["fd/features"]
+    for k in range(3):
+        x, y = torch.from_numpy(made[labels == k]).double(), torch.from_numpy(real[np.arange(600) % 3 == k]).double()
+        expected = rdm.metric("fd")(x, Real(y))
+        assert classes[str(k)]["value"] == pytest.approx(expected.value, rel=1e-5) and classes[str(k)]["n"] == 100
+    mean = sum(classes[str(k)]["value"] for k in range(3)) / 3
+    assert classes["mean"]["value"] == pytest.approx(mean, rel=1e-12)
+    assert (
+        classes["mean"]["low"] < mean < classes["mean"]["high"]
+        and max(classes, key=lambda k: classes[k]["value"]) == "2"
+    )
+    items = dict(map(tuple, found["items"]["fd/features"]))
+    names = [open_source(tmp_path / "made.npz").name(k) for k in range(300)]
+    first, *_ = items
+    assert len(items) == 300 and first == names[7] and list(items.values()) == sorted(items.values(), reverse=True)
+    everything = Real(torch.from_numpy(real).double())
+    whole = rdm.metric("fd")(torch.from_numpy(made).double(), everything).value
+    for place in (7, 8, 100):  # against leaving the item out
+        left = whole - rdm.metric("fd")(torch.from_numpy(np.delete(made, place, 0)).double(), everything).value
+        name = names[place]
+        assert items[name] == pytest.approx(left, rel=0.1, abs=2e-4), place
+    assert "mean" in printed and first in printed
+    for more, message in (
+        (["--per-class", "precision"], "precision is no distance that can be taken apart; give one of cmmd"),
+        (["--per-class", "mmd"], "mmd needs rows of the reference"),
+        (["--per-item", "fid"], "unknown metric 'fid'"),
+    ):
+        assert main([*command, "--metrics", "fd", *more]) == 2
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert main(["reference", str(tmp_path / "real.npz"), "--out", reference]) == 0
+    assert main([*command, "--metrics", "fd", "--per-class", "fd"]) == 2
+    assert "holds no moments of classes" in capsys.readouterr().err

@@ -1,7 +1,6 @@
 """What `rdm reference` and `rdm evaluate --reference` do, as functions."""
 
 import inspect
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,23 +13,24 @@ from rdm.data.source import Form, Source, hashed, open_source
 from rdm.distributed import rank
 from rdm.errors import InputError
 from rdm.files.checkpoint import is_run
-from rdm.files.store import described, write_bytes, write_json
-from rdm.judging.against import agreed, channels_of, drawing_for, one_rate, rates_of
+from rdm.files.store import write_bytes, write_json
+from rdm.judging.against import drawing_for
 from rdm.judging.drawing import Drawing
-from rdm.judging.headline import headline
-from rdm.judging.samples import Verdict, as_json, encode, judge, rows_of_table
+from rdm.judging.samples import Verdict, as_json, encode, judge
+from rdm.judging.training_set import agreed, channels_of, is_reference, one_rate, rates_of, training_features
 from rdm.matching.representation import Battery
 from rdm.numbers import Count, Range, Seed, Share, Size, Workers, validated
 from rdm.randomness import seeded
 from rdm.references.file import Reference
 from rdm.references.measure import FIT, Encoders, Survey, check_apart
 from rdm.references.pairing import battery_by_name, battery_of, is_download, named_encoder
-from rdm.references.schema import KIND, written_member
+from rdm.references.schema import written_member
 from rdm.references.shards import folder_of
 from rdm.registry import batteries, conventions
 from rdm.reports.chart import bars
+from rdm.reports.verdict import print_verdict
 from rdm.surviving.ranks import started
-from rdm.terminal import print_table, say
+from rdm.terminal import say
 
 BATCH = 32
 SPLIT = 0.2
@@ -44,7 +44,7 @@ def make_reference(
     Raises:
         InputError: data that cannot be read, or references that do not merge.
     """
-    if all(_is_reference(path) for path in data):
+    if all(is_reference(path) for path in data):
         usual = {name: p.default for name, p in inspect.signature(measure_source).parameters.items()} | {
             "arguments": {}
         }
@@ -147,12 +147,16 @@ def evaluate_samples(
     battery: str | None = None,
     member: str | None = None,
     arguments: Mapping[str, Any] | None = None,
+    train: Path | None = None,
+    per_class: str | None = None,
+    per_item: str | None = None,
 ) -> Verdict:
     """Judge a folder, a file or a run folder against a reference file; write JSON, print, draw a chart.
 
-    `n` items of a run are drawn (see `rdm.judging.drawing`), by default as many as the fresh split has. `arguments` of
-    the reference's battery go before those that it was made with. A reference of moments alone does not say its
-    encoder: `battery` and `member` do.
+    `train` is what the generator was trained on, for metrics that look for copies (`training_features`); `per_class`
+    and `per_item` name distances to take apart (`judge`). `n` items of a run are drawn (see `rdm.judging.drawing`), by
+    default as many as the fresh split has. `arguments` of the reference's battery go before those that it was made
+    with. A reference of moments alone does not say its encoder: `battery` and `member` do.
     """
     drawn = {"n": n, "steps": steps, "condition": condition, "average": average}
     if (given := [name for name, value in drawn.items() if value is not None]) and not is_run(samples):
@@ -163,19 +167,26 @@ def evaluate_samples(
     given = named_encoder(file, reference, battery, member, arguments or {})
     file = file if given is None else given[0]
     encoder = None if given is None else given[1]
-    options = {"names": names or _own_metrics(file), "seed": seed, "arguments": arguments, "encoder": encoder}
+    options = {
+        "names": names or _own_metrics(file),
+        "seed": seed,
+        "arguments": arguments,
+        "encoder": encoder,
+        "train": train,
+    }
+    options |= {"per_class": per_class, "per_item": per_item}
+    reading = {"workers": workers, "batch": batch, "skip_broken": skip_broken}
     if is_run(samples):
         with seeded(seed):
             generator, asked = trained(samples, steps=steps, trusted=trust_config, average=average)
             classes = classes_of(condition, generator)
             drawing = drawing_for(file, generator, n=n, seed=seed, condition=classes, batch=batch, conditions=asked)
-            verdict = judge_drawing(drawing, samples, file, reference, **options)
+            verdict = judge_drawing(drawing, samples, file, reference, **options, reading=reading)
     else:
-        reading = {"workers": workers, "batch": batch, "skip_broken": skip_broken}
         verdict = judge_source(open_source(samples), file, reference, **options, **reading)
     if json is not None:
         write_json(json, as_json(verdict, {"samples": str(samples), "reference": str(reference)}))
-    _print(verdict, file)
+    print_verdict(verdict, file)
     if chart is not None:
         write_bytes(chart, bars(verdict))
     return verdict
@@ -200,6 +211,9 @@ def judge_source(
     skip_broken: bool = False,
     arguments: Mapping[str, Any] | None = None,
     encoder: Battery | None = None,
+    train: Path | None = None,
+    per_class: str | None = None,
+    per_item: str | None = None,
 ) -> Verdict:
     """Judge a source's items: features once a member, then every metric."""
     made = file.description.get("form", {})
@@ -213,8 +227,10 @@ def judge_source(
         encoders = _encoders_of(file, path, source.path, list(first.value.shape), source.kind, arguments, encoder)
     agreed({path.name: form.rate, **{m.name: form.rate and m.inputs.rate for m in encoders.members}})
     items = Items([(source, False)], form, first, size=batch)
-    rows = encode(items, encoders, workers=workers, skip_broken=skip_broken)
-    return judge(rows, file, names, seed=seed)
+    reading = {"workers": workers, "skip_broken": skip_broken}
+    rows = encode(items, encoders, **reading)
+    known = None if train is None else training_features(train, file, encoders, batch=batch, **reading)
+    return judge(rows, file, names, seed=seed, train=known, per_class=per_class, per_item=per_item)
 
 
 def judge_drawing(
@@ -227,10 +243,16 @@ def judge_drawing(
     seed: Seed = 0,
     arguments: Mapping[str, Any] | None = None,
     encoder: Battery | None = None,
+    train: Path | None = None,
+    per_class: str | None = None,
+    per_item: str | None = None,
+    reading: Mapping[str, Any] | None = None,
 ) -> Verdict:
-    """Judge a generator's items as they are drawn, on its device."""
+    """Judge a generator's items as they are drawn, on its device; `reading` is of the training set's items."""
     encoders = _encoders_of(file, path, run, drawing.shape, "items of a generator", arguments, encoder)
-    return judge(encode(drawing, encoders), file, names, seed=seed)
+    rows = encode(drawing, encoders)
+    known = None if train is None else training_features(train, file, encoders, **(reading or {}))
+    return judge(rows, file, names, seed=seed, train=known, per_class=per_class, per_item=per_item)
 
 
 def _encoders_of(
@@ -284,10 +306,6 @@ def _columns(source: Any) -> dict[str, int]:
     return {name: rows.shape[1] for name, rows in source.members.items()}
 
 
-def _is_reference(path: Path) -> bool:
-    return path.is_file() and described(path).get("kind") == KIND
-
-
 def _merged(paths: Sequence[Path]) -> Reference:
     whole = Reference.load(paths[0])
     for path in paths[1:]:
@@ -305,18 +323,3 @@ def _say_reference(file: Reference, out: Path) -> None:
         say(f"{folder_of(out)}: every row in {file.dtype}, {len(file.shards)} shards; keep it beside the file")
     if skipped:
         say(f"skipped {len(skipped)} broken items: {skipped[0]}")
-
-
-def _print(verdict: Verdict, file: Reference) -> None:
-    for line in (*headline(verdict), ""):
-        say(line, file=sys.stdout)
-    print_table(
-        ["metric", "encoder", "value", "95 %", "N", "seed"],
-        rows_of_table(verdict),
-        caption=f"reference {file.description.get('data')}; ratios: 1 is what a fresh real split scores",
-        right=range(2, 6),
-        unbroken=[0],
-        width=None if sys.stdout.isatty() else 110,
-    )
-    for line in (*verdict.notes, *verdict.alarms):
-        say(line, file=sys.stdout)

@@ -191,6 +191,13 @@ def _evaluate_parser(commands: Any) -> None:
     evaluate.add_argument("--member", metavar="NAME", help="of an .npz of moments: its encoder in --battery")
     evaluate.add_argument("--json", type=_path, metavar="FILE", help="also write the metrics here")
     evaluate.add_argument("--chart", type=_path, metavar="FILE.svg", help="draw ratios by encoder, with intervals")
+    evaluate.add_argument(
+        "--train", type=_path, metavar="DATA", help="what the generator was trained on, whose copies metrics look for"
+    )
+    evaluate.add_argument("--per-class", metavar="METRIC", help="a distance of every class too, as fd")
+    evaluate.add_argument(
+        "--per-item", metavar="METRIC", help="what every item adds to a distance, as fd; outliers first"
+    )
     process.drawing_options(evaluate, "the fresh split's")
     evaluate.add_argument(
         "--set",

@@ -100,6 +100,12 @@ class Items:
             kept,
         )
 
+    def names(self, batch: Batch) -> list[str]:
+        """What the sources call the items of a batch of consecutive ones."""
+        span = self.span(batch.number)
+        places = (self.place(span[k]) for k in batch.kept)
+        return [source.name(i) for source, i, _ in places]
+
     def place(self, k: int) -> tuple[Source, int, bool | None]:
         """The k-th item's source, its number there and its side."""
         for source, side in self.sources:

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from rdm.data.condition import Conditions
 from rdm.data.dataset import Dataset
-from rdm.data.source import Source
-from rdm.distributed import rank
-from rdm.errors import InputError, MismatchError
+from rdm.errors import InputError
 from rdm.files.pictures import grid_png
 from rdm.generators.protocol import Generator
 from rdm.judging.drawing import Drawing, Samples
 from rdm.judging.monitors import accuracy, copies, spread
 from rdm.judging.samples import encode, judge
+from rdm.judging.training_set import channels_of, training_features
 from rdm.matching.metric import Measure, Metric
 from rdm.matching.representation import Battery, Representation
 from rdm.matching.statistic import checked
@@ -24,7 +23,6 @@ from rdm.references.encoded import encoded
 from rdm.references.file import Reference
 from rdm.references.measure import Encoders
 from rdm.references.pairing import battery_of, paired
-from rdm.terminal import say
 
 REAL = "fresh real"
 DRAWN = 16_384  # items drawn where nothing says how many
@@ -80,7 +78,7 @@ class AgainstItems:
         """Every metric of every set under one representation."""
         features = {name: _features(representation, samples) for name, samples in sets.items()}
         real = encoded(self.reference.images, representation, condition=self.reference.labels)
-        real = replace(real, fresh=features[REAL])
+        real = replace(real, fresh=features[REAL], train=real.rows if isinstance(real.rows, Tensor) else None)
         found = {}
         for metric, measure in self.measures.items():
             value = measure.bound(real, seed=self.seed)
@@ -107,6 +105,7 @@ class AgainstFile:
     seed: int
     n: int | None
     conditions: Conditions | None
+    train: str | Reference | None = None
 
     def check(self) -> None:
         """Refuse a reference whose encoders nobody says."""
@@ -117,14 +116,17 @@ class AgainstFile:
     def goals(self) -> dict[str, float]:
         """What the metrics strive for, where that is not the least."""
         known = (self.measures or {}).items()
-        return {f"{name}/{m}": measure.best for name, measure in known if measure.best for m in self.file.members}
+        nearest = {name: measure.best for name, measure in known if measure.best or measure.lowest < 0}
+        return {f"{name}/{m}": best for name, best in nearest.items() for m in self.file.members}
 
     def judged(self, generators: Mapping[str, Generator]) -> dict[str, Metric]:
         """Every metric of every generator, drawn alike; alarms of the first are warnings."""
         found: dict[str, Metric] = {}
         for name, generator in generators.items():
-            rows = encode(self._drawing(generator), self._encoders(next(generator.parameters()).device))
-            verdict = judge(rows, self.file, self.measures, seed=self.seed)
+            encoders = self._encoders(next(generator.parameters()).device)
+            rows = encode(self._drawing(generator), encoders)
+            train = None if self.train is None else training_features(self.train, self.file, encoders)
+            verdict = judge(rows, self.file, self.measures, seed=self.seed, train=train)
             found |= {key(name, metric): value for metric, value in verdict.metrics.items()}
             if self.judge is not None and rows.labels is not None and bool((rows.labels >= 0).all()):
                 found[key(name, "accuracy")] = accuracy(rows.features[self.judge.name], rows.labels, self.seed)
@@ -171,13 +173,6 @@ def drawing_for(
     return Drawing(generator, n, seed, condition, batch, channels_of(file), conditions)
 
 
-def channels_of(file: Reference) -> int | None:
-    """Of the pictures that a reference was made of."""
-    form = file.description.get("form", {})
-    shape = form.get("shape") or []
-    return form.get("channels") or (shape[0] if len(shape) == 3 else None)
-
-
 def key(name: str, metric: str) -> str:
     """What a metric of a compared set is called; of the judged generator, "", its bare name."""
     return f"{name}: {metric}" if name else metric
@@ -192,30 +187,3 @@ def _features(representation: Representation, samples: Samples) -> Tensor:
             for k, images in zip(rows, samples.images.split(500), strict=True)
         ]
     return checked(torch.cat(parts), side=f"features of {representation.name!r}")[0]
-
-
-def rates_of(battery: Battery | None) -> dict[str, int]:
-    """Samples a second that encoders of sound take, by name."""
-    members = () if battery is None else (*battery.members, *battery.held_out)
-    return {m.name: m.inputs.rate for m in members if m.inputs.rate is not None}
-
-
-def agreed(wanted: Mapping[str, int | None]) -> int | None:
-    """The one rate of samples a second that is wanted; None for any.
-
-    Raises:
-        MismatchError: several are.
-    """
-    rates = {name: rate for name, rate in wanted.items() if rate is not None}
-    if len(set(rates.values())) > 1:
-        shown = ", ".join(f"{name} {rate:,}" for name, rate in rates.items())
-        raise MismatchError(f"expected one rate of samples a second; got {shown}; measure apart what differs")
-    return next(iter(rates.values()), None)
-
-
-def one_rate(source: Source, wanted: Mapping[str, int | None]) -> int | None:
-    """The rate that sound is brought to, said where it is another than the source's; None where that says none."""
-    rate = agreed(wanted) or source.rate
-    if source.rate is not None and source.rate != rate and rank() == 0:
-        say(f"{source.path}: resampled from {source.rate:,} to {rate:,} samples a second")
-    return None if source.rate is None else rate

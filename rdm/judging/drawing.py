@@ -87,6 +87,10 @@ class Drawing:
         """Blocks as batches of items, as `rdm.data.items.Items` gives them."""
         yield map(self._batch, numbers)
 
+    def names(self, batch: Batch) -> list[str]:
+        """Items by number."""
+        return [f"item {batch.number * BLOCK + k}" for k in batch.kept]
+
     def _batch(self, number: int) -> Batch:
         items, labels = self.block(number)
         none = torch.zeros(len(items), dtype=torch.int64)

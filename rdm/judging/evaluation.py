@@ -74,6 +74,8 @@ class Evaluation(Judge):
         conditions: what generators are given for the fresh split's conditions; None for these themselves. Against a
             file, what they are asked for; None for their own.
         n: items to draw against a file; by default as many as its fresh split has.
+        train: what the generator was trained on, for metrics that look for copies: items, or a reference that keeps
+            every row. Of items in memory the reference is.
     """
 
     reference: Dataset | Reference | str | Mapping[str, str]
@@ -86,6 +88,7 @@ class Evaluation(Judge):
     seed: Seed = 0
     conditions: Conditions | None = None
     n: Count | None = None
+    train: Reference | str | None = None
 
     def __post_init__(self) -> None:
         check_file_names(self.compare or {}, what="compare", taken=(REAL, THIS))  # each is a column and a picture
@@ -133,6 +136,10 @@ class Evaluation(Judge):
         assert isinstance(self.reference, Dataset)
         if self.n is not None:
             raise InputError("n is of items drawn against a file; in memory they are as many as the fresh split's")
+        if self.train is not None:
+            raise InputError(
+                "train is of a file; of items in memory the reference is what the generator was trained on"
+            )
         named = measures(self.metrics, resamples=self.resamples)
         return AgainstItems(self.reference, self.fresh, self.battery, named, self.judge, self.seed)
 
@@ -144,7 +151,8 @@ class Evaluation(Judge):
         asked = None if self.metrics is None else measures(self.metrics, resamples=self.resamples)
         assert not isinstance(self.reference, Dataset)
         file = as_reference(self.reference)
-        return AgainstFile(file, self.battery, asked, self.judge, self.seed, self.n, self.conditions)
+        options = {"n": self.n, "conditions": self.conditions, "train": self.train}
+        return AgainstFile(file, self.battery, asked, self.judge, self.seed, **options)
 
     def _on(self, device: torch.device) -> "Evaluation":
         """The same with its items on a device."""
