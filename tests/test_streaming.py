@@ -9,14 +9,17 @@ import torch
 import torch.distributed as dist
 
 import rdm
+from rdm.app.judging import make_reference
 from rdm.data.inputs import SLACK
 from rdm.data.items import first_item
 from rdm.data.source import Form, open_source
 from rdm.errors import InputError
 from rdm.judging import streaming
+from rdm.judging.measures import named
 from rdm.judging.streaming import Streaming
 from rdm.matching.real import Real
 from rdm.matching.representation import Representation
+from rdm.references.file import Reference
 from tests import processes
 
 G = torch.Generator().manual_seed(0)
@@ -158,7 +161,9 @@ def test_what_it_is_made_of_is_checked_at_construction():
     for names, message in (
         ([], "at least one metric"),
         (["fid"], "unknown metric 'fid'; did you mean 'fd'"),
-        (["fdr"], "fdr divides by a fresh real split's distance"),
+        (["fdr"], "fdr divides by a fresh real split's distance; give a reference that holds one"),
+        (["c_t"], "c_t looks for copies of the training set; give reference="),
+        (["precision(k=0)"], "precision: k must be"),
         (["kid", rdm.metric("kid", size=9)], r"\['kid'\] occur more than once; give a mapping"),
         ({"a": 3}, "metric 'a' must be a name or built by rdm.metric; got int"),
     ):
@@ -186,6 +191,42 @@ def test_a_module_is_an_encoder_and_left_alone():
     with torch.no_grad():
         rows = [net.eval()(side) for side in (X, Y)]
     assert metric.compute()["fd"].value == pytest.approx(rdm.metric("fd")(rows[0], Real(rows[1])).value, rel=1e-6)
+
+
+def test_a_reference_is_the_real_side(tmp_path):
+    """A file, of an encoder that was fitted on its data too, or rows with a fresh split and a training set."""
+    np.save(tmp_path / "real.npy", (Y[:, 0] * 255).byte().numpy())
+    make_reference(
+        [tmp_path / "real.npy"],
+        tmp_path / "r.safetensors",
+        battery="pixels,pca",
+        arguments={"components": 3},
+        split=0.3,
+    )
+    for name, options in (("pixels", {}), ("pca", {"components": 3})):
+        encoder = rdm.representation(name, **options)
+        metric = Streaming(encoder, ["fd", "sw_r", "precision(k=3)"], reference=tmp_path / "r.safetensors")
+        for part in X[:20].split(7):
+            metric.update(part, real=False)
+        metric = pickle.loads(pickle.dumps(metric))
+        file = Reference.load(tmp_path / "r.safetensors").members[name].sampled()
+        with torch.no_grad():
+            rows = metric.representation(X[:20])
+        for each, found in metric.compute().items():
+            assert found.value == pytest.approx(named(each)(rows, file).value, rel=1e-5), each
+        metric.reset(real=True)
+        with pytest.raises(InputError, match="at least 2 generated items"):
+            metric.compute()
+        with pytest.raises(InputError, match="the real side is the reference's"):
+            metric.update(Y, real=True)
+    net = torch.nn.Flatten()
+    with pytest.raises(InputError, match="has no member 'Flatten'; it has pca, pixels"):
+        Streaming(net, ["fd"], reference=str(tmp_path / "r.safetensors"))
+    side = Real(Y[:40].flatten(1), fresh=Y[40:].flatten(1), train=X[:50].flatten(1))
+    metric = Streaming(net, metrics=["fdr", "authenticity"], reference=side)
+    metric.update(X, real=False)
+    expected = rdm.metric("authenticity")(X.flatten(1), side)
+    assert metric.compute()["authenticity"] == expected and expected.value < 0.5 and "fdr" in metric.compute()
 
 
 def ranks(rank: int, folder: str) -> None:

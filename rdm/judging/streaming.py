@@ -5,6 +5,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,15 +14,18 @@ from torch import Tensor, nn
 from rdm.data.inputs import Inputs
 from rdm.distributed import concatenated, gather, rank
 from rdm.errors import InputError
+from rdm.judging.measures import named
 from rdm.judging.ratio import Ratio
 from rdm.matching.metric import Measure, Metric
 from rdm.matching.real import Gaussian, Real
-from rdm.matching.representation import Representation
+from rdm.matching.representation import Battery, Representation
 from rdm.matching.statistic import checked
 from rdm.numbers import Count, Seed, check
 from rdm.randomness import stream
 from rdm.references.accumulate import Blocks, Reservoir, merged
-from rdm.registry import metrics
+from rdm.references.file import Reference
+from rdm.references.pairing import as_reference, paired
+from rdm.registry import metrics as registry
 
 SIDES = "generated", "real"
 ENCODED, FOLDED = 64, 256  # items encoded, and rows taken into moments and sample, at a time
@@ -37,13 +41,18 @@ class Streaming:
     Args:
         representation: the encoder (a torch module is copied), on images "n c h w" as uint8 or float in [0, 1], or on
             what it says that it takes; None for rows "n d" as they are.
-        names: metrics that compare two sides, by name or built, `rdm.metric("kid", size=100)`;
-            a mapping gives them names of your own.
+        metrics: metrics that compare two sides, by name, "kid" or "precision(k=3)", or built,
+            `rdm.metric("kid", size=100)`; a mapping gives them names of your own.
+        reference: the real side, where it is known beforehand: a `rdm.Reference` or its file, whose encoder must be
+            this one (and gives an encoder that is fitted on data its weights); or a `rdm.api.Real`, which may hold a
+            fresh split and a training set for the metrics that need them. Then only generated items are fed.
         rows: sampled rows kept a side. The moments are of all items, so `fd` is exact; others are of the sample.
         seed: of the sample; objects that will merge draw apart with seeds of their own.
 
     Raises:
-        InputError: no representation, not fitted or conditional; no metric, or one that divides by a fresh split.
+        InputError: no representation, not fitted or conditional; no metric, or one that needs a fresh split or a
+            training set which no reference gives.
+        MismatchError: the reference is of another encoder.
 
     >>> import torch
     >>> metric = Streaming(None, ["fd"])
@@ -57,15 +66,17 @@ class Streaming:
     def __init__(
         self,
         representation: Representation | nn.Module | None,
-        names: Sequence[str | Measure] | Mapping[str, str | Measure],
+        metrics: Sequence[str | Measure] | Mapping[str, str | Measure],
         *,
+        reference: Real | Reference | Path | str | None = None,
         rows: int = 4096,
         seed: int = 0,
     ):
         check("rows", rows, Count)
         check("seed", seed, Seed)
-        self.representation, self.rows, self.seed = _encoder(representation), rows, seed
-        self._measures = _measures(names)
+        self.rows, self.seed = rows, seed
+        self.representation, self.reference = _known_side(representation, reference)
+        self._measures = _measures(metrics, self.reference)
         self.names = tuple(self._measures)
         self._lock = threading.RLock()
         self._sides: dict[str, _Side] = {}
@@ -87,6 +98,8 @@ class Streaming:
         Raises:
             InputError: no batch, values or a shape that the representation does not take, features that are not finite.
         """
+        if real and self.reference is not None:
+            raise InputError("the real side is the reference's; feed generated items, or leave the reference out")
         with self._lock:
             self._sides[SIDES[real]].add(images)
 
@@ -101,9 +114,11 @@ class Streaming:
     def compute(self) -> dict[str, Metric]:
         """Every metric with its interval, of all ranks' items; equal on every rank."""
         with self._lock:
-            real, made = (self._whole(side) for side in (SIDES[1], SIDES[0]))
-            side = Real(real[1], real[0])
-            return {name: m.streamed(*made, side, seed=self.seed) for name, m in self._measures.items()}
+            real, made = self.reference, self._whole(SIDES[0])
+            if real is None:
+                fit, sample = self._whole(SIDES[1])
+                real = Real(sample, fit)
+            return {name: m.streamed(*made, real, seed=self.seed) for name, m in self._measures.items()}
 
     def _whole(self, side: str) -> tuple[Gaussian, Tensor]:
         """Fit and sample of one side over all ranks, of which some may have seen nothing."""
@@ -219,7 +234,21 @@ def _encoder(given: Any) -> Representation | None:
     return given
 
 
-def _measures(given: Any) -> dict[str, Measure]:
+def _known_side(given: Any, reference: Any) -> tuple[Representation | None, Real | None]:
+    """The encoder and, where it is known beforehand, the real side."""
+    if reference is None or isinstance(reference, Real):
+        return _encoder(given), reference
+    if given is None:
+        return None, as_reference(reference).real()
+    encoder = Representation(type(given).__name__, copy.deepcopy(given)) if isinstance(given, nn.Module) else given
+    if not isinstance(encoder, Representation):
+        return _encoder(encoder), None  # which refuses it
+    file = as_reference({encoder.name: reference})
+    (encoder,) = paired(Battery((encoder,)), file, file.name, "the representation").members
+    return _encoder(encoder), file.members[encoder.name].sampled()
+
+
+def _measures(given: Any, reference: Real | None = None) -> dict[str, Measure]:
     """Metrics by the name that their results get."""
     if isinstance(given, str | Measure):
         given = [given]
@@ -230,12 +259,16 @@ def _measures(given: Any) -> dict[str, Measure]:
         given = dict(zip(names, given, strict=True))
     if not given:
         raise InputError("Streaming needs at least one metric; got none")
-    found = {name: metrics.build(each) if isinstance(each, str) else each for name, each in given.items()}
+    found = {name: named(each) if isinstance(each, str) else each for name, each in given.items()}
     for name, measure in found.items():
         if not isinstance(measure, Measure):
             raise InputError(f"metric {name!r} must be a name or built by rdm.metric; got {type(measure).__name__}")
-        if isinstance(measure, Ratio):
-            raise InputError(f"{name} divides by a fresh real split's distance, which Streaming has not; take another")
+        if isinstance(measure, Ratio) and (reference is None or reference.fresh is None):
+            raise InputError(f"{name} divides by a fresh real split's distance; give a reference that holds one")
+        if measure.trained and (reference is None or reference.train is None):
+            raise InputError(
+                f"{name} looks for copies of the training set; give reference=rdm.api.Real(..., train=...)"
+            )
     return found
 
 
@@ -243,7 +276,7 @@ def _name(measure: str | Measure) -> str:
     """The registered name."""
     if isinstance(measure, str):
         return measure
-    known = (name for name, entry in metrics.items() if entry.build is type(measure))
+    known = (name for name, entry in registry.items() if entry.build is type(measure))
     return next(known, type(measure).__name__)
 
 
