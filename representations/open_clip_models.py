@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from rdm.api import (
     require,
 )
 from representations._images import Preprocess
+from representations._tokenizer import BYTES, decoded
 from representations._weights import PRETRAINED, RANDOM, loading, origin, untrained, url_file, weights_file
 
 FILES = "open_clip_model.safetensors", "open_clip_pytorch_model.bin"
@@ -78,16 +79,19 @@ def open_clip_text(
     tag: str | None = None,
     weights: str = PRETRAINED,
     unit: bool = True,
+    takes: Literal["tokens", "text"] = "tokens",
     allow_download: bool = False,
     sha256: str | None = None,
     name: str | None = None,
 ) -> Representation:
-    """Text embeddings of an open_clip model, from its tokenizer's ids; for captions, and for conditions in a joint law.
+    """Text embeddings of an open_clip model; for captions, and for conditions in a joint law.
 
-    Tokens are those of `open_clip.get_tokenizer(model)`. The other arguments are as for `open_clip`.
+    Items are ids of `open_clip.get_tokenizer(model)`, or with takes="text" UTF-8 bytes (0 after the end), as files of
+    lines are read, which that tokenizer makes ids of, cut at the model's longest. The other arguments are as for
+    `open_clip`.
 
-    Shapes: n t (ids) -> n d. Cost: one forward pass of the text tower.
-    Raises: as `open_clip`.
+    Shapes: ids n t, or bytes n t -> n d. Cost: one forward pass of the text tower.
+    Raises: as `open_clip`; InputError: another `takes`, or a tokenizer of transformers that is not in the cache.
     """
     network, _, path = _network(model, tag, weights, allow_download, sha256)
     context = int(network.context_length)
@@ -95,6 +99,9 @@ def open_clip_text(
     settings = {"model": model, "tag": tag, "unit": unit, **origin(path)}
     inputs = Inputs("texts", (context,), integer=True, remedy=f"tokenise with open_clip.get_tokenizer({model!r})")
     module = nn.Sequential(TextTower(network), *([Unit()] if unit else []))
+    if takes == "text":
+        inputs, settings = BYTES, settings | {"takes": takes}
+        module = Captions(module, _tokenizer(model, context))
     return Representation(name or f"open_clip text {model}", module, settings, inputs=inputs)
 
 
@@ -108,6 +115,31 @@ class TextTower(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """One embedding a text."""
         return self.network.encode_text(tokens)
+
+
+class Captions(nn.Module):
+    """Texts as bytes to embeddings, by the tokenizer of the model."""
+
+    def __init__(self, tower: nn.Module, tokenizer: Any):
+        super().__init__()
+        self.tower, self.tokenizer = tower, tokenizer
+
+    def forward(self, items: Tensor) -> Tensor:
+        """One embedding a text."""
+        return self.tower(self.tokenizer(decoded(items)).to(items.device))
+
+
+def _tokenizer(model: str, context: int) -> Any:
+    owner = f"open_clip model {model!r}"
+    library = require("open_clip", extra="vision", owner=owner)
+    try:
+        with _quiet(), loading(owner):
+            return library.get_tokenizer(model, context_length=context)
+    except Exception as error:  # whatever transformers raises of what is not in its cache
+        raise InputError(
+            f"{owner}: its tokenizer cannot be had without the hub ({first_line(error)}); tokenize yourself, with "
+            'takes="tokens"'
+        ) from error
 
 
 class Unit(nn.Module):

@@ -1,6 +1,7 @@
 """Image encoders beside their libraries' own forward passes, with real weights where there are some."""
 
 import importlib
+import pickle
 import threading
 import time
 
@@ -210,6 +211,13 @@ def test_open_clip_features_are_open_clips_own():
         torch.testing.assert_close(image(images), own.encode_image((images - mean) / std), rtol=1e-5, atol=1e-5)
         expected = own.encode_text(tokens, normalize=True)
         torch.testing.assert_close(text(tokens), expected, rtol=1e-5, atol=1e-5)
+    lines = ["a photo of a cat", "ä", "", "long " * 90]
+    spoken = rdm.representation("open_clip_text", model="ViT-S-32-alt", weights="random", takes="text")
+    spoken.module.tower.load_state_dict(text.module.state_dict())
+    given = nn.utils.rnn.pad_sequence([torch.tensor(list(t.encode()), dtype=torch.int64) for t in lines], True)
+    ids = open_clip.get_tokenizer("ViT-S-32-alt")(lines)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(spoken))(given), text(ids), rtol=1e-5, atol=1e-5)
+    assert spoken.fingerprint != text.fingerprint
 
 
 def test_huggingface_models_load_from_a_folder(tmp_path):
