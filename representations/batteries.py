@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rdm.api import Battery, Count, InputError, Precision, assemble, batteries, representations
+from representations._inception import with_logits
 
 
 @batteries.register("untrained")
@@ -58,9 +59,8 @@ def fid(weights: str = "pretrained", allow_download: bool = False, sha256: str |
     `rdm evaluate` measures by the convention of this name where nothing else is asked: FID, KID and the Inception score
     as published. `weights`, `allow_download` and `sha256` are those of the representation `inception`.
     """
-    given = {"weights": weights, "allow_download": allow_download, "sha256": sha256}
-    features = representations.build("inception", **given)
-    return Battery((features,), (representations.build("inception", output="logits", name="logits", **given),))
+    features = representations.build("inception", weights=weights, allow_download=allow_download, sha256=sha256)
+    return Battery((features,), (with_logits(features, "logits"),))  # one pass of the network for both
 
 
 def _inception() -> bool:

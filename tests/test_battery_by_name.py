@@ -1,10 +1,13 @@
 """Batteries as the command line names them: representations with commas, a preset of FID; the verdict's three lines."""
 
 import json
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import rdm
 from rdm.__main__ import main
@@ -12,8 +15,11 @@ from rdm.errors import InputError, UnknownNameError
 from rdm.judging.headline import headline
 from rdm.judging.samples import Verdict
 from rdm.matching.metric import Metric
+from rdm.matching.representation import Battery
 from rdm.references.file import Reference
+from rdm.references.measure import Encoders
 from rdm.references.pairing import battery_by_name
+from representations._inception import with_logits
 
 
 def test_representations_with_commas_are_a_battery():
@@ -105,3 +111,30 @@ def test_the_preset_of_fid_measures_what_is_published(tmp_path, monkeypatch, cap
     assert [line.split()[0] for line in lines[:3]] == ["fd", "kid", "inception_score"]
     found = json.loads(Path("j.json").read_text())["metrics"]
     assert sorted(found) == ["fd/inception", "inception_score/logits", "kid/inception"]
+
+
+def test_pool_features_and_logits_are_of_one_pass():
+    """Computed anew where items, weights or arithmetic have changed, or a gradient is wanted; and as by themselves."""
+    features = rdm.representation("inception", weights="random", size=75)
+    both = Battery((features,), (with_logits(features, "logits"),))
+    alone = rdm.representation("inception", weights="random", size=75, output="logits", name="logits")
+    assert both.held_out[0].fingerprint == alone.fingerprint and both.held_out[0].settings == alone.settings
+    encoders, calls, items = Encoders(pickle.loads(pickle.dumps(both))), [], torch.rand(2, 3, 8, 8)
+    network = encoders.members[0].module.network
+    network.register_forward_hook(lambda *_: calls.append(1))
+    found = encoders.features(items)
+    assert len(calls) == 1 and torch.equal(found["logits"], alone(items))
+    assert torch.equal(found["inception"], features(items))
+    items.mul_(0.5)
+    assert torch.equal(encoders.features(items)["logits"], alone(items)) and len(calls) == 2
+    pooled, logits = encoders.members
+    logits(items.requires_grad_()).sum().backward()
+    assert items.grad is not None and len(calls) == 3
+    with torch.no_grad():
+        pooled(items)
+        assert len(calls) == 3
+        network.Conv2d_1a_3x3.conv.weight.mul_(2)
+        logits(items)
+        assert len(calls) == 4
+        replace(logits, precision="bfloat16")(items)
+    assert len(calls) == 5

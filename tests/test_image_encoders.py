@@ -16,9 +16,9 @@ from rdm.api import read_weights, require
 from rdm.errors import CorruptFileError, InputError, MismatchError
 from rdm.registry import representations
 from representations._images import resized
+from representations._inception import InceptionV3
 from representations._weights import local_file, sha256, untrained
 from representations.encoders import ROWS
-from representations.inception import InceptionV3
 from tests.peers import peer
 from tests.shared_data import folder, pictures
 
