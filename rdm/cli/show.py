@@ -53,34 +53,43 @@ def _page(kind: str, entry: Entry) -> Iterator[str]:
     yield f"{entry.name} ({registries[kind].kind})"
     yield ""
     yield from (inspect.getdoc(entry.build) or "").splitlines()
-    facts = [f"{key}: {value}" for key, value in entry.notes.items()]
-    facts += [f"needs: {entry.needs}"] if entry.needs else []
-    facts += [f"weights: {'present' if entry.present() else 'absent'}"] if entry.present else []
-    if facts:
+    said = facts(entry) + ([f"weights: {'present' if entry.present() else 'absent'}"] if entry.present else [])
+    if said:
         yield ""
-        yield from facts
+        yield from said
     yield ""
-    parameters = list(inspect.signature(entry.build).parameters.values())
-    yield "parameters:" if parameters else "parameters: none"
-    hints = hints_of(_function(entry.build))
-    width = max((len(p.name) for p in parameters), default=0)
-    for p in parameters:
-        default = "required" if p.default is p.empty else f"default {_shown(p.default)}"
-        said = f"; {words(hints[p.name])}" if p.name in hints else ""
-        yield f"  {p.name:<{width}}  {default}{said}"
+    rows = parameters(entry)
+    yield "parameters:" if rows else "parameters: none"
+    width = max((len(name) for name, *_ in rows), default=0)
+    for name, default, takes in rows:
+        yield f"  {name:<{width}}  {default}" + (f"; {takes}" if takes else "")
     yield ""
-    yield from _examples(kind, entry)
+    yield from examples(kind, entry)
 
 
-def _function(build: Any) -> Any:
-    return build.__init__ if isinstance(build, type) else build
+def facts(entry: Entry) -> list[str]:
+    """What the registration says beside the docstring, as "licence: MIT"."""
+    return [f"{key}: {value}" for key, value in entry.notes.items()] + ([f"needs: {entry.needs}"] * bool(entry.needs))
+
+
+def parameters(entry: Entry) -> list[tuple[str, str, str]]:
+    """Name, default and what it takes, of each parameter; the last is empty where the annotation does not say."""
+    hints = hints_of(entry.build.__init__ if isinstance(entry.build, type) else entry.build)
+    return [
+        (
+            p.name,
+            "required" if p.default is p.empty else f"default {_shown(p.default)}",
+            words(hints[p.name]) if p.name in hints else "",
+        )
+        for p in inspect.signature(entry.build).parameters.values()
+    ]
 
 
 def _shown(value: Any) -> str:
     return getattr(value, "__qualname__", None) or " ".join(repr(value).split())
 
 
-def _examples(kind: str, entry: Entry) -> Iterator[str]:
+def examples(kind: str, entry: Entry) -> Iterator[str]:
     """How Python and gin name it, with the hyperparameters that its first example has."""
     given = next((example for example in entry.examples if example), {})
     if kind in BUILT:
