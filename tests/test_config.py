@@ -33,6 +33,11 @@ def write(tmp_path):
     return write
 
 
+def test_a_module_that_is_not_found_is_named_with_its_line(write):
+    with pytest.raises(InputError, match=r"x\.gin:2: no module 'no_such' is found; .*PYTHONPATH=FOLDER"):
+        config.load(write("# mine\nimport no_such\n" + BASE))
+
+
 @pytest.mark.parametrize("name, example", objective_cases())
 def test_every_objective_is_built_from_gin(write, name, example):
     lines = [f"losses.matching.objective = @objectives.{name}()"]

@@ -233,7 +233,14 @@ def _import(part: Text) -> None:
         return
     for statement in gin.config_parser.ConfigParser(part.text, gin.config.ParserDelegate()):
         if isinstance(statement, gin.config_parser.ImportStatement):
-            importlib.import_module(statement.module)
+            try:
+                importlib.import_module(statement.module)
+            except ModuleNotFoundError as error:
+                place, remedy = (
+                    part.place(statement.location.line_num),
+                    "install it, or say where it is: PYTHONPATH=FOLDER",
+                )
+                raise InputError(f"{place}: no module {error.name!r} is found; {remedy}") from error
             _register_all()
 
 
