@@ -5,7 +5,7 @@ VENV := .venv
 RDM := $(VENV)/bin/rdm
 PIP := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench bench-gpu clean
+.PHONY: demo test lint docs bench bench-gpu clean
 
 demo: $(VENV)/.core  ## post-train a one-step generator on the digits; table and report
 	$(RDM) demo
@@ -19,6 +19,10 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/codespell
 	$(VENV)/bin/pyright
+
+docs: $(VENV)/.docs  ## the site, in build/docs/index.html
+	$(VENV)/bin/python -m sphinx --fail-on-warning --nitpicky --quiet -b html -c docs . build/docs
+	@echo build/docs/index.html
 
 bench: $(VENV)/.test  ## times beside peers, with accuracy and peak memory
 	$(VENV)/bin/python -m benchmarks
@@ -39,5 +43,10 @@ $(VENV)/.test: $(VENV)/.core
 	$(PIP) --editable '.[test]'
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.core
+	@echo "installing what the site needs"
+	$(PIP) --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) runs build dist docs/generated *.egg-info
