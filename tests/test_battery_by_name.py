@@ -111,6 +111,11 @@ def test_the_preset_of_fid_measures_what_is_published(tmp_path, monkeypatch, cap
     assert [line.split()[0] for line in lines[:3]] == ["fd", "kid", "inception_score"]
     found = json.loads(Path("j.json").read_text())["metrics"]
     assert sorted(found) == ["fd/inception", "inception_score/logits", "kid/inception"]
+    plain = ["--battery", "fid", "--set", "weights=random"]  # whose only encoder to train on needs no --member
+    assert main(["reference", "a.npz", *plain, "--split", ".5", "--out", "fid.npz"]) == 0
+    assert sorted(np.load("fid.npz").files) == ["mu", "sigma"]
+    assert main(["evaluate", "a.npz", "--reference", "fid.npz", *plain, "--json", "j.json"]) == 0
+    assert "fd/inception" in json.loads(Path("j.json").read_text())["metrics"]
 
 
 def test_pool_features_and_logits_are_of_one_pass():

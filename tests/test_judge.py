@@ -226,7 +226,7 @@ def test_pictures_are_judged_against_moments_whose_encoder_is_named(made, tmp_pa
     assert "precision(k=3)/pixels" in found[0]
     capsys.readouterr()
     for reference, more, message in (
-        (moments, [], "or give its encoder by --battery and --member; got images"),
+        (moments, [], "or give its encoder by --battery, and --member where that has several; got images"),
         (moments, ["--battery", "untrained"], "give --member, one of pixels, pca, random_convolutions"),
         (moments, ["--battery", "untrained", "--member", "pca"], "'pca' is fitted on data"),
         (moments, ["--battery", "untrained", "--member", "pixels", "--metrics", "fd"], "got d=36; encode both sides"),

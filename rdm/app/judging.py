@@ -111,7 +111,7 @@ def measure_source(
             check_apart(*(torch.tensor([hashed(item.name, item.content)]) for item in (first, first_item(fresh, form))))
         items = Items(sides, form, first, 0.0 if fresh else split, seed, batch)
         encoders, held_out = _encoders(source, items, chosen)
-        written_member(out, encoders.describe(), member)
+        written_member(out, encoders.describe(), member, held_out)
         rate = {} if form.rate is None else {"rate": form.rate}
         kept = {key: value for key, value in (arguments or {}).items() if not is_download(key)}
         description = {
@@ -270,7 +270,7 @@ def _encoders_of(
     if file.description.get("battery", {}).get("name") is None:
         raise InputError(
             f"{path} holds features without their encoder; samples must be features too, or give its encoder by "
-            f"--battery and --member; got {kind}"
+            f"--battery, and --member where that has several; got {kind}"
         )
     held = file.description["form"]["shape"]
     if shape != held:

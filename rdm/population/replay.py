@@ -132,7 +132,8 @@ def warn_of_range(items: Tensor, inputs: Mapping[str, Inputs]) -> None:
             low, high = (float(v) for v in items.detach().aminmax())
             warnings.warn(
                 f"generated items reach from {low:.3g} to {high:.3g}, {share:.0%} of their values outside those of "
-                f"{taken}, which representation {name!r} takes; map them, (x + 1) / 2 from [-1, 1]",
+                f"{taken}, which representation {name!r} takes; map them, (x + 1) / 2 from [-1, 1], or cut them off by "
+                "battery.running(clamp=True)",
                 stacklevel=2,
             )
             return

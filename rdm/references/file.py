@@ -225,7 +225,7 @@ class Reference:
 
     def write(self, path: Path, member: str | None = None) -> None:
         """Write what the path's suffix says: .safetensors, or .npz of one member's moments (`written_member`)."""
-        name = written_member(path, self.members, member)
+        name = written_member(path, self.members, member, self.description.get("held_out", ()))
         if name is None:
             self.save(path)
         else:

@@ -247,9 +247,9 @@ def named_encoder(
         raise InputError(f"--battery says the encoder of moments; {path} says its own; leave it out")
     chosen = battery_by_name(battery, arguments)
     every = {m.name: m for m in (*chosen.members, *chosen.held_out)}
-    if member not in every and (member is not None or len(every) > 1):
+    if member not in every and (member is not None or len(chosen.members) > 1):
         raise InputError(f"give --member, one of {', '.join(every)}; got {member!r}")
-    encoder = every[member or next(iter(every))]
+    encoder = every[member or chosen.members[0].name]
     if encoder.module is None:
         raise InputError(f"{encoder.name!r} is fitted on data, which moments do not say; give an encoder of its own")
     (held,) = file.members.values()

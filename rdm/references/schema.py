@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +182,10 @@ def read_moments(path: Path) -> Gaussian:
     return Gaussian(held["mu"], held["sigma"], 0)
 
 
-def written_member(path: Path, members: Iterable[str], member: str | None) -> str | None:
+def written_member(path: Path, members: Iterable[str], member: str | None, held_out: Sequence[str] = ()) -> str | None:
     """The member whose moments an .npz at `path` gets; None for a .safetensors file, which holds all.
+
+    By default the only one that is not held out, as of the battery `fid`.
 
     Raises:
         InputError: another suffix, a member that is not there, or none named where there are several.
@@ -197,6 +199,7 @@ def written_member(path: Path, members: Iterable[str], member: str | None) -> st
         if member is not None:
             raise InputError(f"--member says whose moments an .npz gets; {path.name} holds all; leave it out")
         return None
-    if member is None and len(members) > 1:
+    trained_on = [name for name in members if name not in held_out] or members
+    if member is None and len(trained_on) > 1:
         raise InputError(f"an .npz holds one encoder's moments; give --member, one of {', '.join(members)}")
-    return member or members[0]
+    return member or trained_on[0]
