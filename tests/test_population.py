@@ -359,7 +359,9 @@ def test_items_in_another_range_are_warned_of_once():
     noise = torch.randn(20, 3)
     for chunk in (None, 5):
         population = Population("energy", "random_convolutions", images, chunk=chunk)
-        with pytest.warns(UserWarning, match=r"reach from -.* outside those of images .* map them, \(x \+ 1\) / 2 .*clamp=True"):
+        with pytest.warns(
+            UserWarning, match=r"reach from -.* outside those of images .* map them, \(x \+ 1\) / 2 .*clamp=True"
+        ):
             population.backward(net, noise)
         population.backward(net, noise)  # warnings are errors here
         Population("energy", "random_convolutions", images, chunk=chunk).backward(lambda z: (net(z) + 1) / 2, noise)

@@ -1,7 +1,11 @@
 """Registries: names taken and unknown, temporary members, hints."""
 
-import importlib
+import importlib.util
+import json
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -68,3 +72,33 @@ def test_every_member_says_what_it_is(kind):
     assert rdm.names(kind) == sorted(rdm.names(kind))
     for entry in rdm.registry.registries[kind].values():
         assert entry.summary.endswith("."), f"{kind}.{entry.name} has no one-line summary"
+
+
+TYPED = {
+    "rdm.objective('energy')": "Objective",
+    "rdm.battery('untrained')": "Battery",
+    "rdm.representation('pixels')": "Representation",
+    "rdm.metric('fd')": "Measure",
+    "rdm.memory('ema')": "Memory",
+    "rdm.balance('uniform')": "Balance",
+    "rdm.generator('mlp')": "Generator",
+    "rdm.distance('energy', x, x)": "Tensor",
+    "rdm.Population('energy', 'pixels', x).to('cpu')": "Population",
+    "rdm.Population('energy', 'pixels', x).loss(torch.nn.Linear(2, 2), x)": "Tensor",
+}
+WRONG = "rdm.objective(3)", "rdm.objective('energy').nothing", "rdm.Population('energy', 'pixels', x, chunk='all')"
+
+
+def test_a_type_checker_knows_what_names_build(tmp_path):
+    """Names are any text, since other packages have members too; a wrong one is an error when it is built."""
+    if importlib.util.find_spec("pyright") is None:
+        pytest.skip("pyright is not installed")
+    lines = ["import rdm, torch", "x = torch.zeros(2, 2)", *(f"reveal_type({text})" for text in TYPED), *WRONG]
+    (tmp_path / "user.py").write_text("\n".join(lines))
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps({"extraPaths": [str(Path(rdm.__file__).parents[1])]}))
+    run = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, "-p", str(tmp_path)]
+    found = json.loads(subprocess.run(run, capture_output=True, text=True).stdout)["generalDiagnostics"]
+    said = [(each["range"]["start"]["line"], each["severity"], each["message"].splitlines()[0]) for each in found]
+    revealed = {line: text.rpartition(" is ")[2].strip('"') for line, kind, text in said if kind == "information"}
+    assert list(revealed.values()) == list(TYPED.values())
+    assert {line for line, kind, _ in said if kind == "error"} == {len(lines) - k for k in (1, 2, 3)}
