@@ -4,13 +4,18 @@ What goes wrong in other people's trainers goes wrong silently and from the firs
 before the optimizer sees them, reduced over ranks before they are whole, or never. `Population.loss` has none of this.
 """
 
+import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from rdm.distributed import active, inside_averaging
 from rdm.errors import InputError
@@ -18,6 +23,7 @@ from rdm.population.handing import check_equal_on_ranks, reached
 
 Passes = Callable[..., AbstractContextManager[None]]  # see `rdm.scaling.sums.Passes`
 WATCHED = 3  # steps
+LEAST_SCALE = 4096  # of losses, which begin at 65,536; means over accumulated steps divide by less
 REMEDY = "take rdm.Population.loss(...).backward(), which is exact in any trainer"
 
 
@@ -27,6 +33,7 @@ class Watch:
     def __init__(self) -> None:
         self._left, self._still = WATCHED, 0
         self._before: list[tuple[weakref.ref[Tensor], int]] = []
+        self._unscaled: Any = None  # the handle of what looks at the optimizer's next step
 
     def __reduce__(self) -> tuple[type["Watch"], tuple[()]]:
         return Watch, ()
@@ -57,6 +64,21 @@ class Watch:
         self._left -= 1
         self._before = [(weakref.ref(p), p._version) for p in parameters]
 
+    def leave(self) -> None:
+        """After a step's last gradient: look at it again when an optimizer steps."""
+        self.forget()
+        held = [p for p in (ref() for ref, _ in self._before) if p is not None and p.grad is not None]
+        if held:
+            smallest = min(held, key=Tensor.numel)
+            look = partial(_refuse_unscaled, weakref.ref(smallest), smallest.grad.detach().clone())  # type: ignore[union-attr]
+            self._unscaled = register_optimizer_step_pre_hook(look)
+
+    def forget(self) -> None:
+        """Look at no more steps of optimizers."""
+        if self._unscaled is not None:
+            self._unscaled.remove()
+            self._unscaled = None
+
     @property
     def on(self) -> bool:
         """Whether these are the first steps."""
@@ -68,9 +90,11 @@ class Added:
 
     def __init__(self, passes: Passes | None, watch: Watch, scale: float):
         self._passes, self._watch, self._scale = passes, watch, scale
-        self._first = passes is None and watch.on
+        self._first = self._watched = passes is None and watch.on
         if self._first:
             watch.begin()
+        else:
+            watch.forget()
 
     def __call__(self, items: Tensor, pull: Tensor, *, last: bool) -> None:
         """Add the gradient of one chunk, given that in its items.
@@ -85,6 +109,27 @@ class Added:
             look = _as_it_came(min(parameters, key=Tensor.numel)) if active() else look
         with look, nullcontext() if self._passes is None else self._passes(last=last):
             items.backward((self._scale * pull).to(items.dtype))
+        if last and self._watched:
+            self._watch.leave()
+
+
+def _refuse_unscaled(ref: weakref.ref[Tensor], left: Tensor, optimizer: Optimizer, *_: Any) -> None:
+    """Refuse that a gradient comes to the optimizer divided by a loss scale, which it never had.
+
+    Raises:
+        InputError: it is a power of two smaller, and nothing else.
+    """
+    parameter = ref()
+    own = any(p is parameter for group in optimizer.param_groups for p in group["params"])
+    if not own or parameter is None or parameter.grad is None or parameter.grad.shape != left.shape:
+        return
+    factor = float(left.abs().max() / parameter.grad.abs().max())
+    if math.isfinite(factor) and factor >= LEAST_SCALE and math.frexp(factor)[0] == 0.5:
+        if torch.allclose(parameter.grad * factor, left, 1e-6, 0):
+            raise InputError(
+                f"the gradient of Population.backward came to the optimizer divided by {factor:.0f}, a loss scale that "
+                f"it never had; {REMEDY}, or give scale=scaler.get_scale()"
+            )
 
 
 @contextmanager
