@@ -102,12 +102,14 @@ def judge(
     apart = file.description.get("held_out", ()) if rows.held_out is None else rows.held_out
     held_out = [name for name in apart if name in shared]
     found: dict[str, Metric] = {}
-    notes, left_out = _about(rows, file), list[str]()
+    notes, left_out, warned = _about(rows, file), list[str](), list[str]()
     copying = [name for name, entry in metrics.items() if getattr(entry.build, "trained", False)]
     asked = names if names else [name for name in metrics if train is not None or name not in copying]
     for name, measure in asked.items() if isinstance(asked, Mapping) else measures(asked).items():
         try:
-            found |= _measured(name, measure, rows, file, shared, held_out, seed, train or {})
+            values = _measured(name, measure, rows, file, shared, held_out, seed, train or {})
+            found |= values
+            warned += [f"{key}: {line}" for key, value in values.items() if (line := measure.alarm(value))]
         except InputError as problem:
             if names:
                 raise
@@ -118,13 +120,19 @@ def judge(
         left_out.append(
             f"{', '.join(copying)} not measured: they look for copies of the training set; give --train DATA"
         )
-    classes = {} if per_class is None else of_classes(rows, file, _distance(per_class), per_class, seed=seed)
-    items = {} if per_item is None else of_items(rows, file, _distance(per_item), per_item, seed=seed)
-    return Verdict(found, [*notes, *left_out], alarms(found, shared, held_out), held_out, shared, classes, items)
+    classes = {} if per_class is None else of_classes(rows, file, distance_named(per_class), per_class, seed=seed)
+    items = {} if per_item is None else of_items(rows, file, distance_named(per_item), per_item, seed=seed)
+    return Verdict(
+        found, [*notes, *left_out], [*alarms(found, shared, held_out), *warned], held_out, shared, classes, items
+    )
 
 
-def _distance(name: str) -> Distance:
-    """A metric that is a distance, by name."""
+def distance_named(name: str) -> Distance:
+    """A metric that is a distance, by name.
+
+    Raises:
+        InputError: unknown, or no distance.
+    """
     measure = named(name)
     if not isinstance(measure, Distance):
         known = [

@@ -131,6 +131,10 @@ class Measure(ABC):
         """The metric of features, and of the classes asked for where these count; the real side's part is done once."""
         return lambda x, labels: self(x, real, seed=seed)
 
+    def alarm(self, found: Metric) -> str:
+        """What is wrong with the generator, in words, where the metric's interval is beyond what it may be; or ""."""
+        return ""
+
     def streamed(self, fit: Gaussian, x: Tensor, real: Real, *, seed: int = 0) -> Metric:
         """The same from a uniform sample x of more rows, whose Gaussian fit is known; by default of the sample."""
         return self(x, real, seed=seed)

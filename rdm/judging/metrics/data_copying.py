@@ -11,6 +11,7 @@ from rdm.api import Count, InputError, Measure, Metric, Real, between, generated
 from rdm.judging.metrics._training import nearest, training_rows, unseen_rows
 
 FEWEST = 20  # generated rows of a cell that counts: more than these
+COPIES = -3.0  # standard deviations
 
 
 @metrics.register("c_t")
@@ -41,6 +42,11 @@ class DataCopying(Measure):
     cells: Count = 3
     components: Count = 64
     rows: Count = 10_000
+
+    def alarm(self, found: Metric) -> str:
+        """Where the whole interval is below what one of 700 tests of new data gives."""
+        nearer = "generated items are nearer to the training set than unseen real ones are: look for copies"
+        return nearer if found.high < COPIES else ""
 
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
         x = thin(generated(x, real, least=2, user="c_t"), self.rows, seed, "generated").double()
