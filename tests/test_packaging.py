@@ -104,7 +104,8 @@ def run(*words: str | Path, cwd: Path, **environment: str) -> str:
 
 def files(folder: Path) -> set[str]:
     """What a source folder holds, but for what is made there."""
-    made = {".venv", ".git", "runs", "build", "dist", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis"}
+    made = {".venv", ".git", "runs", "build", "dist", "generated", "__pycache__"}
+    made |= {".pytest_cache", ".ruff_cache", ".hypothesis"}
     found = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
     return {str(p) for p in found if not made & set(p.parts) and not any(n.endswith(".egg-info") for n in p.parts)}
 
