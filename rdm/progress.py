@@ -21,7 +21,7 @@ class Reporter:
     def __init__(self, bar: "Progress | None", total: int, done: int, *, quiet: bool = False, items: int | None = None):
         self._bar, self._total, self._quiet, self._last = bar, total, quiet, time.monotonic()
         self._began, self._before, self._items = self._last, done, items
-        self._task = None if bar is None else bar.add_task("", total=total, completed=done)
+        self._task = None if bar is None else bar.add_task("", total=total, completed=done, left="")
 
     def update(self, done: int, values: Mapping[str, float]) -> None:
         """Move to `done` steps and show losses and distances; off a terminal, a line every few seconds."""
@@ -29,7 +29,8 @@ class Reporter:
         text = "  ".join(f"{name.removeprefix('distance/')} {value:.4g}" for name, value in shown.items())
         text += self._rate(done)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, description=printable(text))
+            left = self._left(done).strip()
+            self._bar.update(self._task, completed=done, description=printable(text), left=left)
         elif time.monotonic() - self._last > 5 or done == self._total:
             self._last = time.monotonic()
             self.say(f"{done}/{self._total}  {text}{self._left(done)}".rstrip())
@@ -76,10 +77,11 @@ def progress(total: int, *, done: int = 0, quiet: bool = False, items: int | Non
 
 
 def _columns() -> "list[ProgressColumn]":
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 
+    left = TextColumn("{task.fields[left]}")  # rich's own is by the last 30 s, in which a point of a sweep may not end
     described = TextColumn("{task.description}", markup=False)  # names of members, which may come from data
-    return [MofNCompleteColumn(), BarColumn(bar_width=24), TimeRemainingColumn(), described]
+    return [MofNCompleteColumn(), BarColumn(bar_width=24), left, described]
 
 
 @contextmanager

@@ -555,6 +555,19 @@ def test_names_of_a_reference_stay_text(reference, pictures, at, capsys):
     capsys.readouterr()
 
 
+def test_time_left_is_by_the_rate_since_the_start(monkeypatch):
+    """Points of a sweep end minutes apart, two at a time: 100 s a pair are 200 s for the four that are left."""
+    now, output = [0.0], io.StringIO()
+    monkeypatch.setattr("rdm.progress.time.monotonic", lambda: now[0])
+    console = Console(file=output, force_terminal=True, width=200)
+    with Progress(*_columns(), console=console, auto_refresh=False) as bar:
+        report = Reporter(bar, 7, 1)
+        for now[0], done in ((99.0, 2), (100.0, 3)):
+            report.update(done, {})
+        bar.refresh()
+    assert "3 min left" in output.getvalue()
+
+
 def test_lines_beside_a_bar_stay_text():
     output = io.StringIO()
     console = Console(file=output, force_terminal=True, width=200)
