@@ -8,7 +8,7 @@ from torch import Tensor
 from objectives._distances import widened
 from objectives._kernels import Kernel
 from objectives._sums import cross_sum, self_sum
-from rdm.api import UNDIVIDED, InputError, Objective, Portion, Real, Samples
+from rdm.api import UNDIVIDED, InputError, Objective, Portion, Real, Samples, usual
 
 Estimator = Literal["biased", "unbiased"]
 WHOLE = 8192  # reference rows up to which their own double sum is exact
@@ -100,6 +100,6 @@ def _within(
     if estimator == "biased":
         return self_sum(kernel, rows, weights, diagonal=True, portion=portion)
     pairs = 1 - weights.square().sum()
-    if bool(pairs <= 1e-12):
+    if usual(pairs <= 1e-12, False):
         raise InputError('estimator "unbiased" needs at least 2 rows of positive weight a side; got 1; use "biased"')
     return self_sum(kernel, rows, weights, diagonal=False, portion=portion) / pairs

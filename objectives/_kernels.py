@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rdm.api import squared_distances
+from rdm.api import squared_distances, usual
 
 NEAR = 2**15  # epsilons of the squared distance from the mean below which a pair's own is too rough for a cusp
 
@@ -250,4 +250,4 @@ def _nearby(squared: Tensor, x: Tensor, y: Tensor, *, same: bool) -> bool:
     if same:
         squared.fill_diagonal_(torch.inf)
     largest = x.square().sum(1).max() + y.square().sum(1).max()
-    return bool(squared.amin() < NEAR * torch.finfo(x.dtype).eps * largest)
+    return usual(squared.amin() < NEAR * torch.finfo(x.dtype).eps * largest, False)

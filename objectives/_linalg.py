@@ -5,18 +5,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rdm.api import InputError, Sum
+from rdm.api import InputError, Sum, usual
 
 
 def mean_and_covariance(moments: Sum, *, correction: int) -> tuple[Tensor, Tensor]:
     """Mean (about the statistic's shift) and covariance, divided by 1 - correction / n with Kish's effective n."""
     mean = moments.value[0] / moments.mass
     covariance = (moments.value[1:] / moments.mass).addr_(mean, mean, alpha=-1)
-    count = float(moments.count)
-    if count <= correction * (1 + 1e-9):
+    count = moments.count
+    if usual(count <= correction * (1 + 1e-9), False):
         raise InputError(
             f"a covariance with correction={correction} needs an effective number of rows above {correction}; "
-            f"got {count:.3g}; use more rows or correction=0"
+            f"got {float(count):.3g}; use more rows or correction=0"
         )
     return mean, covariance.div_(1 - correction / count)
 

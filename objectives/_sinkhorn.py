@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from objectives._distances import squared_distances
+from rdm.api import usual
 
 KEEP = 2**28  # bytes of a cost matrix that is kept between sweeps (8192 x 8192 in float32); larger ones are recomputed
 TILE = 2**21  # bytes of the tile that a sweep works on, to stay in cache
@@ -50,9 +51,8 @@ class Cost:
     def block(self, i: slice, *, whole: bool = False) -> Tensor:
         """Costs of some rows; `whole`: with all columns in any case."""
         start = i.start if self.own and not whole else 0
-        squared = squared_distances(self.x[i], self.y[start:], exact_small=self.p != 2)
-        if self.own:
-            squared.diagonal(i.start - start).zero_()
+        same = i.start - start if self.own else None
+        squared = squared_distances(self.x[i], self.y[start:], exact_small=self.p != 2, same=same)
         return squared.div_(2) if self.p == 2 else squared.pow_(self.p / 2).div_(self.p)
 
 
@@ -62,14 +62,19 @@ class Potentials(NamedTuple):
     f: Tensor  # n, float64
     g: Tensor  # m, float64; f for a set with itself
     pull: Tensor | None  # n d, the mean over row i's plan of the cost's gradient in x_i
-    error: float  # what the last update still moved, of the mass: sum_i a_i |1 - exp((f_old - f_i) / eps)|
+    error: Tensor  # what the last update still moved, of the mass: sum_i a_i |1 - exp((f_old - f_i) / eps)|
 
 
-def diameter(*sets: Tensor) -> float:
+def extent(*sets: Tensor) -> Tensor:
     """Diagonal of the bounding box of all rows."""
     low = torch.stack([rows.min(0).values.double() for rows in sets]).min(0).values
     high = torch.stack([rows.max(0).values.double() for rows in sets]).max(0).values
-    return float((high - low).norm())
+    return (high - low).norm()
+
+
+def diameter(*sets: Tensor) -> float:
+    """The same as a number, which a device is waited for."""
+    return float(extent(*sets))
 
 
 def temperatures(diameter: float, *, p: float, blur: float, scaling: float) -> list[float]:
@@ -94,12 +99,12 @@ def solve(cost: Cost, a: Tensor, b: Tensor, problem: Problem, *, pull: bool = Fa
     last = problem.temperatures[-1]
     for _ in range(problem.extra):
         f_new, g_new, _ = _update(cost, a, b, f, g, problem, last)
-        moved = max(float((f_new - f).abs().max()), float((g_new - g).abs().max()))
+        moved = torch.maximum((f_new - f).abs().max(), (g_new - g).abs().max())
         f, g = (f + f_new) / 2, (g + g_new) / 2
-        if moved <= 4 * torch.finfo(cost.x.dtype).eps * float(f.abs().max() + g.abs().max()):
+        if usual(moved <= 4 * torch.finfo(cost.x.dtype).eps * (f.abs().max() + g.abs().max()), False):
             break
     f_new, g_new, pulled = _update(cost, a, b, f, g, problem, last, pull=pull)
-    return Potentials(f_new, g_new, pulled, float(a @ torch.expm1((f - f_new) / last).abs()))
+    return Potentials(f_new, g_new, pulled, a @ torch.expm1((f - f_new) / last).abs())
 
 
 def _update(
@@ -110,7 +115,8 @@ def _update(
     rows, columns, pulled = _sums(cost, a, b, f, g, eps, pull=pull)
     # below: 1e8 times the least normal number, so that no sum is made of a few denormal terms
     limits = torch.finfo(rows.dtype).tiny * 1e8, torch.finfo(rows.dtype).max
-    if all(bool(((sums > limits[0]) & (sums < limits[1])).all()) for sums in (rows, columns)):
+    every = rows if cost.own else torch.cat([rows, columns])
+    if usual(((every > limits[0]) & (every < limits[1])).all()):
         rows, columns = rows.double().log(), columns.double().log()
     else:
         rows, columns, pulled = _stable_log_sums(cost, a, b, f, g, eps, pull=pull)

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rdm.api import UNDIVIDED, Portion
+from rdm.api import UNDIVIDED, Portion, usual
 
 BLOCK = 2**20  # projected rows handled at a time: 8 MiB as sorted keys
+Some = slice | Tensor  # numbers of directions
 
 
 class Steps(NamedTuple):
@@ -25,7 +26,7 @@ def directions(rows: Tensor, projections: int, generator: torch.Generator | None
     """Unit vectors, projections x d, as the rows' dtype and device; without a generator the same at every call."""
     source = generator if generator is not None else torch.Generator().manual_seed(0)
     normal = torch.randn(projections, rows.shape[1], generator=source, dtype=torch.float64, device=source.device)
-    return torch.nn.functional.normalize(normal, dim=1).to(rows)
+    return torch.nn.functional.normalize(normal, dim=1).to(rows.dtype).to(rows.device, non_blocking=True)
 
 
 def sort_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,7 +54,7 @@ def blocks(projections: int, rows: int, portion: Portion = UNDIVIDED) -> list[sl
 
 def equal(weights: Tensor) -> bool:
     """Whether all weights are the same."""
-    return bool((weights == weights[0]).all())
+    return usual((weights == weights[0]).all())
 
 
 def steps(rows: Tensor, weights: Tensor) -> Steps:
@@ -94,7 +95,7 @@ def mean_cost(
     x: Tensor,
     weights: Tensor,
     vectors: Tensor,
-    reference: Callable[[slice], Steps],
+    reference: Callable[[Some], Steps],
     p: float,
     rows: int,
     portion: Portion = UNDIVIDED,
@@ -110,7 +111,7 @@ def mean_cost(
 
 
 def costs(
-    x: Tensor, weights: Tensor, vectors: Tensor, reference: Callable[[slice], Steps], p: float, rows: int
+    x: Tensor, weights: Tensor, vectors: Tensor, reference: Callable[[Some], Steps], p: float, rows: int
 ) -> Tensor:
     """The same, one a direction, without gradient."""
     x, weights, parts = x.detach(), weights.detach(), blocks(len(vectors), max(len(x), rows))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from objectives._kernels import Kernel
-from rdm.api import UNDIVIDED, Portion
+from rdm.api import UNDIVIDED, Portion, usual
 
 TILE = 1024, 2048  # rows of either side in a tile: 8 MiB in float32, whatever n and m
 SUMMED = 128  # rows of a tile that are converted to float64 at a time, so that they stay in cache
@@ -26,7 +26,7 @@ def cross_sum(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, portio
     A portion is the sum over its share of the tiles.
     """
     total = _CrossSum.apply(x.double() if kernel.exact else x, a, y, b, kernel, portion)
-    if x.dtype != torch.float64 and not bool(torch.isfinite(total)):
+    if x.dtype != torch.float64 and not usual(torch.isfinite(total)):
         return _CrossSum.apply(x.double(), a, y, b, kernel, portion)
     return total
 
@@ -34,7 +34,7 @@ def cross_sum(kernel: Kernel, x: Tensor, a: Tensor, y: Tensor, b: Tensor, portio
 def self_sum(kernel: Kernel, x: Tensor, a: Tensor, *, diagonal: bool, portion: Portion = UNDIVIDED) -> Tensor:
     """sum_ij a_i a_j k(x_i, x_j), with or without i = j, as a float64 scalar, differentiable; see `cross_sum`."""
     total = _SelfSum.apply(x.double() if kernel.exact else x, a, kernel, diagonal, portion)
-    if x.dtype != torch.float64 and not bool(torch.isfinite(total)):
+    if x.dtype != torch.float64 and not usual(torch.isfinite(total)):
         return _SelfSum.apply(x.double(), a, kernel, diagonal, portion)
     return total
 

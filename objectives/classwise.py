@@ -28,7 +28,7 @@ class ClassSums(Sum):
         value = torch.cat([self.value[:, :1] * factor**2, self.value[:, 1:] * factor], 1)
         return type(self)(value, super().scale(factor).weight)
 
-    def mixed(self, mine: Any, other: Summary, theirs: Any, drop: float | None = None) -> "ClassSums":
+    def mixed(self, mine: Any, other: Summary, theirs: Any, drop: Any = None) -> "ClassSums":
         """Each side's squares of weights go with its own square."""
         return type(self).merge([self.scale(mine), other.scale(theirs)])  # type: ignore[return-value]
 
@@ -139,7 +139,7 @@ class Classwise(Objective):
     @property
     def traits(self) -> Traits:
         """Those of the objective; the reference says how much each class counts."""
-        return self._inner.traits._replace(symmetric=False)
+        return self._inner.traits._replace(symmetric=False, waits=True)
 
     def bind(self, reference: Real) -> tuple[ByClass, ClassTargets]:
         """The objective bound to every class of the reference."""

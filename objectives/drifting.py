@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from objectives._distances import squared_distances
-from rdm.api import Objective, Positive, Real, Samples, Traits, objectives
+from rdm.api import Objective, Positive, Real, Samples, Traits, objectives, usual
 
 SELF = 100.0  # added to a generated row's distance from itself, in units of the mean distance
 FLOOR = 1e-6  # of the product of both softmaxes
@@ -114,9 +114,7 @@ def _tiles(x: Tensor, a: Tensor, y: Tensor, b: Tensor) -> Iterator[_Tile]:
     for own, points, weights in ((True, x, a), (False, y, b)):
         for start in range(0, len(points), size):
             some = points[start : start + size].double()
-            squared = squared_distances(x, some, exact_small=True)
-            if own:
-                squared[start : start + size].fill_diagonal_(0.0)
+            squared = squared_distances(x, some, exact_small=True, same=-start if own else None)
             yield _Tile(own, start, some, weights[start : start + size], squared.sqrt_())
 
 
@@ -162,4 +160,4 @@ def _coupling(logits: Tensor, rows: Tensor, a: Tensor) -> Tensor:
 def _present(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Only the rows of positive weight: the others take no part in a softmax or a count."""
     keep = weights > 0
-    return (rows, weights) if bool(keep.all()) else (rows[keep], weights[keep])
+    return (rows, weights) if usual(keep.all()) else (rows[keep], weights[keep])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from objectives._frechet_solver import FrechetSolver
 from objectives._linalg import above_rounding, graded_factor, mean_and_covariance, range_basis
-from rdm.api import Moments, Objective, Real, Sum, Traits, objectives
+from rdm.api import Moments, Objective, Real, Sum, Traits, objectives, usual
 
 
 class GaussianTarget(NamedTuple):
@@ -94,9 +94,9 @@ class _SquaredDistance(torch.autograd.Function):
         summary = Sum(value, weight)
         mean, covariance = mean_and_covariance(summary, correction=correction)
         trace = covariance.trace()
-        eigenvalues, vectors = _eigenpairs(covariance, target.factor, math.ceil(float(summary.count)))
+        eigenvalues, vectors = _eigenpairs(covariance, target.factor, summary.count)
         keep = above_rounding(eigenvalues)
-        if int(keep.sum()) < len(target.factor.T):
+        if len(keep) < len(target.factor.T) or not usual(keep.all()):
             warnings.warn(
                 f"frechet: the population's covariance is singular on the reference's {len(target.factor.T)} "
                 "directions (fewer rows than dimensions, or collapsed features); exact on the rank that there is, but "
@@ -124,18 +124,19 @@ class _SquaredDistance(torch.autograd.Function):
         return gradient.mul_(cotangents[0]), torch.stack([of_mass, of_squares]) * cotangents[0], None, None
 
 
-def _eigenpairs(covariance: Tensor, factor: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+def _eigenpairs(covariance: Tensor, factor: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues and vectors of F^T C F; of few rows, only those on its range.
 
-    n rows give a rank below n, and the r x r form on an orthonormal basis of the range, r = n, has the same non-zero
-    eigenvalues as the n x n Gram form of the rows (FastFID, Mathiasen and Hvilshoj 2020), without the rows. With
-    unequal weights Kish's n may be less than the rank, which the basis finds out.
+    n rows (Kish's `count`) give a rank below n, and the r x r form on an orthonormal basis of the range, r = n, has
+    the same non-zero eigenvalues as the n x n Gram form of the rows (FastFID, Mathiasen and Hvilshoj 2020), without the
+    rows. With unequal weights n may be less than the rank, which the basis finds out.
     """
 
     def product(columns: Tensor) -> Tensor:
         return factor.T @ (covariance @ (factor @ columns))
 
-    if 2 * (rows + 8) <= factor.shape[1]:
+    if usual(2 * (count.ceil() + 8) <= factor.shape[1], False):
+        rows = math.ceil(float(count))
         basis = range_basis(product, factor, rank=rows)
         if basis is not None:
             eigenvalues, vectors = torch.linalg.eigh(basis.T @ product(basis))

@@ -66,6 +66,7 @@ class Resampled(Objective):
             symmetric=False,
             randomized=True,
             exhaustive=False,
+            waits=True,
             plug_in=self._inner.traits.plug_in and self.rows is not None,  # else duplicates change what is drawn
         )
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from objectives._sinkhorn import Cost, Potentials, Problem, diameter, solve, temperatures
+from objectives._sinkhorn import Cost, Potentials, Problem, diameter, extent, solve, temperatures
 from objectives._transport import ITERATIONS, entropic, powered
 from rdm.api import (
     EDGE,
@@ -22,6 +22,7 @@ from rdm.api import (
     Transport,
     objectives,
     require,
+    usual,
 )
 
 OWN = 8192  # reference rows whose transport to themselves debiases the value: no part of the gradient
@@ -114,6 +115,7 @@ class Sinkhorn(Objective):
             zero_at_identity=self.debias,
             symmetric=isinstance(self.blur, int | float),
             learned_weights=self.backend == "rdm",
+            waits=self.diameter is None,
         )
 
     def bind(self, reference: Real) -> tuple[Samples, TransportTarget]:
@@ -249,14 +251,15 @@ def _weighted_pull(potentials: Potentials, a: Tensor, objective: Sinkhorn) -> Te
 
 def _representable(x: Tensor, y: Tensor, blur: float) -> tuple[Tensor, Tensor]:
     """Both sides in the dtype of x, or in float64 where costs or temperatures leave float32's range."""
-    inside = all(1e-15 < length < 1e15 for length in (diameter(x.detach(), y) or blur, blur))
-    dtype = x.dtype if inside else torch.float64
+    length = extent(x.detach(), y)
+    inside = (length == 0) | ((length > 1e-15) & (length < 1e15))
+    dtype = x.dtype if 1e-15 < blur < 1e15 and usual(inside) else torch.float64
     return x.to(dtype), y.to(dtype)
 
 
-def _warn_of_rest(error: float, sweeps: int) -> None:
+def _warn_of_rest(error: Tensor, sweeps: int) -> None:
     """Say that the sweeps ended early, unless one was asked for; the same text at every call, which is shown once."""
-    if sweeps > 1 and error > 0.01:
+    if sweeps > 1 and usual(error > 0.01, False):
         warnings.warn(
             f"sinkhorn: not converged after sweeps={sweeps}: another update moves more than 1% of the mass; "
             "raise sweeps, scaling or blur",
@@ -271,4 +274,4 @@ def _normalised(summary: Any) -> tuple[Tensor, Tensor]:
 def _present(rows: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Only the rows of positive weight: the others have no potential and must not stretch the diameter."""
     keep = weights > 0
-    return (rows, weights) if bool(keep.all()) else (rows[keep], weights[keep])
+    return (rows, weights) if usual(keep.all()) else (rows[keep], weights[keep])

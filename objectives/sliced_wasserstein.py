@@ -9,8 +9,8 @@ from typing import Annotated, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from objectives._sorted import Steps, blocks, cell_means, costs, directions, equal, mean_cost, root, steps
-from rdm.api import UNDIVIDED, Count, InputError, Objective, Portion, Range, Real, Samples, Traits, objectives
+from objectives._sorted import Some, Steps, blocks, cell_means, costs, directions, equal, mean_cost, root, steps
+from rdm.api import UNDIVIDED, Count, InputError, Objective, Portion, Range, Real, Samples, Traits, objectives, usual
 
 
 class SlicedTarget(NamedTuple):
@@ -121,8 +121,8 @@ class MaxSlicedWasserstein(_Sliced):
         x, weights = _representable(summary.value, target, self.p), summary.weight / summary.mass
         vectors, reference = _drawn(x, weights, target, self.projections, self.p, generator)
         rows = len(target.rows)
-        k = int(costs(x, weights, vectors, reference, self.p, rows).argmax())
-        largest = mean_cost(x, weights, vectors[k : k + 1], lambda _: reference(slice(k, k + 1)), self.p, rows)
+        k = costs(x, weights, vectors, reference, self.p, rows).argmax(0, keepdim=True)
+        largest = mean_cost(x, weights, vectors[k], lambda _: reference(k), self.p, rows)
         return root(largest, self.p) if self.root else largest
 
 
@@ -171,7 +171,7 @@ def _joined(parts: list[Steps]) -> Steps:
     return Steps(torch.cat([p.rows for p in parts]), levels, first.even, torch.cat(spreads) if spreads else None)
 
 
-def _part(whole: Steps, k: slice) -> Steps:
+def _part(whole: Steps, k: Some) -> Steps:
     """Steps of some directions."""
     levels = whole.levels if whole.even else whole.levels[k]
     return Steps(whole.rows[k], levels, whole.even, None if whole.spread is None else whole.spread[k])
@@ -179,7 +179,11 @@ def _part(whole: Steps, k: slice) -> Steps:
 
 def _representable(x: Tensor, target: SlicedTarget, p: float) -> Tensor:
     """The rows, in float64 where the costs leave float32's range."""
-    largest = max(target.largest, *(float(end.abs()) for end in x.detach().aminmax()))
+    bound = 10 ** (29.999 / p) / (2 * x.shape[1] ** 0.5)
+    low, high = x.detach().aminmax()
+    if target.largest < bound and usual((low > -bound) & (high < bound)):
+        return x
+    largest = max(target.largest, float(low.abs()), float(high.abs()))
     digits = p * math.log10(2 * largest * x.shape[1] ** 0.5 or 1.0)
     if digits > 300:
         raise InputError(
@@ -190,7 +194,7 @@ def _representable(x: Tensor, target: SlicedTarget, p: float) -> Tensor:
 
 def _drawn(
     x: Tensor, weights: Tensor, target: SlicedTarget, projections: int, p: float, generator: torch.Generator | None
-) -> tuple[Tensor, Callable[[slice], Steps]]:
+) -> tuple[Tensor, Callable[[Some], Steps]]:
     """Directions, and the reference's steps along some of them: the fixed ones, or new ones from the generator."""
     if generator is None:
         vectors, whole = target.fixed.whole

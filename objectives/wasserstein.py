@@ -57,7 +57,7 @@ class Wasserstein(Objective):
 
     @property
     def traits(self) -> Traits:  # noqa: D102
-        return Traits()
+        return Traits(waits=True)
 
     def bind(self, reference: Real) -> tuple[Samples, RowsTarget]:
         """Rows about the reference's mean."""

@@ -66,10 +66,11 @@ from rdm.rehearsing.expected import expected
 from rdm.rehearsing.step import Does, Keeps, Rehearsal
 from rdm.scaling.sharding import Names, copied, placed
 from rdm.scaling.sums import Passes
+from rdm.timing.reads import usual
 from rdm.timing.regions import region
 from rdm.training.augmentation import Augmentation
 from rdm.training.auxiliary import Auxiliary
-from rdm.training.loss import Fed, Loss, Setting, Summed, accumulate, pieces
+from rdm.training.loss import Fed, Logged, Loss, Setting, Summed, accumulate, pieces
 from rdm.training.resumed import weights_of
 from rdm.training.run import Tracker
 from rdm.training.watching import Monitor
@@ -138,6 +139,7 @@ __all__ = [
     "Law",
     "load_strictly",
     "load_weights",
+    "Logged",
     "Loss",
     "losses",
     "mapped",
@@ -227,6 +229,7 @@ __all__ = [
     "UNDIVIDED",
     "Uniform",
     "UnknownNameError",
+    "usual",
     "waveforms",
     "weights_of",
     "Workers",

@@ -158,11 +158,11 @@ def largest(*numbers: int) -> tuple[int, ...]:
     return tuple(found.tolist())
 
 
-def total(value: float) -> float:
-    """Sum of a number over ranks."""
+def total(value: float | Tensor) -> Any:
+    """Sum of a number over ranks; on a single one the number as it is, a tensor as well."""
     if not active():
         return value
-    tensor = torch.tensor(value, dtype=torch.float64, device=_device())
+    tensor = torch.tensor(float(value), dtype=torch.float64, device=_device())
     dist.all_reduce(tensor)
     return float(tensor)
 

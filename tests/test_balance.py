@@ -326,4 +326,4 @@ def test_balances_are_listed_and_built_by_name_and_logged(capsys):
     loss.prepare(model, Setting(data, 0, torch.device("cpu"), None), resumed=False)
     logged = loss.backward(model, 0)
     for name in ("pixels", "half"):
-        assert logged[f"coefficient/{name}"] == pytest.approx(1 / (logged[f"distance/{name}"] + 0.01), rel=1e-6)
+        assert logged[f"coefficient/{name}"] == pytest.approx(1 / (float(logged[f"distance/{name}"]) + 0.01), rel=1e-6)

@@ -62,7 +62,9 @@ def test_ema_of_rows_is_the_exact_average_within_the_floor(decay, floor, warm, s
         exact = torch.cat([decay * exact, exact.new_tensor([1 - decay if step else 1.0])])
         # what is kept has its exact weight, what is said to be missing is, and the oldest went first, the newest never
         held = newer(past, step + 1)[0] * past.mass
-        assert float(held) == pytest.approx(1 - dropped, abs=rounding) and -rounding <= dropped <= floor + rounding
+        assert (
+            float(held) == pytest.approx(1 - float(dropped), abs=rounding) and -rounding <= dropped <= floor + rounding
+        )
         kept = torch.zeros(step + 1).double().index_add_(0, past.value[:, 0].long(), past.weight)
         cut = int((exact - kept > rounding).nonzero().max()) if dropped > rounding else 0
         assert (kept <= exact + rounding).all() and (kept[:cut] <= rounding).all() and cut < max(step, 1)
@@ -276,5 +278,6 @@ def test_what_riding_leaves_of_the_gradient_is_said():
         for _ in range(3):
             loss(torch.randn(5, 3).requires_grad_())
         shares[memory.balanced] = loss.share
-        assert loss._held.read(Cat(torch.randn(5, 3), torch.ones(5).double()), 5, None).size == 20
+        read = loss._held.read(Cat(torch.randn(5, 3), torch.ones(5).double()), 5, None)
+        assert memory.effective(5, float(read.mass)) == 20
     assert shares == {False: 1 / 3, True: 1.0}

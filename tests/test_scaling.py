@@ -85,7 +85,7 @@ def gradients(shard, bucket: int, rank: int, ranks: int) -> tuple[dict[str, torc
             with sums.passes(last=True):
                 model.velocity(mine).pow(4).sum().backward()
             sent.append(sum(bucket.sent is not None for bucket in sums._buckets))
-    norm = clipped(model.parameters(), 1.5)
+    norm = float(clipped(model.parameters(), 1.5))
     found = {}
     for name, p in model.named_parameters():
         grad = p.grad.full_tensor() if is_split(p) else p.grad
@@ -104,7 +104,7 @@ def gradients_on_a_rank(rank: int, ranks: int) -> dict:
     model(ROWS).square().sum().backward()
     found["average"] = {name: p.grad.full_tensor() for name, p in model.named_parameters() if is_split(p)}
     found["local norm"] = sum(float(local(p.grad).square().sum()) for p in model.parameters() if is_split(p)) ** 0.5
-    found["norm"] = clipped([p for p in model.parameters() if is_split(p)], None)
+    found["norm"] = float(clipped([p for p in model.parameters() if is_split(p)], None))
     with pytest.raises(InputError, match="Net is sharded and cannot be copied; give the network that the copy is for"):
         copied(model)
     with pytest.raises(RuntimeError, match="came after the last backward pass of the last loss"):

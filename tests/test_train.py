@@ -43,7 +43,7 @@ def arguments(kind: str, out: Path, **changes) -> dict:
         battery = rdm.Battery((rdm.representation("pca", components=8), rdm.Representation("noisy", Noisy())))
         objective = rdm.objective("frechet") if kind == "ema" else rdm.objective("sliced_wasserstein", projections=8)
         balance = rdm.SelfNormalized() if kind == "ema" else rdm.GradientNorm()
-        matching = Matching(objective, battery, 24, 10, memory, balance, warm_up=40)
+        matching = Matching(objective, battery, 24, 10, memory=memory, balance=balance, warm_up=40)
         losses = [matching, FlowMatching(batch=8)]
     held = "bfloat16" if kind == "queue" else "float32"
     plain = {

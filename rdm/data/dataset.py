@@ -81,7 +81,7 @@ class Dataset(Data):
     def read(self, batches: Iterable[Sequence[int]]) -> Iterator[Part]:
         """Items of these numbers, batch by batch."""
         for numbers in batches:
-            rows = torch.tensor(numbers, dtype=torch.int64, device=self.images.device)
+            rows = torch.tensor(numbers, dtype=torch.int64).to(self.images.device, non_blocking=True)
             yield Part(self.images[rows], self.labels[rows], range(len(numbers)))
 
 

@@ -19,6 +19,7 @@ from rdm.api import (
     FlowGenerator,
     InputError,
     Keeps,
+    Logged,
     Loss,
     Rows,
     Setting,
@@ -182,7 +183,7 @@ class Dreamed(Loss):
         """What it holds from step to step beside the model; nothing by default."""
         yield from ()
 
-    def backward(self, model: nn.Module, step: int, scale: float = 1.0) -> dict[str, float]:
+    def backward(self, model: nn.Module, step: int, scale: float = 1.0) -> Logged:
         """One batch."""
         self.begin(model, step)
         rows = self.draw(model, step)

@@ -34,4 +34,4 @@ class Classification(Fed):
         logits = model(items)
         labels = self.labels(rows, logits.shape[1])
         loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.smoothing, reduction="sum")
-        return loss, {"accuracy": float((logits.argmax(1) == labels).sum())}
+        return loss, {"accuracy": (logits.argmax(1) == labels).sum()}

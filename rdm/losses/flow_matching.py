@@ -24,7 +24,7 @@ class FlowMatching(Noised):
     def summed(self, model: Any, rows: Rows, streams: Sequence[torch.Generator]) -> Summed:
         """Real images, noised."""
         x0 = model.encode(rows.items)
-        z, t = normal_rows(x0, streams, model.noise_scale), torch.empty(len(x0)).to(x0)
+        z, t = normal_rows(x0, streams, model.noise_scale), x0.new_empty(len(x0))
         for k, source in enumerate(streams):
             t[k].uniform_(generator=source)
         error = model.velocity(noised(x0, z, t), t, self.condition(model, rows)) - (z - x0)

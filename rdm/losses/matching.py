@@ -19,6 +19,7 @@ from rdm.api import (
     Generator,
     InputError,
     Keeps,
+    Logged,
     Loss,
     Memory,
     NoMemory,
@@ -59,6 +60,8 @@ class Matching(Loss):
         live: images of a step that get its gradient, for all; None for each its own.
         warm_up: images of the initial model written to the memory before the first step.
     """
+
+    repeatable = True
 
     def __init__(
         self,
@@ -108,15 +111,15 @@ class Matching(Loss):
         if self.warm_up and not resumed:
             self.matched.warm_up(model, *self._draw(model, self.warm_up, "warm up"))
 
-    def backward(self, model: nn.Module, step: int, scale: float = 1.0) -> dict[str, float]:
+    def backward(self, model: nn.Module, step: int, scale: float = 1.0) -> Logged:
         """One step of the population."""
         noise, condition = self._draw(model, self.population, step)
         directions = stream(self.setting.seed, "directions", step)  # equal on all ranks
         options = {"generator": directions, "scale": scale, "passes": self.setting.passes}
         taken = self.matched.backward(model, noise, condition, **options)
-        logged = {"loss": float(taken.loss)}
+        logged: dict[str, float | Tensor] = {"loss": taken.loss}
         for name, value in taken.distances.items():
-            logged[f"distance/{name}"] = float(value)
+            logged[f"distance/{name}"] = value
             logged[f"coefficient/{name}"] = taken.coefficients[name]
         for name, report in taken.solvers.items():
             logged |= {f"solver_{key}/{name}": value for key, value in report.items()}

@@ -86,7 +86,7 @@ class MeanFlow(Noised):
         )
         error = (u + over(t - r, x) * slope - target).square().flatten(1).sum(1)
         loss = (error / (error.detach() + self.eps) ** self.power).sum()
-        return loss, {"error": float(error.detach().sum())}
+        return loss, {"error": error.detach().sum().double()}
 
     def _times(self, x0: Tensor, streams: Sequence[torch.Generator]) -> tuple[Tensor, Tensor, Tensor]:
         """R <= t, and whether a row keeps its condition."""

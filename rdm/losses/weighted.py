@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from rdm.api import Does, Keeps, Loss, Nonnegative, Setting, Size, losses
+from rdm.api import Does, Keeps, Logged, Loss, Nonnegative, Setting, Size, losses
 
 
 @losses.register("weighted")
@@ -61,7 +61,7 @@ class Weighted(Loss):
         """As the loss."""
         yield from self.loss.rehearse(model, setting, ranks)
 
-    def backward(self, model: nn.Module, step: int, scale: float = 1.0) -> dict[str, float]:
+    def backward(self, model: nn.Module, step: int, scale: float = 1.0) -> Logged:
         """The loss's gradient, weighted."""
         weight = self.at(step)
         if weight == 0:

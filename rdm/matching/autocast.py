@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rdm.errors import InputError
+from rdm.timing.reads import usual
 
 DEVICES = "cpu", "cuda", "mps", "xpu"
 
@@ -119,7 +120,8 @@ def dense(tensor: Tensor, name: str) -> None:
 
 def all_finite(features: Tensor) -> bool:
     """One pass and no temporary: extremes are NaN where anything is."""
-    return all(bool(torch.isfinite(extreme)) for extreme in features.aminmax())
+    low, high = features.aminmax()
+    return usual(torch.isfinite(low) & torch.isfinite(high))
 
 
 def refuse_gradient(tensor: Any, name: str, remedy: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rdm.numbers import Float, Positive, Share
 from rdm.registry import balances
+from rdm.timing.reads import usual
 
 
 class Terms(NamedTuple):
@@ -123,9 +124,10 @@ class Gated(Balance):
         excess = (scores - floors) / floors if self.relative else scores - floors
         excess = excess.clamp(max=self.clip)
         above = excess > 0
-        if not bool(above.any()):
+        if not usual(above.any()):
             return torch.zeros_like(scores)
-        scaled = excess / (self.temperature * excess[above].mean()).clamp_min(1e-12)
+        mean = torch.where(above, excess, 0).sum() / above.sum()
+        scaled = excess / (self.temperature * mean).clamp_min(1e-12)
         shares = scaled.masked_fill(~above, -float("inf")).softmax(0)
         return (len(scores) if self.total is None else self.total) * shares
 

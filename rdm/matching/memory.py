@@ -17,7 +17,7 @@ from torch import Tensor
 from rdm.errors import InputError
 from rdm.files.schema import Check, Sizes, exactly, like, sequence, tensor
 from rdm.matching.queued import Queued
-from rdm.matching.statistic import Cat, Statistic, Sum, Summary
+from rdm.matching.statistic import Cat, Factor, Statistic, Sum, Summary
 from rdm.registry import memories
 
 Past = Summary | Queued
@@ -45,17 +45,17 @@ class Memory(ABC):
     balanced: bool = False
 
     @abstractmethod
-    def share(self, past: Any, rows: int) -> float:
+    def share(self, past: Any, rows: int) -> Factor:
         """The share of the population's mass that a live batch of so many rows is."""
 
     @abstractmethod
-    def read(self, past: Any, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
+    def read(self, past: Any, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, Factor]:
         """Population summary of past and batch (of so many rows), and the live batch's share of its mass."""
 
     @abstractmethod
     def write(
         self, past: Any, batch: Summary, statistic: Statistic | None = None, measured: Summary | None = None
-    ) -> tuple[Past | None, float]:
+    ) -> tuple[Past | None, Factor]:
         """The next past, and the share of its mass that it lacks, dropped to bound it.
 
         `batch` is the objective's summary, or the rows themselves where `keeps_rows`; of these `measured` is the
@@ -197,14 +197,14 @@ class EMA(Memory):
 
     def write(
         self, past: Any, batch: Summary, statistic: Statistic | None = None, measured: Summary | None = None
-    ) -> tuple[Summary, float]:
+    ) -> tuple[Summary, Factor]:
         """The same average, detached, without its oldest rows: its mass is 1 less what is missing."""
         batch, share = batch.detach(), 1 / batch.mass.detach()
         if past is None:
             return batch.scale(share), 0.0
-        missing = self.decay * (1 - float(past.mass))  # what was dropped before fades as fast as what is kept
+        missing = self.decay * (1 - past.mass)  # what was dropped before fades as fast as what is kept
         average = past.mixed(self.decay, batch, (1 - self.decay) * share, drop=self.floor - missing)
-        return average, max(0.0, 1 - float(average.mass))
+        return average, (1 - average.mass).clamp_min(0.0)
 
 
 @memories.register("queue", examples=({"size": 100}, {"size": 100, "riding": True, "balanced": True}))
@@ -246,12 +246,12 @@ class Queue(Memory):
         """Past rows that a batch leaves in."""
         return min(len(past or ()), max(self.size - rows, 0))
 
-    def share(self, past: Any, rows: int) -> float:
+    def share(self, past: Any, rows: int) -> Factor:
         """Its rows among all that are seen."""
         kept = self._kept(past, rows)
-        return 1.0 if kept == 0 else float(rows / (past.weight[-kept:].sum() + rows))
+        return 1.0 if kept == 0 else rows / (past.weight[-kept:].sum() + rows)
 
-    def read(self, past: Any, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, float]:
+    def read(self, past: Any, batch: Summary, rows: int, statistic: Statistic) -> tuple[Summary, Factor]:
         """The newest size - rows past rows, measured, and the batch."""
         kept = self._kept(past, rows)
         if past is None or kept == 0:
@@ -261,7 +261,7 @@ class Queue(Memory):
         else:
             newest = past.newest(kept)
             old = statistic.measure(newest.value, newest.weight)
-        return statistic.kind.merge([old, batch.scale(rows / batch.mass)]), float(rows / (old.mass + rows))
+        return statistic.kind.merge([old, batch.scale(rows / batch.mass)]), rows / (old.mass + rows)
 
     def most_rows(self, batch: int) -> int:
         """`size`."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from rdm.errors import InputError
 from rdm.matching.memory import Change
 from rdm.matching.real import Real
-from rdm.matching.statistic import Cat, Statistic, Summary
+from rdm.matching.statistic import Cat, Factor, Statistic, Summary
 from rdm.numbers import check_fields
 from rdm.registry import by_name, objectives
 
@@ -34,6 +34,7 @@ class Traits(NamedTuple):
     # no set of rows makes the value as negative as you like; an unbiased estimator of an unbounded kernel lets one row
     # run off, since it leaves out what that row costs by itself: a judge, and a loss for a few steps only
     bounded_below: bool = True
+    waits: bool = False  # on an accelerator a step waits for numbers: it is solved or chosen by them on the CPU
     learned_weights: bool = True  # the gradient in the generated rows' weights is given too
 
 
@@ -147,7 +148,7 @@ class Seen(NamedTuple):
 
     live: Cat  # the batch of all ranks, with gradient
     population: Summary  # that the memory makes of it, detached
-    share: float  # of the population's mass that the batch is
+    share: Factor  # of the population's mass that the batch is
     change: Change | None  # since the population before; None where that is not known
 
 

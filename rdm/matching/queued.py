@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rdm.errors import CorruptFileError
 from rdm.matching.statistic import Cat, Statistic, Sum
+from rdm.timing.reads import usual
 
 PIECE = 1024  # rows that are let go of together
 WORN = 64.0  # how far a sum may shrink by what leaves it: it has lost so many times the rounding of one addition
@@ -35,7 +36,7 @@ class Running:
     @property
     def worn(self) -> bool:
         """Whether what has left was so much larger than what is here that its rounding shows."""
-        return bool((self.peak > WORN * torch.maximum(_size(self.old), _size(self.new))).any())
+        return usual((self.peak > WORN * torch.maximum(_size(self.old), _size(self.new))).any(), False)
 
     @classmethod
     def begun(cls, old: Tensor, rows: int) -> "Running":

@@ -18,6 +18,7 @@ from torch import Tensor
 from rdm.errors import InputError, NonFiniteError
 from rdm.matching.autocast import all_finite, dense
 from rdm.numbers import EDGE, Float
+from rdm.timing.reads import at_once, usual
 
 Factor = float | Tensor
 
@@ -46,9 +47,7 @@ class Summary(ABC):
         """Multiply every row's weight by `factor`."""
 
     @abstractmethod
-    def mixed(
-        self, mine: Tensor | float, other: "Summary", theirs: Tensor | float, drop: float | None = None
-    ) -> "Summary":
+    def mixed(self, mine: Factor, other: "Summary", theirs: Factor, drop: Factor | None = None) -> "Summary":
         """The union with `other`, both with their rows' weights multiplied.
 
         Of these rows the first, which are the oldest, are dropped as far as they weigh at most `drop`, where that frees
@@ -92,7 +91,7 @@ class Sum(Summary):
     def scale(self, factor: Factor) -> "Sum":  # noqa: D102
         return type(self)(self.value * factor, torch.stack([self.weight[0] * factor, self.weight[1] * factor**2]))
 
-    def mixed(self, mine: Factor, other: Summary, theirs: Factor, drop: float | None = None) -> "Sum":  # noqa: D102
+    def mixed(self, mine: Factor, other: Summary, theirs: Factor, drop: Factor | None = None) -> "Sum":  # noqa: D102
         factor = torch.as_tensor(theirs).to(other.value)
         value = (self.value * mine).addcmul_(other.value, factor)  # one copy of what may be large
         mass, squares = self.weight * mine + other.weight * theirs, self.weight * mine**2 + other.weight * theirs**2
@@ -128,13 +127,18 @@ class Cat(Summary):
     def scale(self, factor: Factor) -> "Cat":  # noqa: D102
         return type(self)(self.value, self.weight * factor)
 
-    def mixed(self, mine: Factor, other: Summary, theirs: Factor, drop: float | None = None) -> "Cat":  # noqa: D102
+    def mixed(self, mine: Factor, other: Summary, theirs: Factor, drop: Factor | None = None) -> "Cat":  # noqa: D102
         own = self.scale(mine)
         return Cat.merge([own if drop is None else own.prune(drop), other.scale(theirs)])
 
-    def prune(self, mass: float) -> "Cat":
-        """Drop the first rows, which are the oldest, as far as they weigh at most `mass`."""
+    def prune(self, mass: Factor) -> "Cat":
+        """Drop the first rows, which are the oldest, as far as they weigh at most `mass`.
+
+        Where their number is not known yet (`rdm.timing.reads`), they weigh nothing.
+        """
         keep = (self.weight.cumsum(0) > mass) & (self.weight > 0)
+        if not at_once(keep):
+            return type(self)(self.value, self.weight.where(keep, 0))
         return type(self)(self.value[keep], self.weight[keep])
 
     @classmethod
@@ -291,7 +295,7 @@ def checked(
     if not all_finite(features.detach()):
         bad = int((~torch.isfinite(features.detach())).any(1).sum())
         raise NonFiniteError(f"{side}: NaN or infinity in {bad} of {len(features)} rows; expected finite features")
-    if features.dtype == torch.float64 and any(float(end.abs()) > EDGE for end in features.detach().aminmax()):
+    if features.dtype == torch.float64 and usual(torch.stack(features.detach().aminmax()).abs().max() > EDGE, False):
         raise NonFiniteError(f"{side}: values beyond {EDGE:.0e}, whose powers leave float64; scale them down")
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     if weights is None:
@@ -312,15 +316,15 @@ def checked_weights(weights: Tensor, n: int, *, side: str) -> Float[Tensor, " n"
     if weights.shape != (n,):
         raise InputError(f"weights of {side} must have shape ({n},), one a row; got {tuple(weights.shape)}")
     values = weights.detach()
-    if not bool(torch.isfinite(values).all()):
+    if not usual(torch.isfinite(values).all()):
         raise NonFiniteError(f"weights of {side}: NaN or infinity in {int((~torch.isfinite(values)).sum())} of {n}")
-    if bool((values < 0).any()):
+    if usual((values < 0).any(), False):
         raise InputError(
             f"weights of {side} must not be negative; got {int((values < 0).sum())} negative of {n}, "
             f"least {values.min().item():.3g}"
         )
-    if not bool(torch.isfinite(values.sum())):
+    if not usual(torch.isfinite(values.sum())):
         raise InputError(f"weights of {side} sum to infinity; divide them by their largest, {float(values.max()):.3g}")
-    if float(values.sum()) == 0:
+    if usual(values.sum() == 0, False):
         raise InputError(f"weights of {side} are all zero; at least one must be positive")
     return weights

@@ -15,7 +15,7 @@ from rdm.matching.autocast import exact, in_own_types, refuse_gradient
 from rdm.matching.memory import Memory, NoMemory
 from rdm.matching.objective import Objective
 from rdm.matching.real import Gaussian, Real
-from rdm.matching.statistic import Cat, checked
+from rdm.matching.statistic import Cat, Factor, checked
 from rdm.population.remembered import Remembered, followed, moved
 from rdm.references.file import Member, Reference
 from rdm.registry import memories, objectives
@@ -86,7 +86,13 @@ class Loss(nn.Module):
         kept = NoMemory() if memory is None else memories.take(memory, Memory)
         follower = followed(chosen, kept, tolerance)
         self._held = Remembered(chosen, real.mean[None], statistic, target, kept, follower)
-        self.share, self.report = 1.0, dict[str, float]()
+        self._share: Factor = 1.0
+        self.report = dict[str, float]()
+
+    @property
+    def share(self) -> float:
+        """What the memory left of the last call's gradient to its features."""
+        return float(self._share)
 
     def forward(
         self, features: Tensor, weights: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -108,7 +114,7 @@ class Loss(nn.Module):
         rows, masses = checked(features, weights)
         batch = merge_across_ranks(self._held.live.measure(rows, masses))
         found = self._held.read(batch, int(total(len(rows))), generator)
-        self.share, self.report = found.share, found.report
+        self._share, self.report = found.share, found.report
         if self.training:
             kept = merge_across_ranks(Cat(rows.detach(), masses.detach())) if self._held.memory.keeps_rows else None
             self._held.write(found.batch, kept, found.left)

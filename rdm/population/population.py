@@ -17,6 +17,7 @@ Memory Limited Setup", here for every statistic: a `Sum` caches its value, not i
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -52,6 +53,7 @@ from rdm.references.file import Reference
 from rdm.references.pairing import as_reference, real_sides
 from rdm.references.targets import bound
 from rdm.registry import balances, memories
+from rdm.timing.reads import numbers, undone_by, usual
 from rdm.timing.regions import region
 
 
@@ -261,7 +263,7 @@ class Population(Stateful):
                 if not learn:
                     raise InputError(f"{self.balance} weighs by gradients and has none yet; take a step first")
                 self.weighing.keep(passes.back(pulls, units, None) * units)
-            step, scales = self._weigh(pulls)
+            step, scales = self._weigh(pulls, rows)
             return Taken(step, passes, pulls, scales, units, self.weighing.kept)
         finally:
             self.weighing.kept = before
@@ -270,29 +272,33 @@ class Population(Stateful):
         """Passes 3 and 4: the gradient goes on to the generator, and balance and memory take the step."""
         with together():
             norms = taken.passes.back(taken.pulls, taken.scales, hand)
+        undone_by(partial(setattr, self.weighing, "kept", self.weighing.kept))
         self.weighing.kept = taken.kept
         self.weighing.keep(norms * taken.units)
         dropped = self._write([(pull.batch, pull.left) for pull in taken.pulls], taken.passes.rows)
         self.latest = taken.step._replace(dropped=dropped)
         return self.latest
 
-    def _weigh(self, pulls: Sequence[Pull]) -> tuple[Step, Tensor]:
+    def _weigh(self, pulls: Sequence[Pull], rows: int) -> tuple[Step, Tensor]:
         """The balanced loss, and what each member's cotangent is multiplied by."""
         names = [term.representation.name for term in self.terms]
         distances = {name: pull.distance for name, pull in zip(names, pulls, strict=True)}
-        if bad := [name for name, value in distances.items() if not bool(torch.isfinite(value))]:
-            raise NonFiniteError(f"the distance under {', '.join(bad)} is not finite; the step was not taken")
         raw = torch.stack(list(distances.values()))
-        coefficients = self.weighing(raw, [pull.size for pull in pulls])
-        weights = coefficients * raw.new_tensor([term.weight for term in self.terms])
-        applied = dict(zip(names, coefficients.tolist(), strict=True))
-        shares = {name: pull.share for name, pull in zip(names, pulls, strict=True)}
+        if not usual(torch.isfinite(raw).all()):
+            bad = [name for name, value in distances.items() if not bool(torch.isfinite(value))]
+            raise NonFiniteError(f"the distance under {', '.join(bad)} is not finite; the step was not taken")
+        coefficients = self.weighing(raw, lambda: [self.memory.effective(rows, float(pull.mass)) for pull in pulls])
+        weights = torch.stack([c * term.weight for c, term in zip(coefficients, self.terms, strict=True)])
+        applied, shares = numbers(names, coefficients), numbers(names, [pull.share for pull in pulls])
         said = {name: pull.report for name, pull in zip(names, pulls, strict=True) if pull.report}
         return Step((weights * raw).sum(), distances, applied, shares, {}, said), weights * self._units(pulls)
 
     def _units(self, pulls: Sequence[Pull]) -> Tensor:
         """What a term of weight and coefficient 1 is multiplied by."""
-        return pulls[0].distance.new_tensor([1 / pull.share if self.normalize_gradient else 1.0 for pull in pulls])
+        ones = pulls[0].distance.new_ones(len(pulls))
+        if not self.normalize_gradient:
+            return ones
+        return torch.stack([one / pull.share for one, pull in zip(ones, pulls, strict=True)])
 
     def _look(self, items: Tensor) -> None:
         """At the first items that are generated."""
@@ -303,7 +309,9 @@ class Population(Stateful):
     @region("memory")
     def _write(self, read: list[tuple[Summary, dict[str, Tensor] | None]], rows: list[Cat]) -> dict[str, float]:
         """Pass 4: the memory takes each batch of all ranks, and what reading it left; returns the shares dropped."""
+        undone_by(partial(setattr, self, "_writes", self._writes))
         self._writes += 1
         merged = [merge_across_ranks(r) for r in rows] or [None for _ in read]
         triples = zip(self.terms, read, merged, strict=True)
-        return {term.representation.name: term.write(batch, r, left) for term, (batch, left), r in triples}
+        dropped = [term.write(batch, r, left) for term, (batch, left), r in triples]
+        return numbers([term.representation.name for term in self.terms], dropped)

@@ -16,6 +16,7 @@ mean (moved by -k (m - sg m)), joined with the past, and the whole moved by m - 
 """
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -25,16 +26,17 @@ from rdm.errors import CorruptFileError, InputError
 from rdm.matching.memory import Memory, NoMemory, Past
 from rdm.matching.objective import Follower, Objective, Portion, Seen
 from rdm.matching.queued import Queued
-from rdm.matching.statistic import Cat, Statistic, Sum, Summary
+from rdm.matching.statistic import Cat, Factor, Statistic, Sum, Summary
 from rdm.numbers import Positive, check
+from rdm.timing.reads import at_once, later, undone_by
 
 
 class Read(NamedTuple):
     """The distance of a batch and the past, differentiable in the batch."""
 
     value: Tensor
-    share: float  # of the gradient, that the memory leaves to the batch
-    size: int  # effective rows of the population
+    share: Factor  # of the gradient, that the memory leaves to the batch
+    mass: Factor  # of the population, the batch's share
     batch: Summary  # detached, as it is to be written
     report: dict[str, float]  # of the solver, if there is one
     left: dict[str, Tensor] | None  # what the solver wants back, once the batch is written
@@ -92,7 +94,7 @@ class Remembered:
         else:
             value = self.objective.part(population, self.target, portion, generator=generator)
         kept = 1.0 if self.memory.balanced else share
-        return Read(value, kept, self.memory.effective(rows, share), batch.detach(), {}, None)
+        return Read(value, kept, share, batch.detach(), {}, None)
 
     def _solved(self, solver: Follower, batch: Summary, rows: int) -> Read:
         """The same within the solver's tolerance."""
@@ -103,18 +105,32 @@ class Remembered:
             population, share = self.memory.read(self.past, known, rows, self.statistic)
             change = self.memory.change(self.past, live)
         found = solver.solve(Seen(batch, population, share, change), self.statistic, self.target, self.solved)
-        return Read(found.value, share, self.memory.effective(rows, share), known, found.report, found.state)
+        return Read(found.value, share, share, known, found.report, found.state)
 
-    def write(self, batch: Summary, rows: Cat | None, left: dict[str, Tensor] | None = None) -> float:
+    def write(self, batch: Summary, rows: Cat | None, left: dict[str, Tensor] | None = None) -> Factor:
         """Take a batch of all ranks into the memory, and what reading it left; the share of its mass that it drops."""
         batch = own(batch, self._shape, self.statistic)
         if not isinstance(batch, self.statistic.kind):  # written before any step
             batch = self.statistic.measure(batch.value, batch.weight)
         taken = rows if self.memory.keeps_rows else batch
         assert taken is not None
+        undone_by(partial(self._forget, self.past, self.solved))
         self.past, dropped = self.memory.write(self.past, taken, self.statistic, batch)
         self.solved = left
+        if isinstance(self.past, Cat) and not at_once(self.past.weight):
+            later((self.past.weight > 0).sum(), self._thin)
         return dropped
+
+    def _forget(self, past: Past | None, solved: dict[str, Tensor] | None) -> None:
+        self.past, self.solved = past, solved
+
+    def _thin(self, count: float) -> None:
+        """Let go of rows that weigh nothing; so many weigh anything."""
+        past = self.past
+        assert isinstance(past, Cat)
+        if count < len(past.weight):
+            order = (past.weight <= 0).sort(stable=True).indices[: int(count)]
+            self.past = Cat(past.value[order], past.weight[order])
 
     def packed(self) -> list[Tensor] | None:
         """The past as tensors."""
@@ -178,7 +194,7 @@ def _mean(batch: Summary, shape: torch.Size) -> Tensor:
 
 def ridden(
     memory: Memory, past: Any, batch: Summary, rows: int, shape: torch.Size, statistic: Statistic
-) -> tuple[Summary, float]:
+) -> tuple[Summary, Factor]:
     """What the memory reads, where the past rides on the batch's mean; the batch's share of the mass."""
     share = memory.share(past, rows)
     weight = 1 / share if memory.balanced else 1.0
@@ -189,7 +205,7 @@ def ridden(
     return statistic.translated(population, step), share
 
 
-def _times(factor: float, value: Tensor) -> Tensor:
+def _times(factor: Factor, value: Tensor) -> Tensor:
     """The same value, and so many times its gradient."""
     still = value.detach()
     return still + factor * (value - still)

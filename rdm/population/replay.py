@@ -20,6 +20,7 @@ from rdm.errors import InputError
 from rdm.matching.autocast import own_types, refuse_gradient
 from rdm.matching.statistic import checked_weights
 from rdm.randomness import stream
+from rdm.timing.reads import usual
 from rdm.timing.regions import region
 
 Generate = Callable[..., Tensor]
@@ -189,7 +190,7 @@ def check_same(items: Tensor, chunk: slice, first: Tensor) -> None:
         check_rows_apart(items)
     size, spread = _root_mean_square(first), _root_mean_square(first - first.mean(0))
     apart = _root_mean_square(sketch(items) - first[chunk])
-    if not bool(apart <= SPREAD * spread + ROUNDING * size):
+    if not usual(apart <= SPREAD * spread + ROUNDING * size):
         raise InputError(
             f"generate() gave other items in the second pass, {float(apart):.3g} apart at a spread of "
             f"{float(spread):.3g}, for the same noise; {REMEDY}"

@@ -149,7 +149,7 @@ def _packed(term: Term, taken: _Taken) -> tuple[list[Any], dict[str, Tensor]]:
     if term.solver is not None:
         tensors |= {"batch": read.batch.value, "weight": read.batch.weight}
     tensors |= {f"{LEFT}{name}": each for name, each in (read.left or {}).items()}
-    return [read.share, read.size, read.report], tensors
+    return [float(read.share), float(read.mass), read.report], tensors
 
 
 def _unpacked(term: Term, batch: Summary, plain: list[Any], tensors: dict[str, Tensor]) -> _Taken:
@@ -157,8 +157,8 @@ def _unpacked(term: Term, batch: Summary, plain: list[Any], tensors: dict[str, T
     if term.solver is not None:
         batch = term.statistic.kind(tensors["batch"], tensors["weight"])
     left = {name.removeprefix(LEFT): each for name, each in tensors.items() if name.startswith(LEFT)}
-    share, size, report = plain
-    return _Taken(Read(tensors["value"], share, size, batch.detach(), report, left or None), tensors["cotangent"])
+    share, mass, report = plain
+    return _Taken(Read(tensors["value"], share, mass, batch.detach(), report, left or None), tensors["cotangent"])
 
 
 def _forms(tensors: dict[str, Tensor]) -> dict[str, Any]:

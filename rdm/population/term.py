@@ -1,6 +1,6 @@
 """Terms: what a population keeps of each member of its battery, and how their balance weighs them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from rdm.matching.autocast import in_own_types, own_types
 from rdm.matching.balance import Balance, Terms
 from rdm.matching.objective import Objective
 from rdm.matching.representation import Representation
-from rdm.matching.statistic import Cat, Summary, checked
+from rdm.matching.statistic import Cat, Factor, Summary, checked
 from rdm.population.remembered import Remembered, moved
 from rdm.population.replay import Chunk
 from rdm.randomness import stream
@@ -130,8 +130,8 @@ class Pull(NamedTuple):
 
     distance: Tensor
     cotangent: Tensor
-    share: float
-    size: int
+    share: Factor
+    mass: Factor
     batch: Summary
     report: dict[str, float]
     left: dict[str, Tensor] | None
@@ -158,14 +158,16 @@ class Weighing:
                 "make one by rdm reference with --fresh or --split"
             )
 
-    def __call__(self, values: Tensor, sizes: Sequence[int]) -> Tensor:
-        """Coefficients of distances of populations of these sizes."""
-        floors = values.new_tensor(self._floors_at(sizes)) if self.balance.needs_floors else None
+    def __call__(self, values: Tensor, sizes: Callable[[], Sequence[int]]) -> Tensor:
+        """Coefficients of distances of populations of these sizes, which are asked for where they matter."""
+        floors = None
+        if self.balance.needs_floors:
+            floors = torch.tensor(self._floors_at(sizes()), dtype=values.dtype).to(values.device, non_blocking=True)
         pulls, state = (None if each is None else each.to(values) for each in (self.pulls, self.state))
         found, self.state = self.balance.coefficients(Terms(values, floors, pulls), state)
         if self.balance.uses_values:
-            sized = torch.tensor([term.objective.traits.normalize for term in self.terms], device=values.device)
-            found = torch.where(sized, found, 1)
+            sized = [term.objective.traits.normalize for term in self.terms]
+            found = torch.stack([c if each else torch.ones_like(c) for c, each in zip(found, sized, strict=True)])
         return found
 
     @property

@@ -12,13 +12,14 @@ from rdm.timing.regions import region
 
 @torch.no_grad()
 @region("clipping")
-def clipped(parameters: Iterable[Tensor], largest: float | None) -> float:
+def clipped(parameters: Iterable[Tensor], largest: float | None) -> Tensor:
     r"""Scale gradients, summed over ranks before, to a norm of at most `largest`; returns the norm that they had.
 
     .. math:: g \leftarrow g \min(1, c / (\|g\| + 10^{-6})), \quad
               \|g\|^2 = \sum_{whole} \|g_p\|^2 + \sum_{ranks} \sum_{sharded} \|g_p^{(r)}\|^2
 
-    Every rank finds the same number, in float64; one that is not finite leaves the gradients as they are.
+    Every rank finds the same number, in float64; one that is not finite leaves the gradients as they are. Nothing waits
+    for a device.
 
     Args:
         parameters: some whole on every rank, others sharded.
@@ -30,16 +31,17 @@ def clipped(parameters: Iterable[Tensor], largest: float | None) -> float:
     squares = _squares(whole)
     if any(is_split(p) for p in held):
         squares = squares + summed(_squares(split)).to(squares.device)
-    norm = float(squares.sqrt())
-    if largest is not None and norm < float("inf"):
-        scale = min(1.0, largest / (norm + 1e-6))
-        if scale < 1:
-            for gradient in (*whole, *split):
-                gradient.mul_(scale)
+    norm = squares.sqrt()
+    if largest is not None:
+        scale = torch.where(norm < torch.inf, (largest / (norm + 1e-6)).clamp_max(1), 1)
+        if held and (scale.device.type != "cpu" or bool(scale < 1)):
+            torch._foreach_mul_([*whole, *split], scale)  # pyright: ignore[reportPrivateImportUsage]
     return norm
 
 
 def _squares(gradients: list[Tensor]) -> Tensor:
     """Sum of squares in float64."""
-    norms = [torch.linalg.vector_norm(each, dtype=torch.float64) for each in gradients]
-    return torch.stack(norms).square().sum() if norms else torch.zeros((), dtype=torch.float64)
+    if not gradients:
+        return torch.zeros((), dtype=torch.float64)
+    norms = torch._foreach_norm(gradients, dtype=torch.float64)  # pyright: ignore[reportPrivateImportUsage]
+    return torch.stack(norms).square().sum()

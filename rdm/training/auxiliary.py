@@ -69,7 +69,7 @@ class Auxiliary:
         with self.sums.step():
             self.sums.final = True
             share = add_gradient(self.sums.passes)
-        loss, norm = total(share), clipped(self.weights.stepped, self.clip)
+        loss, norm = total(float(share)), float(clipped(self.weights.stepped, self.clip))
         if not max(abs(loss), norm) < float("inf"):
             raise NonFiniteError(
                 f"the gradient of {type(self.network).__name__}, trained beside the model, is not finite"

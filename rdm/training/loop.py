@@ -23,7 +23,7 @@ from rdm.surviving.keeping import Keeping
 from rdm.surviving.ranks import expected
 from rdm.surviving.saving import Saver
 from rdm.surviving.signals import requests
-from rdm.training.gradient import take_gradient
+from rdm.training.gradient import Gradients
 from rdm.training.loss import Loss, Setting, closing, size_of
 from rdm.training.run import Device, Log, Rates, Skips, Tracker
 from rdm.training.schedule import Schedule, constant
@@ -102,6 +102,7 @@ def train(
     if state is not None:
         run.restore(start, state)
     weights.publish()
+    gradients = Gradients(weights, losses, sums=sums, arithmetic=arithmetic, clip=clip, device=place)
     if prepared is not None:
         prepared()
     log = Log(out / "log.jsonl", start, trackers, size_of(losses))
@@ -115,11 +116,11 @@ def train(
         for step in range(start, steps):
             # Gradient: every loss adds its own, each a function of seed, step and rank; summed over ranks and clipped.
             stepper.zero_grad(set_to_none=True)
-            record = dict[str, float]()
             rates.at((step + 0.5) / steps)  # the middle of the step: never the 0 of either end
             try:
-                record = take_gradient(weights, losses, step, sums=sums, arithmetic=arithmetic, clip=clip)
+                record = gradients(step)
             except NonFiniteError as error:
+                record = dict[str, float]()
                 skips.left_out(step, error, report, last=step + 1 == steps)
             else:
                 # Update: parameters, weight averages.
@@ -129,8 +130,7 @@ def train(
             # Report: log, samples, checkpoint.
             done, seconds = step + 1, run.seconds + time.monotonic() - began
             seen = watch(monitors, model, done, arithmetic, log.first, report.say)
-            rate = stepper.param_groups[0]["lr"]
-            spent = {"lr": rate, "skipped": skips.total, "seconds": seconds}
+            spent = {"lr": stepper.param_groups[0]["lr"], "skipped": skips.total, "seconds": seconds}
             row: dict[str, float] = {"step": done, **record, **seen, **spent}
             if seen or done % log_every == 0 or done == steps:
                 log.write(row)

@@ -6,7 +6,6 @@ draws for a row follows from seed, step and the row's number, so that the gradie
 """
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +26,9 @@ from rdm.rehearsing.bound import valued
 from rdm.rehearsing.step import Does, Keeps
 from rdm.scaling.sharding import is_sharded
 from rdm.scaling.sums import Passes, alone
+from rdm.timing.reads import usual
+
+Logged = Mapping[str, float | Tensor]  # numbers, or tensors that hold one, which are read with all others of a step
 
 
 class Setting(NamedTuple):
@@ -54,18 +56,20 @@ class Loss(ABC):
     """One term of the training loss.
 
     `conditions` are what it asks a generator for, as sample grids do too; `size` is the number of items that it reads
-    or generates in a step, over all ranks (None: not said).
+    or generates in a step, over all ranks (None: not said). One is `repeatable` where its `backward` may be called
+    again for a step: what it changes beside gradients, random states and buffers is taken back by `undone_by`.
     """
 
     conditions: Conditions | None = None
     size: int | None = None
+    repeatable: bool = False
 
     @abstractmethod
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
         """Bind to data and device, once; a resumed run skips what its checkpoint holds."""
 
     @abstractmethod
-    def backward(self, model: nn.Module, step: int, scale: float = 1.0) -> dict[str, float]:
+    def backward(self, model: nn.Module, step: int, scale: float = 1.0) -> Logged:
         """Add the gradient of this step's loss, times `scale`, to the parameters; return what to log, unscaled."""
 
     def close(self) -> None:  # noqa: B027  (most hold nothing)
@@ -111,7 +115,7 @@ def closing(held: Sequence[Closable]) -> Iterator[None]:
             each.close()
 
 
-Summed = tuple[Tensor, Mapping[str, float]]  # a loss summed over rows, with its graph, and other sums to log
+Summed = tuple[Tensor, Logged]  # a loss summed over rows, with its graph, and other sums to log
 
 
 class Piece(NamedTuple):
@@ -132,16 +136,17 @@ def pieces(rows: int, chunk: int | None) -> list[Piece]:
 
 def accumulate(
     parts: Sequence[Piece], of: Callable[[slice], Summed], factor: float, passes: Passes = alone
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Add the gradient of the sum over all pieces times `factor`, one at a time; returns the sums, "loss" with them."""
-    sums = Counter[str]()
+    sums = dict[str, Any]()
     for number, part in enumerate(parts, 1):
         loss, others = of(part.rows)
         with passes(last=number == len(parts)):
             (loss * (0.0 if part.idle else factor)).backward()
         if not part.idle:
-            sums.update({"loss": float(loss.detach()), **others})  # pyright: ignore[reportArgumentType]  (floats)
-    return dict(sums)
+            for name, value in {"loss": loss.detach().double(), **others}.items():
+                sums[name] = sums[name] + value if name in sums else value
+    return sums
 
 
 class Fed(Loss):
@@ -152,6 +157,7 @@ class Fed(Loss):
 
     batch: int
     chunk: int | None = None
+    repeatable = True
 
     @property
     def size(self) -> int:  # type: ignore[override]
@@ -168,7 +174,7 @@ class Fed(Loss):
         if hasattr(self, "_feed"):
             self._feed.close()
 
-    def backward(self, model: nn.Module, step: int, scale: float = 1.0) -> dict[str, float]:
+    def backward(self, model: nn.Module, step: int, scale: float = 1.0) -> Logged:
         """One batch of real items; a rank whose share is left out adds nothing.
 
         Raises:
@@ -213,8 +219,8 @@ class Fed(Loss):
         Raises:
             InputError: another label, or none.
         """
-        for label in (int(rows.labels.min()), int(rows.labels.max())):
-            if not 0 <= label < classes:
+        if not usual(((rows.labels >= 0) & (rows.labels < classes)).all()):
+            for label in (each for each in rows.labels.tolist() if not 0 <= each < classes):
                 held = f"class {label}" if label >= 0 else "items without a class"
                 raise InputError(
                     f"{self.setting.items(self).name} holds {held}; the model has {classes} classes, from 0; "
