@@ -23,17 +23,20 @@ class Reporter:
         self._began, self._before, self._items = self._last, done, items
         self._task = None if bar is None else bar.add_task("", total=total, completed=done, left="")
 
-    def update(self, done: int, values: Mapping[str, float]) -> None:
-        """Move to `done` steps and show losses and distances; off a terminal, a line every few seconds."""
+    def update(self, done: int, values: Mapping[str, float], *, left: float | None = None) -> None:
+        """Move to `done` steps and show losses and distances; off a terminal, a line every few seconds.
+
+        `left` are the seconds to go, where the caller knows better than the mean rate so far.
+        """
         shown = {name: value for name, value in values.items() if "/" not in name or name.startswith("distance/")}
         text = "  ".join(f"{name.removeprefix('distance/')} {value:.4g}" for name, value in shown.items())
         text += self._rate(done)
+        to_go = self._left(done, left)
         if self._bar is not None and self._task is not None:
-            left = self._left(done).strip()
-            self._bar.update(self._task, completed=done, description=printable(text), left=left)
+            self._bar.update(self._task, completed=done, description=printable(text), left=to_go.strip())
         elif time.monotonic() - self._last > 5 or done == self._total:
             self._last = time.monotonic()
-            self.say(f"{done}/{self._total}  {text}{self._left(done)}".rstrip())
+            self.say(f"{done}/{self._total}  {text}{to_go}".rstrip())
 
     def _rate(self, done: int) -> str:
         """Items a second so far, where a step has some."""
@@ -42,11 +45,12 @@ class Reporter:
             return ""
         return f"  {self._items * (done - self._before) / spent:,.0f} items/s"
 
-    def _left(self, done: int) -> str:
-        """Time left at the rate so far; nothing at either end."""
+    def _left(self, done: int, seconds: float | None) -> str:
+        """Time left, by default at the mean rate so far; nothing at either end."""
         if not self._before < done < self._total:
             return ""
-        seconds = (time.monotonic() - self._began) / (done - self._before) * (self._total - done)
+        if seconds is None:
+            seconds = (time.monotonic() - self._began) / (done - self._before) * (self._total - done)
         return f"  {seconds / 60:.0f} min left" if seconds >= 90 else f"  {seconds:.0f} s left"
 
     def say(self, line: str) -> None:

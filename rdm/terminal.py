@@ -28,19 +28,28 @@ def print_table(
     unbroken: Iterable[int] = (),
     width: int | None = None,
 ) -> None:
-    """Print a table; columns numbered in `right` are set to the right, those in `unbroken` on one line a cell."""
+    """Print a table; columns numbered in `right` are set to the right, those in `unbroken` on one line a cell.
+
+    A head may have several lines.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Column, Table
 
     columns = [
-        Column(shown(head), justify="right" if i in set(right) else "left", no_wrap=i in set(unbroken), overflow="fold")
+        Column(_head(head), justify="right" if i in set(right) else "left", no_wrap=i in set(unbroken), overflow="fold")
         for i, head in enumerate(heads)
     ]
     table = Table(*columns, box=box.SIMPLE_HEAD, show_edge=False, caption=shown(caption))
     for row in rows:
         table.add_row(*map(shown, row))
     Console(width=width).print(table)
+
+
+def _head(text: str) -> "Text":
+    from rich.text import Text
+
+    return Text("\n").join(map(shown, text.split("\n")))
 
 
 def shown(text: str) -> "Text":

@@ -9,8 +9,9 @@ from PIL import Image
 
 from rdm.files.pictures import compared_pictures, save_compared, save_grid
 from rdm.files.store import write_json
-from rdm.reports.gallery import Panel, gallery, newest_picture
-from rdm.reports.sweep import write_sweep_report
+from rdm.reports.gallery import Panel, gallery
+from rdm.reports.run import samples_of
+from rdm.reports.sweep_page import write_sweep_report
 
 
 def picture(path, colour):
@@ -25,17 +26,18 @@ def shares(png: bytes) -> dict[str, float]:
     return dict(zip("rgb", (pixels - others > 200).mean(0).tolist(), strict=True))
 
 
-def test_the_newest_picture_of_a_point(tmp_path):
-    assert newest_picture(tmp_path) is None
+def test_the_pictures_of_a_point(tmp_path):
+    assert samples_of(tmp_path) == {}
     old = picture(tmp_path / "samples" / "compare a.png", (1.0, 0.0, 0.0))
-    assert newest_picture(tmp_path) == old, "of a version that did not number them"
+    assert samples_of(tmp_path) == {"a": old}, "of a version that did not number them"
     save_compared(tmp_path / "samples", dict.fromkeys(("real", "a", "10 steps", "this run"), old.read_bytes()))
     found = compared_pictures(tmp_path / "samples")
     for age, (_, path) in enumerate(found):
         os.utime(path, (1e9 - age, 1e9 - age))  # as a copy may have them
     picture(tmp_path / "samples" / "00000010.png", (0.0, 0.0, 1.0))
     assert [title for title, _ in compared_pictures(tmp_path / "samples")] == ["real", "a", "10 steps", "this run"]
-    assert newest_picture(tmp_path) == tmp_path / "samples" / "compare 03 this run.png" and not old.exists()
+    newest = tmp_path / "samples" / "compare 03 this run.png"
+    assert list(samples_of(tmp_path).values())[-1] == newest and not old.exists()
 
 
 def test_a_panel_a_place_and_the_first_of_several(tmp_path):
@@ -58,4 +60,4 @@ def test_a_sweeps_report_shows_the_first_seed_done(tmp_path):
     write_json(tmp_path / "sweep.json", {"file": "s.gin", "axes": axes, "goals": {}, "points": points})
     page = write_sweep_report(tmp_path).read_text()
     found = shares((tmp_path / "samples.png").read_bytes())
-    assert "<h2>Samples</h2>" in page and found["r"] > 0.3 and found["b"] == 0
+    assert "k</a> <span>seed 1</span>" in page and found["r"] > 0.3 and found["b"] == 0

@@ -20,8 +20,7 @@ from rdm.matching.real import Gaussian, Real
 from rdm.matching.representation import Battery
 from rdm.references.file import Member, Reference
 from rdm.registry import batteries
-from rdm.reports.chart import _draw_ratios, bars
-from rdm.reports.run import blank_figure
+from rdm.reports.chart import chart
 
 RNG = np.random.default_rng(0)
 
@@ -240,19 +239,9 @@ def test_pictures_are_judged_against_moments_whose_encoder_is_named(made, tmp_pa
 
 def test_what_nothing_can_draw_or_judge():
     with pytest.raises(InputError, match="none were measured"):
-        bars(Verdict({}))
+        chart(Verdict({}))
     with pytest.raises(InputError, match="samples have features"):
         judge(rdm.judging.samples.Rows({}, set()), Reference({}, {}))
-
-
-def test_a_chart_of_copies_has_an_axis():
-    """Their ratio and its interval's low end are 0."""
-    copies, fair = Metric(0.0, 0.0, 0.14, 40, 0), Metric(1.2, 1.0, 1.4, 40, 0)
-    for copied in (copies, copies._replace(value=1e-15), copies._replace(value=0.1)):
-        axis = blank_figure(4, 2).subplots()
-        _draw_ratios(axis, {"pixels": copied, "clip": fair}, [])
-        low, high = axis.get_xlim()
-        assert 0.005 < low < 0.01 and 1.4 < high < 2
 
 
 def test_feature_metrics_leave_logits_out_and_the_inception_score_takes_them():

@@ -2,8 +2,8 @@
 
 import csv
 import json
+import math
 import os
-import re
 import signal
 from pathlib import Path
 
@@ -11,10 +11,13 @@ import pytest
 
 from rdm.__main__ import main
 from rdm.app import config, sweep
+from rdm.app.sweep import Point, _Work
 from rdm.errors import InputError
 from rdm.files.store import lock, write_json, write_text
 from rdm.judging.evaluation import Metric
-from rdm.reports.sweep import Found, Row, print_summary, read_sweep, write_csv, write_sweep_report
+from rdm.reports.found import Found, Row, read_sweep
+from rdm.reports.sweep import print_summary, write_csv
+from rdm.reports.sweep_page import write_sweep_report
 from tests import processes
 
 TINY = """
@@ -263,38 +266,76 @@ def test_the_csv_has_a_row_a_point(tmp_path):
     assert rows[3]["status"] == "failed" and rows[3]["error"] == "Diverged: <step> 3" and rows[3]["score"] == ""
 
 
-def test_seeds_become_mean_and_spread_and_the_best_is_marked(tmp_path, capsys):
-    folder = make(tmp_path)
-    found = read_sweep(folder)
-    lines = found.summary()
+def test_seeds_become_a_mean_with_students_interval(tmp_path):
+    lines = read_sweep(make(tmp_path)).summary()
     assert [line.labels for line in lines] == [("a", 32), ("a", 256), ("b", 32), ("b", 256)]
-    assert lines[0].cells["score"] == pytest.approx((-31.5, 0.5**0.5))
-    assert lines[1].cells["score"] == (-256, 1) and (lines[1].seeds, lines[1].missing) == (1, 1)
-    assert found.best(lines, "score") == 256.5 and found.best(lines, "distance") == -256.5
-    assert found.best(lines, "near") == 32.5
-    print_summary(folder)
+    half = 12.7062 * 0.5  # Student's quantile at one degree of freedom, times the error of a mean of two
+    assert lines[0].cells["score"][:3] == pytest.approx((-31.5, -31.5 - half, -31.5 + half), rel=1e-5)
+    assert lines[1].cells["score"] == Metric(-256, -257, -255, 10, 0), "of a single one its own"
+    assert (len(lines[1].done), len(lines[1].rows)) == (1, 2)
+
+
+def scored(*values: tuple[float, float, float]) -> Found:
+    rows = [Row((k,), "", "done", "", 1.0, {"m": Metric(*each, 1, 0)}) for k, each in enumerate(values)]
+    return Found(["a"], {}, rows)
+
+
+@pytest.mark.parametrize("goal, marks", [
+    (-math.inf, {0: "best", 1: "tie"}),
+    (math.inf, {1: "tie", 2: "best", 3: "tie"}),
+    (4.4, {1: "tie", 2: "best", 3: "tie"}),
+    (math.nan, {}),
+])  # fmt: skip
+def test_the_best_is_by_direction_and_what_its_interval_does_not_tell_apart_is_marked(goal, marks):
+    found = scored((1, 0.5, 2), (2, 1.5, 3.9), (4.5, 3.5, 5.5), (4.2, 3.1, 5))
+    found = Found(found.axes, {"m": goal}, found.rows)
+    assert found.marks(found.summary(), "m") == marks
+
+
+@pytest.mark.parametrize("values", [[(0, 0, 0)] * 2, [(1, 0, 3), (2, 1, 4)], [(1, math.nan, math.nan)]])
+def test_where_nothing_is_told_apart_nothing_is_the_best(values):
+    found = scored(*values)
+    assert found.marks(found.summary(), "m") == {} and found.seed is None
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_the_table_fits_the_terminal_with_names_and_cells_whole(tmp_path, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    print_summary(make(tmp_path))
     printed = capsys.readouterr().out
-    assert "256 ± 0.71*" in printed and printed.count("*") == 4 and "over seeds" in printed
-    assert "1 of 2" in printed
+    table = [line for line in printed.splitlines() if line[:2] != "*:"]
+    assert all(len(line) <= columns for line in table)
+    assert "-256.0 [-257.0, -255.0]" in printed and printed.count("near") == printed.count("distance") >= 1
+    assert "other" in printed and "7.0 [6.0, 8.0]" in printed, "what it is compared with has its column"
+    assert "a, 256: 1 of 2 done; failed: Diverged: <step> 3" in printed
+    print_summary(tmp_path, ["near"])
+    assert "distance" not in capsys.readouterr().out
+    with pytest.raises(InputError, match="--metrics: expected some of score, distance, near; got 'fd'"):
+        print_summary(tmp_path, ["fd"])
 
 
-def test_a_column_without_a_choice_has_no_best():
-    metric = {"m": Metric(0.0, 0.0, 0.0, 1, 0)}
-    rows = [Row((x,), "", "done", "", 1.0, metric) for x in (1, 2)]
-    found = Found(["a"], {}, rows)
-    assert found.best(found.summary(), "m") is None and found.seed is None
+def test_a_sweep_whose_points_all_failed_says_so_on_a_line_each(tmp_path, capsys):
+    points = [{"labels": {"kind": x}, "bindings": [], "folder": f"points/{x}"} for x in "ab"]
+    write_json(tmp_path / "sweep.json", {"file": "s.gin", "axes": ["kind"], "goals": {}, "points": points})
+    write_text(tmp_path / "points" / "a" / "error.txt", "Diverged\n")
+    print_summary(tmp_path)
+    assert capsys.readouterr().out.splitlines() == ["a: 0 of 1 done; failed: Diverged", "b: 0 of 1 done"]
 
 
-def test_the_report_is_one_file_with_tables_and_panels(tmp_path, capsys):
-    make(tmp_path)
-    assert main(["report", str(tmp_path)]) == 0
-    page = (tmp_path / "report.html").read_text()
-    assert str(tmp_path / "report.html") in capsys.readouterr().out
-    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page), "the report must be self-contained"
-    assert page.count('<td class="best">') == 3 and "256 ± 0.71" in page
-    assert "7 of 8 points done" in page and "1 of 2 done; failed: Diverged: &lt;step&gt; 3" in page
-    assert page.count("<svg") == 1 and page.count('id="axes_') == 3, "a panel a metric"
-    assert "mean ± standard deviation over seeds" in page
+def test_the_time_left_is_that_of_the_points_so_far(monkeypatch):
+    """Also where two of them ended one after the other, as those of two workers do."""
+    clock = [100.0]
+    monkeypatch.setattr("rdm.app.sweep.time.monotonic", lambda: clock[0])
+    points = [Point({"k": k}, (), Path(f"points/{k}")) for k in range(6)]
+    work = _Work(Path("s.gin"), 2, False, points[4:], 6)
+    assert work.left() is None
+    work.took = [100.0, 104.0]
+    work.began = {point.folder: 70.0 for point in points[2:4]}
+    work.running = dict(zip(("x", "y"), points[2:4], strict=True))  # type: ignore[assignment]
+    assert work.left() == 72 + 102, "two run since 30 s, two wait, one for each worker"
+    clock[0] = 400.0
+    work.waiting = []
+    assert work.left() == 0, "they take longer than those before"
 
 
 def test_reports_of_sweeps_without_numbers_results_or_metrics(tmp_path):
@@ -305,6 +346,6 @@ def test_reports_of_sweeps_without_numbers_results_or_metrics(tmp_path):
             write_json(folder / "points" / str(x) / "result.json", {"metrics": metrics, "seconds": 1.0})
         write_json(folder / "sweep.json", {"file": "s.gin", "axes": ["kind"], "goals": {}, "points": points})
         page = write_sweep_report(folder).read_text()
-        assert ("Nothing to draw" in page) == (not metrics)
+        assert ("Nothing to draw" in page) == (not metrics) and "</html>" in page
         print_summary(folder)
         assert write_csv(folder).exists()

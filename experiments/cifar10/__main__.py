@@ -15,7 +15,7 @@ from typing import NamedTuple
 from rdm.files.records import read_log
 from rdm.files.store import read_json, write_bytes, write_text
 from rdm.matching.metric import Metric
-from rdm.reports.sweep import read_sweep
+from rdm.reports.found import read_sweep
 
 JUDGES = "mobilenetv1_075", "mobilenetv1_100", "mobilenetv2_100", "squeezenet"  # no run trains on them
 TRAINED = "mobilenetv1_025", "mobilenetv1_050"  # the first alone in the run with one encoder

@@ -26,8 +26,9 @@ from rdm.generators.protocol import Generator
 from rdm.judging.evaluation import REAL, Judge, table
 from rdm.matching.metric import Metric
 from rdm.randomness import seeded
-from rdm.reports.run import read_result, write_report
-from rdm.reports.sweep import INDEX, write_sweep_report
+from rdm.reports.run import INDEX, read_result, write_report
+from rdm.reports.sweep import print_summary
+from rdm.reports.sweep_page import write_sweep_report
 from rdm.scaling.sharding import is_sharded
 from rdm.surviving.ranks import started
 from rdm.terminal import print_table, say
@@ -102,7 +103,7 @@ def _train(
         _say(f"{out} is finished; nothing to do")
     if rank() == 0:
         if not (finished and (out / REPORT).exists()):
-            _draw_report(out)
+            write_report(out)
         _print_result(out)
 
 
@@ -178,10 +179,17 @@ def evaluate_run(folder: Path, json: Path | None, *, trust_config: bool = False,
     _print_metrics(metrics)
 
 
-def draw_report(folder: Path) -> Path:
-    """Draw report.html of a run folder, at any time of the run, or of a sweep's; returns its path."""
+def draw_report(folder: Path, metrics: Sequence[str] | None = None) -> Path:
+    """Draw report.html of a run folder, at any time of the run, or of a sweep's; returns its path.
+
+    With `metrics`, a sweep's table of these is printed too.
+    """
     if (folder / INDEX).is_file():
+        if metrics is not None:
+            print_summary(folder, metrics)
         return write_sweep_report(folder)
+    if metrics is not None:
+        raise InputError(f"--metrics is of a sweep's table; {folder} is no sweep; leave it out")
     _existing(folder / "log.jsonl")
     return write_report(folder)
 
@@ -235,13 +243,6 @@ def _write_result(out: Path, metrics: dict[str, Metric], steps: int, seconds: fl
 
 def _versions() -> dict[str, str]:
     return {"rdm": rdm.__version__, "torch": torch.__version__, "python": sys.version.split()[0]}
-
-
-def _draw_report(out: Path) -> None:
-    try:
-        write_report(out)
-    except InputError as error:  # matplotlib is an extra; the run itself is whole
-        _say(f"no report: {error}")
 
 
 def _print_result(out: Path) -> None:

@@ -27,7 +27,7 @@ from rdm.references.pairing import battery_by_name, battery_of, is_download, nam
 from rdm.references.schema import written_member
 from rdm.references.shards import folder_of
 from rdm.registry import batteries, conventions
-from rdm.reports.chart import bars
+from rdm.reports.chart import chart as drawn_chart
 from rdm.reports.verdict import print_verdict
 from rdm.surviving.ranks import started
 from rdm.terminal import say
@@ -190,7 +190,7 @@ def evaluate_samples(
         write_json(json, as_json(verdict, {"samples": str(samples), "reference": str(reference)}))
     print_verdict(verdict, file)
     if chart is not None:
-        write_bytes(chart, bars(verdict))
+        write_bytes(chart, drawn_chart(verdict))
     return verdict
 
 

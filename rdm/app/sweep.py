@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -20,11 +20,15 @@ from typing import Annotated, Any, NamedTuple
 from rdm.app import config
 from rdm.app.explain import own_text
 from rdm.errors import InputError, Interrupted
+from rdm.files.records import as_command
 from rdm.files.store import digest, lock, write_json, write_text
 from rdm.numbers import Range, check
 from rdm.progress import Reporter, progress, stop_requests
 from rdm.randomness import seeded
-from rdm.reports.sweep import ERROR, INDEX, print_summary, write_csv, write_sweep_report
+from rdm.reports.found import ERROR
+from rdm.reports.run import INDEX
+from rdm.reports.sweep import print_summary, write_csv
+from rdm.reports.sweep_page import write_sweep_report
 from rdm.terminal import say
 
 OUTPUT = "output.txt"  # of a point's process
@@ -54,21 +58,27 @@ class Point(NamedTuple):
         return _named(self.labels)
 
 
-def sweep(path: Path, out: Path | None, *, workers: int = 1, restricted: bool = False) -> Path:
-    """Plan, run and report a sweep; returns its folder. See `plan` and `run` for what is raised."""
+def sweep(
+    path: Path,
+    out: Path | None,
+    *,
+    workers: int = 1,
+    restricted: bool = False,
+    metrics: Sequence[str] | None = None,
+) -> Path:
+    """Plan, run and report a sweep; returns its folder. See `plan` and `run` for what is raised.
+
+    `metrics` are those of the printed table (see `rdm.reports.sweep.print_summary`).
+    """
     check("--workers", workers, Annotated[int, Range(least=1, most=256)])
     out = out or Path("runs") / path.stem
     points = plan(path, out, restricted=restricted)
     try:
         run(path, points, workers=workers, restricted=restricted)
     finally:
-        written = write_csv(out)
-        print_summary(out)
-        say(f"table: {written}", file=sys.stdout)
-        try:
-            say(f"report: {write_sweep_report(out)}", file=sys.stdout)
-        except InputError as error:  # matplotlib is an extra; the table is whole
-            say(f"no report: {error}")
+        say(f"table: {write_csv(out)}", file=sys.stdout)
+        say(f"report: {write_sweep_report(out)}", file=sys.stdout)
+        print_summary(out, metrics)
     return out
 
 
@@ -159,7 +169,9 @@ def plan(path: Path, out: Path, *, restricted: bool = False) -> list[Point]:
     if idle := [name for name in bound if name not in read]:
         raise InputError(f"{path}: no point of rdm.sweep.grid reads {idle[0]}; take it out of its axis")
     listed = [{"labels": p.labels, "bindings": p.bindings, "folder": f"points/{p.folder.name}"} for p in points]
-    write_json(out / INDEX, {"file": str(path), "axes": list(grid), "goals": goals, "points": listed})
+    command = as_command("rdm", "sweep", path, "--out", out)
+    index = {"file": str(path), "command": command, "axes": list(grid), "goals": goals, "points": listed}
+    write_json(out / INDEX, index)
     return points
 
 
@@ -206,6 +218,8 @@ class _Work:
     waiting: list[Point]
     total: int
     running: dict[subprocess.Popen[bytes], Point] = field(default_factory=dict)
+    began: dict[Path, float] = field(default_factory=dict)  # when points were started, by this sweep
+    took: list[float] = field(default_factory=list)  # seconds of those it finished
     failed: list[str] = field(default_factory=list)
     elsewhere: set[Path] = field(default_factory=set)  # said to be in another sweep's hands
 
@@ -231,6 +245,7 @@ class _Work:
                     report.update(self.done, {})
                 else:
                     self.running[self._spawn(point, held)] = point
+                    self.began[point.folder] = time.monotonic()
             finally:
                 os.close(held)  # the process has its own hold
 
@@ -262,12 +277,26 @@ class _Work:
             del self.running[process]
             if process.returncode == 0 and _finished(point):
                 report.say(f"{point.name}: done")
+                self.took.append(time.monotonic() - self.began[point.folder])
             else:
                 error = _last_error(point, process.returncode)
                 write_text(point.folder / ERROR, error + "\n")
                 self.failed.append(f"{point.name}: {error}")
                 report.say(f"{point.name}: FAILED: {error}")
-            report.update(self.done, {"failed": len(self.failed)} if self.failed else {})
+            report.update(self.done, {"failed": len(self.failed)} if self.failed else {}, left=self.left())
+
+    def left(self) -> float | None:
+        """Seconds that the other points will take, as long as those so far; None before the first is done."""
+        if not self.took:
+            return None
+        each = sum(self.took) / len(self.took)
+        now = time.monotonic()
+        rest = [max(each - (now - self.began[point.folder]), 0.0) for point in self.running.values()]
+        free = [0.0] * (self.workers - len(rest))
+        ends = sorted([*rest, *free])
+        for _ in self.waiting:  # each goes to the worker that is free first
+            ends = sorted([ends[0] + each, *ends[1:]])
+        return ends[-1]
 
     def stop(self) -> None:
         """Ask the running points to save and end; wait until they have."""

@@ -105,13 +105,20 @@ def _sweep_parser(commands: Any) -> None:
     sweep.add_argument("--workers", type=int, default=1, metavar="N", help="points at a time (default: 1)")
     sweep.add_argument("--out", type=_path, metavar="DIR", help="sweep folder (default: runs/<name of the file>)")
     sweep.add_argument("--restricted", action="store_true", help="as of train")
+    _table_option(sweep)
     sweep.set_defaults(run=running.sweep)
 
 
 def _report_parser(commands: Any) -> None:
     report = commands.add_parser("report", help="draw report.html of a run or sweep folder")
     report.add_argument("folder", type=_path, metavar="DIR")
+    _table_option(report)
     report.set_defaults(run=running.report)
+
+
+def _table_option(command: argparse.ArgumentParser) -> None:
+    said = "print a sweep's table of these alone, by name or without the encoder: sw,accuracy"
+    command.add_argument("--metrics", type=lambda text: text.split(","), metavar="A,B", help=said)
 
 
 def _members_parsers(commands: Any, whole: argparse.ArgumentParser) -> None:

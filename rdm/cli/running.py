@@ -154,7 +154,8 @@ def sweep(options: argparse.Namespace) -> None:
     from rdm.app.sweep import sweep
     from rdm.cli.listing import configuration
 
-    sweep(configuration(options.config), options.out, workers=options.workers, restricted=options.restricted)
+    chosen = {name: getattr(options, name) for name in ("workers", "restricted", "metrics")}
+    sweep(configuration(options.config), options.out, **chosen)
 
 
 def report(options: argparse.Namespace) -> None:
@@ -162,7 +163,7 @@ def report(options: argparse.Namespace) -> None:
     from rdm.app.commands import draw_report
     from rdm.terminal import say
 
-    say(draw_report(options.folder), file=sys.stdout)
+    say(draw_report(options.folder, options.metrics), file=sys.stdout)
 
 
 def list_members(options: argparse.Namespace) -> None:

@@ -37,7 +37,7 @@ class Judge(ABC):
     """What `rdm.train.evaluation` may be: measures a generator and may draw what it makes.
 
     `goals` says what a metric strives for, which sweeps mark the best by: infinity for the most, a number for the
-    nearest to it. A metric that is not listed is a distance: the least is best.
+    nearest to it, NaN for none. A metric that is not listed is a distance: the least is best.
     """
 
     goals: ClassVar[Mapping[str, float]] = {}
@@ -101,8 +101,8 @@ class Evaluation(Judge):
 
     @property
     def goals(self) -> Mapping[str, float]:  # type: ignore[override]
-        """The most accuracy, all of the spread; of a file's metrics what real data strives for."""
-        watched = {"accuracy": math.inf, "spread": 1.0}
+        """The most accuracy, all of the spread, no best of copies; of a file's metrics what real data strives for."""
+        watched = {"accuracy": math.inf, "spread": 1.0, "copies": math.nan}
         return watched if isinstance(self.reference, Dataset) else watched | self._measured.goals
 
     @own_types()

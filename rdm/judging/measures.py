@@ -66,7 +66,8 @@ def measures(given: Mapping[str, Asked] | Sequence[str], *, resamples: int = 40)
 
 def is_ratio(name: str) -> bool:
     """Whether a registered metric of this name, as tables have it, is a ratio to fresh real data."""
-    entry = metrics.get(name.partition("(")[0])
+    bare = name.partition("(")[0]
+    entry = metrics[bare] if bare in metrics else None
     return entry is not None and isinstance(entry.build, type) and issubclass(entry.build, Ratio)
 
 

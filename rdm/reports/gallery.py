@@ -1,18 +1,16 @@
-"""What the points of a sweep draw, side by side: one column a value of the last axis, one row a value of the others."""
+"""What the points of a sweep draw, as one picture: a column a value of the last axis, a row a value of the others."""
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from rdm.data.pictures import decode
-from rdm.escape import drawn
-from rdm.files.pictures import compared_pictures
-from rdm.reports.run import blank_figure
+from rdm.escape import printable
 
-INCHES, PIXELS = 1.7, 100  # of a panel; an inch
+SIDE, LINE = 240, 18  # pixels of a panel; of a line of text
 
 
 class Panel(NamedTuple):
@@ -23,34 +21,20 @@ class Panel(NamedTuple):
     picture: Path
 
 
-def newest_picture(point: Path) -> Path | None:
-    """The last of the pictures that a point's evaluation drew, which is of the run itself; None without any."""
-    drawn = compared_pictures(point / "samples")
-    return drawn[-1][1] if drawn else None
-
-
 def gallery(panels: Sequence[Panel]) -> bytes:
-    """One PNG file of all panels, in 256 colours; the first one of those with the same row and column.
-
-    Raises:
-        InputError: matplotlib is not installed.
-    """
+    """One PNG file of all panels, in 256 colours; the first one of those with the same row and column."""
     rows, columns = (list(dict.fromkeys(names)) for names in zip(*((p.row, p.column) for p in panels), strict=True))
-    figure = blank_figure(INCHES * len(columns) + 0.3, INCHES * len(rows) + 0.3)
-    grid = figure.subplots(len(rows), len(columns), squeeze=False)
-    for axis in grid.flatten():
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
+    sheet = Image.new("RGB", ((SIDE + 8) * len(columns), (SIDE + 2 * LINE) * len(rows)), "white")
+    text = ImageDraw.Draw(sheet)
     for panel in reversed(panels):
-        grid[rows.index(panel.row)][columns.index(panel.column)].imshow(decode(panel.picture), cmap="gray")
-    for axis, name in zip(grid[0], columns, strict=True):
-        axis.set_title(drawn(name), fontsize=8)
-    for axis, name in zip(grid[:, 0], rows, strict=True):
-        axis.set_ylabel(drawn(name), fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=PIXELS)
+        x, y = (SIDE + 8) * columns.index(panel.column), (SIDE + 2 * LINE) * rows.index(panel.row)
+        image = Image.fromarray(decode(panel.picture)).convert("RGB")
+        grown = max(1, SIDE // max(image.size))  # small ones without blur
+        image = image.resize((image.width * grown, image.height * grown), Image.Resampling.NEAREST)
+        image.thumbnail((SIDE, SIDE))
+        sheet.paste(image, (x, y + LINE))
+        name = printable(", ".join(filter(None, (panel.row, panel.column))))
+        text.text((x, y + 1), name[:44], "black", ImageFont.load_default(11))
     small = io.BytesIO()
-    Image.open(buffer, formats=["PNG"]).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
-        small, "PNG", optimize=True
-    )
+    sheet.quantize(256, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
     return small.getvalue()
