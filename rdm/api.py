@@ -7,6 +7,7 @@ from rdm.data.condition import Condition, Conditions, Law, Numbers, described, m
 from rdm.data.dataset import Data, Dataset, Part, Stored
 from rdm.data.feed import Rows, portion
 from rdm.data.inputs import Inputs, images, tokens, waveforms
+from rdm.data.mel import LogMel
 from rdm.data.pictures import decode, is_grey
 from rdm.data.sound import resample
 from rdm.data.source import Source
@@ -137,6 +138,7 @@ __all__ = [
     "Keeps",
     "landmarks",
     "Law",
+    "LogMel",
     "load_strictly",
     "load_weights",
     "Logged",

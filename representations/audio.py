@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from rdm.api import Representation, networks, representations, waveforms
+from rdm.api import LogMel, Representation, networks, representations, waveforms
 from representations._classifier import Classifier
-from representations._mel import LogMel
 
 
 @representations.register("log_mel", examples=({"window": 64, "hop": 32, "bands": 8},))
@@ -21,7 +20,7 @@ def log_mel(
 ) -> Representation:
     """Mean and standard deviation over time of each band of a log-mel spectrogram.
 
-    The spectrogram and its conventions are those of `representations._mel.LogMel`: periodic Hann window, HTK's mel
+    The spectrogram and its conventions are those of `rdm.data.mel.LogMel`: periodic Hann window, HTK's mel
     scale, short waveforms followed by zeros. Waveforms of another sampling rate than `rate` must be resampled before.
 
     Args:

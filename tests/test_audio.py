@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import rdm
+from rdm.data.mel import LogMel
 from rdm.errors import InputError
 from rdm.randomness import seeded
 from rdm.registry import networks
-from representations._mel import LogMel
 
 DATA = Path(os.environ.get("RDM_DATA", "")) / "fsdd" / "fsdd_8khz_int16.npz"
 needs_data = pytest.mark.skipif(
@@ -131,3 +131,11 @@ def test_absent_data_are_one_clear_error(monkeypatch, tmp_path):
         rdm.dataset("spoken_digits")
     with pytest.raises(InputError, match="split must be 'train' or 'test' or 'all'"):
         rdm.dataset("spoken_digits", split="fresh")
+
+
+def test_spectrograms_of_the_spoken_digits_are_pictures():
+    found, spoken = (rdm.dataset(name, takes=(0, 2)) for name in ("spoken_digit_spectrograms", "spoken_digits"))
+    assert found.images.shape == (120, 1, 32, 32) and torch.equal(found.labels, spoken.labels)
+    levels = LogMel(8000, 512, 242, 32)(spoken.images[:3])[:, None]
+    torch.testing.assert_close(found.images[:3], ((levels + 18.42) / 14).clamp(0, 1).float())
+    assert found.images.amax() == 1 and 0.1 < found.images.mean() < 0.4

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import rdm
-from experiments.spiral.__main__ import Found, as_csv, draw, read, table
+from experiments.memories import Found, as_csv, draw, read, table
 from rdm.losses._pairings import pairings, warn_of_pairings
 
 ROOT = Path(__file__).parent.parent
@@ -86,7 +86,7 @@ def test_how_far_a_memory_goes(tmp_path):
     """Closed form: distances 2.4, 1.4 and 0.4 of the batch, a memory and four batches are half of the way."""
 
     def row(population: str, seed: int, value: float) -> dict[str, str]:
-        figures = {"recall": "1", "off plane": "0.1", "seconds": "9", "gradient share": "1.0", "distance": str(value)}
+        figures = {"distance": str(value), "recall": "1", "seconds": "9", "gradient share": "1.0"}
         return {"objective": "energy", "population": population, "training": "t", "seed": str(seed), **figures}
 
     values = {"batch 8": 2.4, "batch 8, queue": 1.4, "batch 32": 0.4}
@@ -101,3 +101,16 @@ def test_how_far_a_memory_goes(tmp_path):
     assert read(tmp_path / "m.csv").cells == found.cells
     draw(found, tmp_path / "m.png")
     assert (tmp_path / "m.png").stat().st_size > 1000
+
+
+def test_a_population_of_which_some_are_live_goes_its_way_too():
+    rows = [
+        {"objective": "mmd", "population": name, "training": "t", "seed": str(seed), "distance": str(value + seed)}
+        for name, value in {"batch 8": 12.0, "batch 8 of 32": 9.0, "batch 32": 8.0, "batch 128": 2.0}.items()
+        for seed in range(3)
+    ]
+    found = Found(rows)
+    way = found.way("mmd", "batch 8 of 32", "t")
+    assert way is not None and way.mean == pytest.approx(0.75)
+    assert found.way("mmd", "batch 32", "t") is None
+    assert "| batch 8 of 32 | 10.0 ± 2.5 (75 ± 0 %) |" in table(found, "t") and "ran away" in table(found, "t", 5.0)

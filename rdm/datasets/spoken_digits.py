@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from rdm.api import Count, Dataset, InputError, datasets, nearest
+from rdm.api import Count, Dataset, InputError, LogMel, datasets, nearest
 from rdm.datasets._place import place
 
 FILE = Path("fsdd", "fsdd_8khz_int16.npz")
@@ -53,3 +53,21 @@ def spoken_digits(
     part = split if takes is None else f"takes {first} to {last - 1}"
     items, classes = torch.from_numpy(waveforms), torch.from_numpy(labels[rows]).long()
     return Dataset(f"spoken_digits/{part}{said}", items, classes, classes=10)
+
+
+QUIET, LOUD = -18.42, -4.42  # of log power: the floor of `LogMel`, and what few frames of speech exceed
+
+
+@datasets.register("spoken_digit_spectrograms", needs="fsdd/fsdd_8khz_int16.npz in the folder that RDM_DATA names")
+def spoken_digit_spectrograms(
+    split: Literal["train", "test", "all"] = "train", takes: tuple[int, int] | None = None
+) -> Dataset:
+    """Log-mel spectrograms of `spoken_digits`, a second each: pictures "n 1 32 32" in [0, 1], bands by frames.
+
+    `rdm.data.mel.LogMel` of windows of 512 samples every 242, log power from -18.42 to -4.42 mapped to [0, 1] and cut
+    there. `python -m experiments.spoken_digits` makes sound of them.
+    """
+    spoken = spoken_digits(split, takes=takes)
+    levels = LogMel(8000, window=512, hop=242, bands=32)(spoken.images)
+    pictures = ((levels - QUIET) / (LOUD - QUIET)).clamp(0, 1)[:, None].float()
+    return Dataset(spoken.name.replace("digits", "digit_spectrograms"), pictures, spoken.labels, classes=10)

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from rdm.api import Float, InputError
+from rdm.errors import InputError
+from rdm.numbers import Float
 
 
 class LogMel(nn.Module):

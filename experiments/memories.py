@@ -1,7 +1,9 @@
-"""Table, verdicts and picture of the memories' sweep: python -m experiments.spiral SWEEP_OR_CSV [--out FOLDER].
+"""Tables and picture of a study of memories: python -m experiments.memories SWEEP_OR_CSV [--out FOLDER].
 
-Of a sweep's folder (`rdm sweep experiments/spiral/memories.gin`) memories.csv is written to FOLDER, a row a finished
-cell and seed; from then on that file is enough.
+A study is a sweep over "objective", "population" ("batch 8", "batch 8, queue", "batch 8 of 32", ...), "training" and
+the seed. Of its folder (`rdm sweep experiments/spiral/memories.gin`) memories.csv is written to FOLDER, a row a
+finished cell and seed, with the figures named, of which the first is what the tables are of; from then on that file is
+enough. Smaller figures are better.
 """
 
 import argparse
@@ -10,6 +12,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +20,7 @@ from rdm.files.store import write_text
 from rdm.matching.metric import student
 
 KEYS = "objective", "population", "training"
-FIGURES = "recall", "distance", "off plane", "seconds", "gradient share"
-METRIC = "distance"
-AWAY = 2.8  # from the origin, within which the data lie: a larger distance has run away
+COSTS = "seconds", "gradient share"
 QUANTILES = {1: 12.706, 2: 4.303}  # of Student's law, for the few seeds at which the series in `student` is off
 NOT_RUN = "not run"
 
@@ -44,26 +45,31 @@ class Found:
 
     def __init__(self, rows: list[dict[str, str]]):
         self.rows, self.cells = rows, defaultdict[Key, list[dict[str, float]]](list)
+        self.figures = [name for name in rows[0] if name not in (*KEYS, "seed")]
         for row in sorted(rows, key=lambda row: int(row["seed"])):
-            self.cells[row[KEYS[0]], row[KEYS[1]], row[KEYS[2]]].append({name: float(row[name]) for name in FIGURES})
+            self.cells[row[KEYS[0]], row[KEYS[1]], row[KEYS[2]]].append({k: float(row[k]) for k in self.figures})
 
-    def values(self, key: Key, metric: str = METRIC) -> list[float]:
-        """Of every seed."""
-        return [record[metric] for record in self.cells.get(key, [])]
+    def values(self, key: Key, metric: str | None = None) -> list[float]:
+        """Of every seed; of the first figure where none is named."""
+        return [record[metric or self.figures[0]] for record in self.cells.get(key, [])]
 
-    def cell(self, key: Key, metric: str = METRIC) -> Cell | None:
+    def cell(self, key: Key, metric: str | None = None) -> Cell | None:
         """None where it was not run."""
         return mean(self.values(key, metric))
 
     def way(self, objective: str, population: str, training: str) -> Cell | None:
-        """How much of the way from the batch to four batches a memory goes: 0 as without, 1 as with four batches.
+        """How much of the way from the batch to the next larger one a population goes: 0 as the one, 1 as the other.
 
         Each seed's gain over the mean of the gap; the gap's own error is not in the interval. None: not run, or no gap
         to be seen, its interval being as large as it is.
         """
-        batch = population.partition(",")[0]
-        small, large = ((objective, each, training) for each in (batch, f"batch {4 * int(batch.split()[1])}"))
-        near, far, held = (self.values(each) for each in (small, large, (objective, population, training)))
+        sizes = sorted(int(name.split()[1]) for name in self.named(1) if name.count(" ") == 1)
+        batch = int(population.replace(",", "").split()[1])
+        larger = [size for size in sizes if size > batch]
+        if population == f"batch {batch}" or not larger:
+            return None
+        compared = f"batch {batch}", f"batch {larger[0]}", population
+        near, far, held = (self.values((objective, each, training)) for each in compared)
         if min(map(len, (near, far, held))) < 2 or len(near) != len(held):
             return None
         gap = mean([a - b for a, b in zip(near, far, strict=False)])
@@ -87,40 +93,45 @@ def mean(values: list[float]) -> Cell | None:
     return Cell(statistics.mean(values), error * (QUANTILES.get(freedom) or student(freedom)))
 
 
-def read(place: Path) -> Found:
-    """The cells of a sweep's folder, or of the file that was written of one."""
+def read(place: Path, figures: Sequence[str] = ()) -> Found:
+    """The cells of a sweep's folder, with these figures, or of the file that was written of one."""
     if place.is_file():
         return Found(list(csv.DictReader(place.read_text().splitlines())))
     rows = []
     for row in csv.DictReader((place / "sweep.csv").read_text().splitlines()):
         if row["status"] == "done":
             last = json.loads((place / row["folder"] / "log.jsonl").read_text().splitlines()[-1])
-            share = last["gradient_share/pixels"]
-            figures = {name: f"{float(row[name]):.5g}" for name in FIGURES[:-1]} | {FIGURES[-1]: f"{share:.3g}"}
-            rows.append({**{key: row[key] for key in KEYS}, "seed": row["rdm.train.seed"], **figures})
+            share = next(value for name, value in last.items() if name.startswith("gradient_share/"))
+            found = {name: f"{float(row[name]):.5g}" for name in (*figures, "seconds")} | {COSTS[1]: f"{share:.3g}"}
+            rows.append({**{key: row[key] for key in KEYS}, "seed": row["rdm.train.seed"], **found})
     return Found(rows)
 
 
 def as_csv(found: Found) -> str:
     """A row a finished cell and seed."""
-    names = [*KEYS, "seed", *FIGURES]
+    names = [*KEYS, "seed", *found.figures]
     lines = [",".join(f'"{row[name]}"' if "," in row[name] else row[name] for name in names) for row in found.rows]
     return "\n".join([",".join(names), *lines]) + "\n"
 
 
-def table(found: Found, training: str) -> str:
-    """A row an objective, a column a population: distance, and where it is a memory's the way that it goes."""
-    populations = [p for p in found.named(1) if any(k[1] == p and k[2] == training for k in found.cells)]
-    lines = ["| objective | " + " | ".join(populations) + " |", "|" + " --- |" * (1 + len(populations))]
-    for objective in found.named(0):
+def table(found: Found, training: str, away: float = math.inf) -> str:
+    """A row a population, a column an objective: the first figure, and the way that the population goes.
+
+    Figures beyond `away` have run away.
+    """
+    objectives = [o for o in found.named(0) if any(k[0] == o and k[2] == training for k in found.cells)]
+    lines = [
+        "| population | " + " | ".join(f"`{o}`" for o in objectives) + " |",
+        "|" + " --- |" * (1 + len(objectives)),
+    ]
+    for population in found.named(1):
         cells = []
-        for population in populations:
+        for objective in objectives:
             cell, way = found.cell((objective, population, training)), found.way(objective, population, training)
-            went = f" ({100 * way.mean:.0f} ± {100 * way.half:.0f} %)" if way is not None and "," in population else ""
-            went = " (ran away)" if cell is not None and cell.mean > AWAY else went
+            went = "" if way is None else f" ({100 * way.mean:.0f} ± {100 * way.half:.0f} %)"
+            went = " (ran away)" if cell is not None and cell.mean > away else went
             cells.append(NOT_RUN if cell is None else f"{cell}{went}")
-        if set(cells) != {NOT_RUN}:
-            lines.append(f"| `{objective}` | " + " | ".join(cells) + " |")
+        lines.append(f"| {population} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -131,15 +142,17 @@ def costs(found: Found, training: str) -> str:
         keys = [key for key in found.cells if key[1:] == (population, training)]
         if keys:
             seconds = [v for key in keys for v in found.values(key, "seconds")]
-            shares = {v for key in keys for v in found.values(key, "gradient share")}
-            lines.append(f"| {population} | {statistics.median(seconds):.0f} | {', '.join(map(str, sorted(shares)))} |")
+            shares = sorted({v for key in keys for v in found.values(key, "gradient share")})
+            lines.append(f"| {population} | {statistics.median(seconds):.0f} | {', '.join(map(str, shares))} |")
     return "\n".join(lines)
 
 
 def draw(found: Found, out: Path) -> None:
     """A panel a training: every seed a dot, objectives as rows, populations as colours."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
+    colours = colormaps["turbo"]
     trainings, objectives = found.named(2), found.named(0)[::-1]
     populations = found.named(1)
     figure = Figure(figsize=(4.6 * len(trainings), 0.9 * len(objectives) + 1.6), layout="constrained")
@@ -149,14 +162,14 @@ def draw(found: Found, out: Path) -> None:
             shift = 0.35 - 0.7 * number / max(1, len(populations) - 1)
             points = [(v, i + shift) for i, o in enumerate(objectives) for v in found.values((o, population, training))]
             x, y = zip(*points, strict=True) if points else ((), ())
-            panel.scatter(x, y, s=16, color=f"C{number}", label=population)
+            panel.scatter(x, y, s=10, color=colours(number / max(1, len(populations) - 1)), label=population)
         values = [v for key in found.cells if key[2] == training for v in found.values(key)]
         panel.set(xscale="log" if max(values) > 10 * min(values) else "linear")
-        panel.set(xlabel="median distance to the curve", title=training)
+        panel.set(xlabel=found.figures[0], title=training)
         panel.set_yticks(range(len(objectives)), objectives)
         panel.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=len(labels))
+    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=5)
     figure.savefig(out, dpi=110)
 
 
@@ -164,11 +177,13 @@ def main() -> None:
     """Write what --out asks for, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("place", type=Path)
+    parser.add_argument("--figures", default="distance,recall,off plane", help="columns of sweep.csv")
+    parser.add_argument("--away", type=float, default=math.inf, help="what has run away")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    found = read(options.place)
+    found = read(options.place, options.figures.split(","))
     for training in found.named(2):
-        print(f"{training}\n\n{table(found, training)}\n\n{costs(found, training)}\n")
+        print(f"{training}\n\n{table(found, training, options.away)}\n\n{costs(found, training)}\n")
     if options.out:
         write_text(options.out / "memories.csv", as_csv(found))
         draw(found, options.out / "memories.png")
