@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 import numbers
+import sys
 import types
 import typing
 from collections.abc import Callable, Container, Mapping, Sequence
@@ -19,16 +20,15 @@ from rdm.errors import InputError
 
 if TYPE_CHECKING:
     from typing import Annotated as Float
+elif "jaxtyping" in sys.modules:  # of the tests, which have imported it before and check shapes by it
+    from jaxtyping import Float
 else:
-    try:
-        from jaxtyping import Float
-    except ModuleNotFoundError:
 
-        class Float:
-            """Float[Tensor, "n d"]: a tensor of that shape. Tests check it by jaxtyping; here it is for readers."""
+    class Float:
+        """Float[Tensor, "n d"]: a tensor of that shape, said to readers."""
 
-            def __class_getitem__(cls, described: Any) -> type:
-                return object
+        def __class_getitem__(cls, described: Any) -> type:
+            return object
 
 
 T = TypeVar("T", bound=Callable[..., Any])
