@@ -6,7 +6,7 @@ from rdm.judging.samples import Verdict
 from rdm.matching.metric import Metric
 from rdm.reports.plot import Group, Mark, alone, dots
 
-KEY = "1: a fresh split of real data; bars: 95 % intervals"
+KEY = "1: fresh real data; bars: 95 % intervals"
 
 
 def chart(verdict: Verdict) -> bytes:
@@ -27,5 +27,5 @@ def chart(verdict: Verdict) -> bytes:
         apart = verdict.held_out
         marks = [Mark(member, metric, hollow=member in apart) for member, metric in values.items()]
         drawings.append(dots(name, [Group("", marks)], log=True, one=True))
-    hollow = "; hollow: held out of training" if verdict.held_out else ""
+    hollow = "; hollow: held out" if verdict.held_out else ""
     return alone(drawings, KEY + hollow).encode()
