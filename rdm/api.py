@@ -50,6 +50,7 @@ from rdm.registry import (
     conditions,
     conventions,
     datasets,
+    engines,
     evaluations,
     generators,
     losses,
@@ -67,6 +68,7 @@ from rdm.rehearsing.expected import expected
 from rdm.rehearsing.step import Does, Keeps, Rehearsal
 from rdm.scaling.sharding import Names, copied, placed
 from rdm.scaling.sums import Passes
+from rdm.sweeping.engine import Job
 from rdm.timing.reads import usual
 from rdm.timing.regions import region
 from rdm.training.augmentation import Augmentation
@@ -114,6 +116,7 @@ __all__ = [
     "encoded",
     "EncodedItems",
     "Estimate",
+    "engines",
     "evaluations",
     "expect",
     "Fed",
@@ -134,6 +137,7 @@ __all__ = [
     "InputError",
     "Inputs",
     "is_grey",
+    "Job",
     "Judge",
     "Keeps",
     "landmarks",

@@ -272,6 +272,7 @@ metrics = Registry("metric", "rdm.judging.metrics")
 conventions = Registry("convention", "rdm.judging.metrics")
 sources = Registry("source", "rdm.data.sources")
 conditions = Registry("condition", "rdm.data.conditions")
+engines = Registry("engine", "rdm.engines")
 
 registries = {
     "objectives": objectives,
@@ -291,6 +292,7 @@ registries = {
     "conventions": conventions,
     "sources": sources,
     "conditions": conditions,
+    "engines": engines,
 }
 
 

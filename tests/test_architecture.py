@@ -26,7 +26,7 @@ rdm.population rdm.scaling
 rdm.references rdm.generators rdm.comparing
 rdm.matching
 rdm.data rdm.surviving
-rdm.files rdm.timing
+rdm.files rdm.timing rdm.sweeping
 rdm.progress rdm.terminal rdm.escape rdm.trust rdm.distributed rdm.randomness rdm.registry rdm.numbers rdm.errors
 """
 FLOOR = {room: -k for k, line in enumerate(FLOORS.split("\n")) for room in line.split()}
@@ -41,6 +41,7 @@ MEMBERS = (
     "rdm.losses",
     "rdm.trackers",
     "rdm.monitors",
+    "rdm.engines",
 )
 FACES = "rdm", "rdm.api"  # which hand names on
 

@@ -15,6 +15,7 @@ from rdm.app.sweep import Point, _Work
 from rdm.errors import InputError
 from rdm.files.store import lock, write_json, write_text
 from rdm.judging.evaluation import Metric
+from rdm.registry import engines
 from rdm.reports.found import Found, Row, read_sweep
 from rdm.reports.sweep import print_summary, write_csv
 from rdm.reports.sweep_page import write_sweep_report
@@ -176,7 +177,7 @@ def test_a_point_in_another_process_hands_is_left_to_it(at):
     first, second = sweep.plan(Path("s.gin"), at / "out")
     held = lock(first.folder / "lock")
     assert held is not None and lock(first.folder / "lock") is None
-    work = sweep._Work(Path("s.gin"), 1, False, [first], total=1)
+    work = sweep._Work(Path("s.gin"), engines.build("local"), False, [first], total=1)
     said = []
     work.start(type("Report", (), {"say": said.append, "update": lambda *a: None}))  # type: ignore[arg-type]
     assert work.waiting == [first] and not work.running and "another sweep" in said[0]
@@ -327,11 +328,11 @@ def test_the_time_left_is_that_of_the_points_so_far(monkeypatch):
     clock = [100.0]
     monkeypatch.setattr("rdm.app.sweep.time.monotonic", lambda: clock[0])
     points = [Point({"k": k}, (), Path(f"points/{k}")) for k in range(6)]
-    work = _Work(Path("s.gin"), 2, False, points[4:], 6)
+    work = _Work(Path("s.gin"), engines.build("local", workers=2), False, points[4:], 6)
     assert work.left() is None
     work.took = [100.0, 104.0]
     work.began = {point.folder: 70.0 for point in points[2:4]}
-    work.running = dict(zip(("x", "y"), points[2:4], strict=True))  # type: ignore[assignment]
+    work.running = list(zip(points[2:4], ("x", "y"), strict=True))  # type: ignore[arg-type]
     assert work.left() == 72 + 102, "two run since 30 s, two wait, one for each worker"
     clock[0] = 400.0
     work.waiting = []

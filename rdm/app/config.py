@@ -115,7 +115,7 @@ def _confined() -> contextlib.AbstractContextManager[None]:
 
 def aside(name: str, instead: Any = None) -> Callable[[], Any]:
     """Bind something else to a name; returns what builds what was bound to it, as `plan` would."""
-    found = _value(name)
+    found = value(name)
     with gin.unlock_config():
         gin.bind_parameter(name, instead)
 
@@ -148,7 +148,7 @@ def grid() -> dict[str, Any]:
     Raises:
         InputError: it binds none.
     """
-    found = _value("rdm.sweep.grid")
+    found = value("rdm.sweep.grid")
     if not isinstance(found, dict) or not found:
         example = "rdm.sweep.grid = {'rdm.train.seed': [0, 1, 2]}"
         raise InputError(f"a sweep's file must bind rdm.sweep.grid to axes; got {found!r}; add e.g. {example}")
@@ -157,14 +157,14 @@ def grid() -> dict[str, Any]:
 
 def seed() -> int:
     """The seed that the configuration binds, 0 by default."""
-    found = _value("rdm.train.seed")
+    found = value("rdm.train.seed")
     if found is None:
         return 0
     check("rdm.train.seed", found, Seed)
     return found
 
 
-def _value(name: str) -> Any:
+def value(name: str) -> Any:
     """What is bound to a name, macros in their place; None for nothing."""
     while _bound(name):
         found = gin.query_parameter(name)
@@ -191,8 +191,8 @@ def _plan(**arguments: Any) -> dict[str, Any]:
     return arguments
 
 
-def _sweep(grid: dict[str, Any]) -> None:
-    """Only the name of what a sweep's file binds; `grid` reads it."""
+def _sweep(grid: dict[str, Any], resources: dict[str, float] | None = None) -> None:
+    """Only the names of what a sweep's file binds; the sweep reads it."""
 
 
 _plan.__signature__ = _plan_signature()  # type: ignore[attr-defined]  # gin validates parameter names against it

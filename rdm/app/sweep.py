@@ -1,48 +1,41 @@
-"""Sweeps: every point of a grid of bindings, each trained by a process of its own.
+"""Sweeps: every point of a grid of bindings, each trained by an engine (`rdm.sweeping.engine`).
 
 A point lives in the folder that the hash of its operative configuration names. Equal configurations are therefore one
 point whatever the grid calls them, an extended grid keeps what it had, and a finished point (one with a result) is
-never run again. A lock on the folder, held by the training process itself, keeps two sweeps off one point: it goes
-with the process, however that ends, and outlives a sweep that was killed while the process goes on.
+never run again. A lock on the folder, held by the engine that trains it, keeps two sweeps off one point.
 """
 
+import inspect
 import itertools
 import os
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from rdm.app import config
+from rdm.app import bindings, config
 from rdm.app.explain import own_text
 from rdm.errors import InputError, Interrupted
 from rdm.files.records import as_command
 from rdm.files.store import digest, lock, write_json, write_text
-from rdm.numbers import Range, check
+from rdm.numbers import Positive, Range, check
 from rdm.progress import Reporter, progress, stop_requests
 from rdm.randomness import seeded
+from rdm.registry import engines
 from rdm.reports.found import ERROR
 from rdm.reports.run import INDEX
 from rdm.reports.sweep import print_summary, write_csv
 from rdm.reports.sweep_page import write_sweep_report
+from rdm.sweeping.engine import OUTPUT, Engine, Job, Running
+from rdm.sweeping.grid import axes, named
 from rdm.terminal import say
-
-OUTPUT = "output.txt"  # of a point's process
 
 
 class PointsFailed(RuntimeError):
     """Some points of a sweep failed; the text says how many and what to do."""
-
-
-class Value(NamedTuple):
-    """One value of an axis: a number or a text to show, and what it binds."""
-
-    label: str | int | float
-    bindings: dict[str, str]  # text in gin by parameter
 
 
 class Point(NamedTuple):
@@ -55,88 +48,36 @@ class Point(NamedTuple):
     @property
     def name(self) -> str:
         """Its values in words."""
-        return _named(self.labels)
+        return named(self.labels)
 
 
 def sweep(
     path: Path,
     out: Path | None,
     *,
-    workers: int = 1,
+    engine: str = "local",
+    given: Mapping[str, Any] | None = None,
     restricted: bool = False,
     metrics: Sequence[str] | None = None,
 ) -> Path:
     """Plan, run and report a sweep; returns its folder. See `plan` and `run` for what is raised.
 
+    `engine` names what trains the points, and is built of what is `given` to it by flags, and of rdm.sweep.resources.
     `metrics` are those of the printed table (see `rdm.reports.sweep.print_summary`).
     """
-    check("--workers", workers, Annotated[int, Range(least=1, most=256)])
+    given = dict(given or {})
+    check("--workers", given.get("workers", 1), Annotated[int, Range(least=1, most=256)])
+    _check_flags(engine, given)
     out = out or Path("runs") / path.stem
     points = plan(path, out, restricted=restricted)
+    built = _engine(engine, given)
     try:
-        run(path, points, workers=workers, restricted=restricted)
+        run(path, points, built, restricted=restricted)
     finally:
         say(f"table: {write_csv(out)}", file=sys.stdout)
         say(f"report: {write_sweep_report(out)}", file=sys.stdout)
         print_summary(out, metrics)
     return out
-
-
-def axes(grid: Mapping[str, Any]) -> dict[str, list[Value]]:
-    """Read the axes of a grid.
-
-    A list is the values of the parameter that the axis is named after. A mapping is points with labels, each a mapping
-    from parameters to values: {"wide": {"generators.mlp.width": 512, "generators.mlp.depth": 2}}.
-
-    Raises:
-        InputError: an axis of another form, without values, or two axes that bind one parameter.
-    """
-    found = {axis: list(_values(axis, values)) for axis, values in grid.items()}
-    owners: dict[str, str] = {}
-    for axis, values in found.items():
-        if not values:
-            raise InputError(f"axis {axis!r} of rdm.sweep.grid has no values; give it some or take it out")
-        for parameter in {name for value in values for name in value.bindings}:
-            if owners.setdefault(parameter, axis) != axis:
-                raise InputError(f"axes {owners[parameter]!r} and {axis!r} both bind {parameter}; join them into one")
-    return found
-
-
-def _values(axis: str, values: Any) -> Iterator[Value]:
-    if isinstance(values, list | tuple):
-        texts = [_text(value) for value in values]
-        short = [_label(value) for value in values]
-        labels = short if len(set(short)) == len(set(texts)) else texts
-        for label, text in zip(labels, texts, strict=True):
-            yield Value(label, {axis: text})
-    elif isinstance(values, dict) and all(isinstance(point, dict) for point in values.values()):
-        for label, point in values.items():
-            yield Value(str(label), {parameter: _text(value) for parameter, value in point.items()})
-    else:
-        raise InputError(
-            f"axis {axis!r} of rdm.sweep.grid must be a list of values, or a mapping from labels to mappings from "
-            f"parameters to values; got {values!r}"
-        )
-
-
-def _text(value: Any) -> str:
-    """A value as gin writes it; a text that starts with @ is a reference."""
-    return value if isinstance(value, str) and value.startswith("@") else repr(value)
-
-
-def _label(value: Any) -> str | int | float:
-    """Numbers as they are; a reference by its name; other values as gin writes them."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value
-    text = value if isinstance(value, str) else repr(value)
-    if not text.startswith("@"):
-        return text
-    scope, _, name = text[1:].removesuffix("()").rpartition("/")
-    return (f"{scope}/" if scope else "") + name.rsplit(".", 1)[-1]
-
-
-def _named(labels: Mapping[str, str | int | float]) -> str:
-    return ", ".join(f"{axis.rsplit('.', 1)[-1]} {label}" for axis, label in labels.items())
 
 
 def plan(path: Path, out: Path, *, restricted: bool = False) -> list[Point]:
@@ -162,7 +103,7 @@ def plan(path: Path, out: Path, *, restricted: bool = False) -> list[Point]:
             with seeded(config.seed()):
                 evaluation = config.plan().get("evaluation")
         except Exception as error:
-            raise InputError(f"{path}, point {_named(labels)!r}: {own_text(error)}") from error
+            raise InputError(f"{path}, point {named(labels)!r}: {own_text(error)}") from error
         goals |= {} if evaluation is None else {name: str(goal) for name, goal in evaluation.goals.items()}
         points.append(Point(labels, bindings, out / "points" / digest({}, config.operative())[:16]))
     bound = (name for values in grid.values() for value in values for name in value.bindings)
@@ -175,8 +116,30 @@ def plan(path: Path, out: Path, *, restricted: bool = False) -> list[Point]:
     return points
 
 
-def run(path: Path, points: list[Point], *, workers: int = 1, restricted: bool = False) -> None:
-    """Train the points that have no result, `workers` at a time, one thread each where there are several.
+def _check_flags(engine: str, given: Mapping[str, Any]) -> None:
+    """Refuse what an engine does not take, with those that do.
+
+    Raises:
+        InputError: a name, flag or binding that is of none, or of another engine.
+    """
+    for name in given:
+        if name not in inspect.signature(engines[engine].build).parameters:
+            said = "rdm.sweep.resources" if name == "resources" else f"--{name}"
+            takers = [each for each, entry in engines.items() if name in inspect.signature(entry.build).parameters]
+            raise InputError(f"{said} is not of --engine {engine}; of {', '.join(takers)} it is; take it out")
+
+
+def _engine(name: str, given: Mapping[str, Any]) -> Engine:
+    """The engine, with the resources that the configuration asks for."""
+    resources = config.value("rdm.sweep.resources")
+    check("rdm.sweep.resources", resources, Mapping[str, Positive] | None)
+    given = {**given, **({} if resources is None else {"resources": resources})}
+    _check_flags(name, given)
+    return engines.build(name, **given)
+
+
+def run(path: Path, points: list[Point], engine: Engine, *, restricted: bool = False) -> None:
+    """Train the points that have no result, as many at a time as the engine has room for, and close the engine.
 
     Raises:
         Interrupted: on Ctrl-C or SIGTERM, when the running points have saved their checkpoints.
@@ -184,7 +147,7 @@ def run(path: Path, points: list[Point], *, workers: int = 1, restricted: bool =
     """
     distinct = {point.folder: point for point in points}
     todo = [point for point in distinct.values() if not _finished(point)]
-    work = _Work(path, workers, restricted, todo, total=len(distinct))
+    work = _Work(path, engine, restricted, todo, total=len(distinct))
     with stop_requests() as stopping, progress(len(distinct), done=len(distinct) - len(todo)) as report:
         if len(todo) < len(distinct):
             report.say(f"{len(distinct) - len(todo)} of {len(distinct)} points are finished already")
@@ -201,6 +164,7 @@ def run(path: Path, points: list[Point], *, workers: int = 1, restricted: bool =
                 time.sleep(0.05)
         finally:
             work.kill()
+            engine.close()
     if work.failed:
         raise PointsFailed(
             f"{len(work.failed)} of {len(distinct)} points failed, the first with {work.failed[0]!r}; "
@@ -213,11 +177,11 @@ class _Work:
     """Points that wait and points that run."""
 
     path: Path
-    workers: int
+    engine: Engine
     restricted: bool
     waiting: list[Point]
     total: int
-    running: dict[subprocess.Popen[bytes], Point] = field(default_factory=dict)
+    running: list[tuple[Point, Running]] = field(default_factory=list)
     began: dict[Path, float] = field(default_factory=dict)  # when points were started, by this sweep
     took: list[float] = field(default_factory=list)  # seconds of those it finished
     failed: list[str] = field(default_factory=list)
@@ -228,9 +192,9 @@ class _Work:
         return self.total - len(self.waiting) - len(self.running) - len(self.failed)
 
     def start(self, report: Reporter) -> None:
-        """Fill the free workers with points that no other sweep holds."""
+        """Hand the engine points that no other sweep holds, while it has room."""
         for point in list(self.waiting):
-            if len(self.running) >= self.workers:
+            if not self.engine.room():
                 return
             held = lock(point.folder / "lock")
             if held is None:
@@ -238,48 +202,33 @@ class _Work:
                     self.elsewhere.add(point.folder)
                     report.say(f"{point.name}: runs in another sweep; waiting for it")
                 continue
-            try:
-                self.waiting.remove(point)
-                if _finished(point):
-                    report.say(f"{point.name}: finished by another sweep")
-                    report.update(self.done, {})
-                else:
-                    self.running[self._spawn(point, held)] = point
-                    self.began[point.folder] = time.monotonic()
-            finally:
-                os.close(held)  # the process has its own hold
+            self.waiting.remove(point)
+            if _finished(point):
+                os.close(held)
+                report.say(f"{point.name}: finished by another sweep")
+                report.update(self.done, {})
+            else:
+                (point.folder / ERROR).unlink(missing_ok=True)
+                self.running.append((point, self.engine.start(self._job(point), held, report.say)))
+                self.began[point.folder] = time.monotonic()
 
-    def _spawn(self, point: Point, held: int) -> subprocess.Popen[bytes]:
-        (point.folder / ERROR).unlink(missing_ok=True)
-        bindings = [part for binding in point.bindings for part in ("--bind", binding)]
-        options = ["--out", str(point.folder), "--resume", *(["--restricted"] if self.restricted else [])]
-        # The same program: what this process imports, from where it does, and nothing from the working folder.
-        search = os.pathsep.join(place or os.getcwd() for place in sys.path)
-        environment = {**os.environ, "PYTHONPATH": search}
-        if self.workers > 1:
-            environment.setdefault("OMP_NUM_THREADS", "1")
-        with (point.folder / OUTPUT).open("wb") as output:
-            return subprocess.Popen(
-                [sys.executable, "-P", "-m", "rdm", "train", str(self.path), *bindings, *options],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                pass_fds=(held,),
-                start_new_session=True,  # Ctrl-C reaches this process, which passes it on once
-            )
+    def _job(self, point: Point) -> Job:
+        bound = [part for binding in point.bindings for part in ("--bind", binding)]
+        options = (*bound, "--resume", *(["--restricted"] if self.restricted else []))
+        return Job(point.name, point.folder, self.path, bindings.read(self.path, lambda *_: None).text, options)
 
     def collect(self, report: Reporter) -> None:
         """Take what has ended."""
-        for process, point in list(self.running.items()):
-            if process.poll() is None:
+        for point, process in list(self.running):
+            status = process.poll()
+            if status is None:
                 continue
-            del self.running[process]
-            if process.returncode == 0 and _finished(point):
+            self.running.remove((point, process))
+            if status == 0 and _finished(point):
                 report.say(f"{point.name}: done")
                 self.took.append(time.monotonic() - self.began[point.folder])
             else:
-                error = _last_error(point, process.returncode)
+                error = _last_error(point, status)
                 write_text(point.folder / ERROR, error + "\n")
                 self.failed.append(f"{point.name}: {error}")
                 report.say(f"{point.name}: FAILED: {error}")
@@ -291,8 +240,8 @@ class _Work:
             return None
         each = sum(self.took) / len(self.took)
         now = time.monotonic()
-        rest = [max(each - (now - self.began[point.folder]), 0.0) for point in self.running.values()]
-        free = [0.0] * (self.workers - len(rest))
+        rest = [max(each - (now - self.began[point.folder]), 0.0) for point, _ in self.running]
+        free = [0.0] * (self.engine.workers - len(rest))
         ends = sorted([*rest, *free])
         for _ in self.waiting:  # each goes to the worker that is free first
             ends = sorted([ends[0] + each, *ends[1:]])
@@ -300,14 +249,14 @@ class _Work:
 
     def stop(self) -> None:
         """Ask the running points to save and end; wait until they have."""
-        for process in self.running:
+        for _, process in self.running:
             process.terminate()
-        for process in self.running:
+        for _, process in self.running:
             process.wait()
 
     def kill(self) -> None:
         """End what still runs, at once."""
-        for process in self.running:
+        for _, process in self.running:
             process.kill()
             process.wait()
 

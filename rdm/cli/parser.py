@@ -102,7 +102,12 @@ def _sample_parser(commands: Any) -> None:
 def _sweep_parser(commands: Any) -> None:
     sweep = commands.add_parser("sweep", help="train every point of a grid of bindings; finished ones are kept")
     _config(sweep, "SWEEP.gin")
-    sweep.add_argument("--workers", type=int, default=1, metavar="N", help="points at a time (default: 1)")
+    sweep.add_argument("--workers", type=int, metavar="N", help="points at a time (default: the engine's)")
+    engine = sweep.add_argument("--engine", default="local", metavar="NAME", help="where points are trained (local)")
+    _names(engine, completion.members_of("engines"))
+    sweep.add_argument(
+        "--address", metavar="HOST:PORT", help="of the engine's cluster (default: the one that runs here)"
+    )
     sweep.add_argument("--out", type=_path, metavar="DIR", help="sweep folder (default: runs/<name of the file>)")
     sweep.add_argument("--restricted", action="store_true", help="as of train")
     _table_option(sweep)

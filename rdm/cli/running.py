@@ -154,8 +154,9 @@ def sweep(options: argparse.Namespace) -> None:
     from rdm.app.sweep import sweep
     from rdm.cli.listing import configuration
 
-    chosen = {name: getattr(options, name) for name in ("workers", "restricted", "metrics")}
-    sweep(configuration(options.config), options.out, **chosen)
+    given = {name: value for name in ("workers", "address") if (value := getattr(options, name)) is not None}
+    chosen = {name: getattr(options, name) for name in ("engine", "restricted", "metrics")}
+    sweep(configuration(options.config), options.out, given=given, **chosen)
 
 
 def report(options: argparse.Namespace) -> None:

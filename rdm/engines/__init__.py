@@ -1,0 +1,1 @@
+"""Where the points of a sweep are trained; one file an engine."""

@@ -1,0 +1,1 @@
+"""Sweeps from their grid to the engines that train their points."""
