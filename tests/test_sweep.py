@@ -339,6 +339,16 @@ def test_the_time_left_is_that_of_the_points_so_far(monkeypatch):
     assert work.left() == 0, "they take longer than those before"
 
 
+def test_the_report_of_a_sweep_whose_first_point_was_interrupted(tmp_path):
+    """One point of all has a log: its curve is that of the point."""
+    make(tmp_path)
+    place = json.loads((tmp_path / "sweep.json").read_text())["points"][0]["folder"]
+    rows = [{"step": k, "loss": 1.0 / k, "distance/pixels": 2.0 / k} for k in (10, 20)]
+    write_text(tmp_path / place / "log.jsonl", "".join(f"{json.dumps(row)}\n" for row in rows))
+    page = write_sweep_report(tmp_path).read_text()
+    assert "distance/pixels" in page and "Nothing was logged" not in page
+
+
 def test_reports_of_sweeps_without_numbers_results_or_metrics(tmp_path):
     for labels, metrics in ((["x", "y"], {"m": Metric(1.0, 0.0, 2.0, 1, 0)._asdict()}), (["x"], {}), ([3], None)):
         folder = tmp_path / str(len(labels)) / str(metrics is None)

@@ -86,7 +86,7 @@ def training(logs: Mapping[str, Sequence[Mapping[str, float]]], colours: Mapping
     for run, log in logs.items():
         for name in dict.fromkeys(name for row in log for name in row if name not in ("step", "seconds")):
             what, _, member = name.partition("/")
-            if len(logs) > 1:
+            if colours is not None:
                 what, member = name, run
             points = [(row["step"], row[name]) for row in log if name in row and math.isfinite(row[name])]
             if points:
