@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import rdm
 from rdm.data.mel import LogMel
@@ -139,3 +140,17 @@ def test_spectrograms_of_the_spoken_digits_are_pictures():
     levels = LogMel(8000, 512, 242, 32)(spoken.images[:3])[:, None]
     torch.testing.assert_close(found.images[:3], ((levels + 18.42) / 14).clamp(0, 1).float())
     assert found.images.amax() == 1 and 0.1 < found.images.mean() < 0.4
+
+
+@needs_data
+def test_sound_of_a_spectrogram_has_that_spectrogram():
+    """Of recordings made again from their bands, the bands are those, but for what phases cannot give."""
+    from experiments.spoken_digits.__main__ import sound, wav
+
+    pictures = rdm.dataset("spoken_digit_spectrograms", takes=(0, 1)).images[:6]
+    heard = sound(pictures)
+    levels = LogMel(8000, 512, 242, 32)(nn.functional.pad(heard, (256, 0)).float())[:, None, :, :30]  # centred frames
+    again = ((levels + 18.42) / 14).clamp(0, 1)
+    loud = pictures[..., :30] > 0.3
+    assert (again - pictures[..., :30])[loud].abs().mean() < 0.1
+    assert len(wav(heard[0])) == 44 + 2 * heard.shape[1]
