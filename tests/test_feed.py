@@ -94,7 +94,7 @@ def gradients(folder: str) -> dict[str, torch.Tensor]:
         models, (FlowMatching(batch=7), Classification(batch=7, augmentation=Jitter())), strict=True
     ):
         loss.prepare(model, Setting(data, 3, torch.device("cpu"), None), resumed=False)
-        logged = [loss.backward(model, step)["loss"] for step in (0, 1)]
+        logged = [float(loss.backward(model, step)["loss"]) for step in (0, 1)]
         loss.close()
         sum_gradients(model.parameters())
         gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])

@@ -133,7 +133,7 @@ def _count(x: Tensor, y: Tensor, weights: Any, reference_weights: Any) -> int:
 
 def _is_many(given: Any, whole: int) -> bool:
     """Whether it is of many pairs, with so many dimensions."""
-    return isinstance(given, Tensor) and given.ndim == whole
+    return isinstance(given, Tensor) and given.ndim == whole and not given.is_nested
 
 
 def _kth(given: Any, whole: int, k: int) -> Any:
