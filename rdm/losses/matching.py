@@ -57,8 +57,8 @@ class Matching(Loss):
         conditions: what the generator is asked for (registry "conditions"); None for its own, classes uniformly.
         population: images generated a step, over all ranks.
         chunk: images in one forward pass; None for all of a rank's at once.
-        live: images of a step that get its gradient, for all; None for each its own.
         warm_up: images of the initial model written to the memory before the first step.
+        live: images of a step that get its gradient, for all; None for each its own.
     """
 
     repeatable = True
@@ -69,7 +69,6 @@ class Matching(Loss):
         battery: Battery | None = None,
         population: Count = 1024,
         chunk: Count | None = None,
-        live: Count | None = None,
         memory: Memory | None = None,
         balance: Balance | None = None,
         normalize_gradient: bool = False,
@@ -77,6 +76,7 @@ class Matching(Loss):
         warm_up: Size = 0,
         conditions: Conditions | None = None,
         reference: Reference | Path | str | Mapping[str, Reference | Path | str] | None = None,
+        live: Count | None = None,
     ):
         if battery is not None:
             by_member(objective, [each.name for each in battery.members])
