@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -162,6 +163,14 @@ def test_wrong_arguments_are_one_line(at, capsys, words, binding, said):
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("no report")]
     assert len(lines) == 1 and said in lines[0], lines
     assert not list(at.glob("runs/*/points/*"))
+
+
+def test_a_port_of_another_program_is_no_cluster(at, capsys, monkeypatch):
+    monkeypatch.setattr("rdm.engines.ray.ANSWER", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert main(["sweep", "s.gin", "--engine", "ray", "--address", f"127.0.0.1:{silent.getsockname()[1]}"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "no Ray cluster answers at 127.0.0.1:" in lines[0] and "timed out" in lines[0]
 
 
 def test_without_ray_the_extra_is_named(at, capsys, monkeypatch):

@@ -15,6 +15,10 @@ from rdm.engines._train import OUTPUT, PATIENCE, WANTED, packed, trained, unpack
 
 TRIES = 3  # that a point whose worker was lost is taken up again
 ANSWER = 10.0  # seconds that a cluster may take to answer
+SETTINGS = (
+    b"\x04"  # the kind of HTTP/2's first frame (RFC 9113, 3.4), by which Ray's server is told from others at once
+)
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00" + SETTINGS + bytes(5)
 
 
 @engines.register("ray", needs="ray")
@@ -211,9 +215,9 @@ def _connect(ray: Any, address: str) -> None:
         with _own_signals():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # of many kinds, by what is wrong
-        there = "run here" if address == "auto" else f"at {address} that this machine is part of"
+        there = "running here" if address == "auto" else f"at {address} that this machine is part of"
         raise InputError(
-            f"expected a Ray cluster {there} ({first_line(error)}); `ray start --head` starts one, "
+            f"expected a Ray cluster {there} ({first_line(error).partition('. ')[0]}); `ray start --head` starts one, "
             "`ray start --address HOST:PORT` joins it, --address names it"
         ) from error
 
@@ -223,7 +227,11 @@ def _reach(address: str) -> None:
     if not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise InputError(f"--address must be HOST:PORT of a Ray cluster; got {address!r}")
     try:
-        socket.create_connection((host, int(port)), ANSWER).close()
+        with socket.create_connection((host, int(port)), ANSWER) as server:
+            server.sendall(HELLO)
+            said = server.recv(9)
+        if said[3:4] != SETTINGS:
+            raise OSError("what answers there is another program")
     except OSError as error:
         raise InputError(f"no Ray cluster answers at {address} ({error}); is it running, and the port open?") from error
 
