@@ -36,7 +36,7 @@ class Cell(NamedTuple):
     def __str__(self) -> str:
         if math.isinf(self.half):
             return f"{self.mean:.3g} (one seed)"
-        digits = 3 if self.mean < 1 else 1 if self.mean < 100 else 0
+        digits = 3 if self.mean < 1 else 2 if self.mean < 10 else 1 if self.mean < 100 else 0
         return f"{self.mean:.{digits}f} ± {self.half:.{digits}f}"
 
 

@@ -60,8 +60,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     options = parser.parse_args()
     with np.load(options.samples, allow_pickle=False) as held:
-        pictures = torch.from_numpy(held["images"])
-    pictures = pictures.double() / 255 if pictures.dtype == torch.uint8 else pictures.double()
+        pictures = torch.from_numpy(held["images"]).movedim(-1, 1).double() / 255
     write_bytes(options.out, wav(sound(pictures, options.rounds).flatten()))
     print(f"{len(pictures)} spectrograms: {options.out}")
 
