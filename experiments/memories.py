@@ -155,7 +155,7 @@ def draw(found: Found, out: Path) -> None:
     colours = colormaps["turbo"]
     trainings, objectives = found.named(2), found.named(0)[::-1]
     populations = found.named(1)
-    figure = Figure(figsize=(4.6 * len(trainings), 0.9 * len(objectives) + 1.6), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(trainings), 0.9 * len(objectives) + 2), layout="constrained")
     panels = figure.subplots(1, len(trainings), squeeze=False, sharey=True)[0]
     for panel, training in zip(panels, trainings, strict=True):
         for number, population in enumerate(populations):
@@ -169,7 +169,7 @@ def draw(found: Found, out: Path) -> None:
         panel.set_yticks(range(len(objectives)), objectives)
         panel.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=5)
+    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=2 * len(trainings))
     figure.savefig(out, dpi=110)
 
 
