@@ -108,7 +108,8 @@ class Population(Stateful):
         cache: Path | None = None,
         shared: bool = False,
     ):
-        check("chunk", chunk, Count | None), check("live", live, Count | None)
+        for name, count in {"chunk": chunk, "live": live}.items():
+            check(name, count, Count | None)
         file = None if reference is None else as_reference(reference)
         self.battery, reals = real_sides(battery, items, condition, reference=file, device=device, cache=cache)
         self.reference = "" if file is None else file.fingerprint
