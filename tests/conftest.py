@@ -20,8 +20,25 @@ os.environ["RDM_CACHE"] = tempfile.mkdtemp(prefix="rdm-test-cache-")
 settings.register_profile("core", deadline=None, max_examples=4, derandomize=True)
 settings.register_profile("whole", deadline=None, max_examples=10, derandomize=True)
 LONGEST = [
-    *("test_intervals", "test_run_intervals", "test_new_domain", "test_demo", "test_degradations", "test_recipes"),
-    *("test_shards", "test_every_objective", "test_population", "test_feed", "test_surviving", "test_sweep"),
+    *(
+        "test_intervals",
+        "test_ray",
+        "test_run_intervals",
+        "test_new_domain",
+        "test_demo",
+        "test_degradations",
+        "test_recipes",
+    ),
+    *(
+        "test_shards",
+        "test_packaging",
+        "test_docs",
+        "test_every_objective",
+        "test_population",
+        "test_feed",
+        "test_surviving",
+        "test_sweep",
+    ),
 ]
 torch.set_num_threads(1)  # small problems: threads only wait for each other
 torch.set_warn_always(True)  # a warning that torch gives once would fail one test or another, by their order
