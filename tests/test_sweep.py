@@ -360,3 +360,8 @@ def test_reports_of_sweeps_without_numbers_results_or_metrics(tmp_path):
         assert ("Nothing to draw" in page) == (not metrics) and "</html>" in page
         print_summary(folder)
         assert write_csv(folder).exists()
+
+
+def test_an_unknown_engine_is_refused_before_anything_is_read(tmp_path, capsys):
+    assert main(["sweep", str(tmp_path / "missing.gin"), "--engine", "rey"]) == 2
+    assert capsys.readouterr().err.strip() == "rdm: unknown engine 'rey'; did you mean 'ray'?"

@@ -122,8 +122,9 @@ def _check_flags(engine: str, given: Mapping[str, Any]) -> None:
     Raises:
         InputError: a name, flag or binding that is of none, or of another engine.
     """
+    taken = inspect.signature(engines[engine].build).parameters
     for name in given:
-        if name not in inspect.signature(engines[engine].build).parameters:
+        if name not in taken:
             said = "rdm.sweep.resources" if name == "resources" else f"--{name}"
             takers = [each for each, entry in engines.items() if name in inspect.signature(entry.build).parameters]
             raise InputError(f"{said} is not of --engine {engine}; of {', '.join(takers)} it is; take it out")
