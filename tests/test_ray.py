@@ -40,7 +40,8 @@ def cluster(at: Path) -> None:
     from ray.cluster_utils import Cluster
 
     own = tempfile.mkdtemp(prefix="rdm-ray-", dir="/tmp")  # paths of sockets are short
-    small = {"num_cpus": 2, "object_store_memory": 78 * 2**20, "include_dashboard": False, "temp_dir": own}
+    os.environ["RAY_TMPDIR"] = own  # also for the address's file, which a node's `temp_dir` leaves in /tmp/ray
+    small = {"num_cpus": 2, "object_store_memory": 78 * 2**20, "include_dashboard": False}
     quick = {f"health_check_{name}": n for name, n in (("period_ms", 500), ("failure_threshold", 6))}
     both = Cluster(initialize_head=True, head_node_args={**small, "_system_config": quick})
     second = both.add_node(**small)
@@ -89,6 +90,7 @@ def test_a_sweep_finishes_though_a_node_is_killed_with_the_table_of_the_local_en
     try:
         local = table(by_the_local_engine(at))
         processes.until((at / "address").exists, nodes)
+        assert (at / "address").exists(), nodes.poll() is None or nodes.communicate()
         address = (at / "address").read_text()
         out, begun = at / "out", ["--engine", "ray", "--address", address]
         process = processes.rdm("sweep", "s.gin", "--out", "out", *begun, cwd=at)
