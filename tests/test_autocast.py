@@ -12,6 +12,7 @@ from rdm.judging.streaming import Streaming
 from rdm.matching.real import Real
 from rdm.matching.representation import Battery, Representation
 from tests.conftest import objective_cases
+from tests.problems import relative_error
 
 G = torch.Generator().manual_seed(0)
 X, Y, FRESH, TRAIN = (torch.randn(n, 8, generator=G) for n in (70, 90, 80, 90))
@@ -78,25 +79,34 @@ def test_a_memory(memory, chunk, name):
     same(lambda: steps(rdm.objective(name), rdm.memory(memory), chunk))
 
 
-def test_the_generator_is_the_callers():
-    """Its own layers are cast, as its trainer asks; chunks then agree with one pass to what is cast."""
+@pytest.mark.parametrize("chunk", [None, 30])
+def test_the_generator_is_the_callers(chunk):
+    """Its own layers are cast, as its trainer asks: plain autograd's gradient in the items, through them by chunks."""
     torch.manual_seed(0)
-    net, population = nn.Linear(8, 8), rdm.Population(rdm.objective("energy"), members(), Y)
-    seen, gradients = [], []
+    net, battery = nn.Linear(8, 8), members()
+    population = rdm.Population("energy", battery, Y, chunk=chunk)
+    seen = []
 
     def generate(z: Tensor) -> Tensor:
         items = net(z)
         seen.append(items.dtype)
         return items.float()
 
+    pieces = X.split(chunk or len(X))
     with torch.autocast("cpu", torch.bfloat16):
-        for chunk in (None, 30):
-            population.chunk, net.weight.grad = chunk, None
-            population.backward(generate, X)
-            assert net.weight.grad is not None
-            gradients.append(net.weight.grad)
-    assert set(seen) == {torch.bfloat16}
-    torch.testing.assert_close(*gradients, rtol=0.02, atol=1e-4)
+        population.backward(generate, X)
+        found = net.weight.grad
+        items = torch.cat([generate(z) for z in pieces]).detach().requires_grad_()
+    features = [torch.cat([member(piece) for piece in items.split(chunk or len(X))]) for member in battery.members]
+    reals = [member(Y) for member in battery.members]
+    value = sum(rdm.distance("energy", x, y.detach()) for x, y in zip(features, reals, strict=True))
+    expected = torch.zeros_like(net.weight)
+    for z, cotangent in zip(pieces, torch.autograd.grad(value, items)[0].split(chunk or len(X)), strict=True):
+        with torch.autocast("cpu", torch.bfloat16):
+            made = generate(z)
+        expected += torch.autograd.grad(made, net.weight, cotangent)[0]
+    assert set(seen) == {torch.bfloat16} and found is not None
+    assert relative_error([found], [expected]) <= 1e-5
 
 
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
