@@ -173,12 +173,12 @@ def sinkhorn(device: str, *, n: int = 2048, d: int = 512, blur: float = 0.3, sca
     """Sinkhorn divergence against geomloss' tensorized backend on the same schedule of 13 sweeps."""
     import geomloss
 
-    from objectives._sinkhorn import diameter, temperatures
+    from objectives._sinkhorn import box, extent, temperatures
 
     g = torch.Generator().manual_seed(0)
     x, y = (scale * torch.randn(n, d, generator=g).to(device) / d**0.5 for scale in (1.1, 1.0))
     options = {"p": 2, "blur": blur, "scaling": scaling}
-    widest = diameter(x, y)
+    widest = float(extent(box(x), box(y)))
     sweeps = len(temperatures(widest, p=2, blur=blur, scaling=scaling))
 
     def peer(rows: Tensor) -> Tensor:

@@ -12,7 +12,9 @@ from objectives._distances import squared_distances
 from rdm.api import usual
 
 KEEP = 2**28  # bytes of a cost matrix that is kept between sweeps (8192 x 8192 in float32); larger ones are recomputed
-TILE = 2**21  # bytes of the tile that a sweep works on, to stay in cache
+TILE = 2**20  # bytes of the tile that a sweep works on, to stay in the cache of a core
+BLOCK = 2  # tiles in a block, the rows of one matrix product
+WIDE = 2**6  # times as much on an accelerator, where a tile is a launch and need stay in no cache
 
 
 class Problem(NamedTuple):
@@ -34,7 +36,12 @@ class Cost:
 
     def __post_init__(self) -> None:
         self.y, self.own = self.x if self.other is None else self.other, self.other is None
-        self.rows = max(16, min(len(self.x), TILE // (self.x.element_size() * len(self.y))))
+        fits = TILE // (self.x.element_size() * len(self.y)) * (1 if self.x.device.type == "cpu" else WIDE)
+        self.tile = min(max(16, fits), len(self.x))
+        self.rows = min(BLOCK * self.tile, len(self.x))
+        if self.p == 2:
+            x = self.x.square().sum(1).div_(2)
+            self.halves = x, x if self.own else self.y.square().sum(1).div_(2)
         self.kept: list[Tensor] | None = None
         if len(self.x) * len(self.y) * self.x.element_size() <= KEEP * (2 if self.own else 1):
             self.kept = [self.block(i) for i in self.slices()]
@@ -43,17 +50,30 @@ class Cost:
         """Blocks of rows."""
         return (slice(i, min(i + self.rows, len(self.x))) for i in range(0, len(self.x), self.rows))
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Blocks of rows with their costs; of one set with itself only the columns from the block's start on."""
+    def pieces(self, *, whole: bool) -> Iterator[tuple[slice, Tensor]]:
+        """Rows with their costs, in `whole` blocks, as products need, or in tiles of them.
+
+        Of one set with itself only the columns from the piece's first row on.
+        """
+        step = self.rows if whole else self.tile
         for k, i in enumerate(self.slices()):
-            yield i, self.block(i) if self.kept is None else self.kept[k]
+            block = self.block(i) if self.kept is None else self.kept[k]
+            for start in range(0, i.stop - i.start, step):
+                stop = min(start + step, i.stop - i.start)
+                yield slice(i.start + start, i.start + stop), block[start:stop, start if self.own else 0 :]
 
     def block(self, i: slice, *, whole: bool = False) -> Tensor:
         """Costs of some rows; `whole`: with all columns in any case."""
         start = i.start if self.own and not whole else 0
         same = i.start - start if self.own else None
-        squared = squared_distances(self.x[i], self.y[start:], exact_small=self.p != 2, same=same)
-        return squared.div_(2) if self.p == 2 else squared.pow_(self.p / 2).div_(self.p)
+        if self.p != 2:
+            squared = squared_distances(self.x[i], self.y[start:], exact_small=True, same=same)
+            return squared.pow_(self.p / 2).div_(self.p)
+        x, y = self.halves
+        halves = torch.addmm(y[start:], self.x[i], self.y[start:].T, alpha=-1).add_(x[i, None]).clamp_min_(0)
+        if same is not None:
+            halves.diagonal(same).zero_()
+        return halves
 
 
 class Potentials(NamedTuple):
@@ -65,16 +85,15 @@ class Potentials(NamedTuple):
     error: Tensor  # what the last update still moved, of the mass: sum_i a_i |1 - exp((f_old - f_i) / eps)|
 
 
-def extent(*sets: Tensor) -> Tensor:
-    """Diagonal of the bounding box of all rows."""
-    low = torch.stack([rows.min(0).values.double() for rows in sets]).min(0).values
-    high = torch.stack([rows.max(0).values.double() for rows in sets]).max(0).values
-    return (high - low).norm()
+def box(rows: Tensor) -> Tensor:
+    """Lowest and highest corner of the bounding box, "2 d"."""
+    return torch.stack([rows.amin(0), rows.amax(0)]).double()
 
 
-def diameter(*sets: Tensor) -> float:
-    """The same as a number, which a device is waited for."""
-    return float(extent(*sets))
+def extent(*boxes: Tensor) -> Tensor:
+    """Diagonal of the box that holds them all."""
+    corners = torch.stack(boxes)
+    return (corners[:, 1].amax(0) - corners[:, 0].amin(0)).norm()
 
 
 def temperatures(diameter: float, *, p: float, blur: float, scaling: float) -> list[float]:
@@ -135,14 +154,16 @@ def _sums(
     fe, ge, u, v = ((t).to(cost.x.dtype) for t in (f / eps, g / eps, a, b))
     rows, columns = torch.zeros_like(fe), torch.zeros_like(ge)
     pulled = torch.zeros_like(cost.x) if pull else None
-    for i, block in cost.blocks():
+    room = cost.x.new_empty((cost.rows if pull else cost.tile) * len(cost.y))
+    for i, block in cost.pieces(whole=pull):
         j, after = slice(i.start if cost.own else 0, None), i.stop - i.start
-        tile = torch.add(ge[j], block, alpha=-1 / eps).add_(fe[i, None]).exp_()
-        rows[i] += tile @ v[j]
+        tile = room[: block.numel()].view(block.shape)
+        torch.add(ge[j], block, alpha=-1 / eps, out=tile).add_(fe[i, None]).exp_()
+        rows[i].addmv_(tile, v[j])
         if cost.own:
-            rows[i.stop :] += u[i] @ tile[:, after:]
+            rows[i.stop :].addmv_(tile[:, after:].T, u[i])
         else:
-            columns += u[i] @ tile
+            columns.addmv_(tile.T, u[i])
         if pulled is not None:
             _slope(tile, block, cost.p)
             _pull(pulled[i], tile, cost.x[i], cost.y[j], v[j])

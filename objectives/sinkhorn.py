@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from objectives._sinkhorn import Cost, Potentials, Problem, diameter, extent, solve, temperatures
+from objectives._sinkhorn import Cost, Potentials, Problem, box, extent, solve, temperatures
 from objectives._transport import ITERATIONS, entropic, powered
 from rdm.api import (
     EDGE,
@@ -33,6 +33,7 @@ class TransportTarget(NamedTuple):
 
     rows: Tensor  # m d, about the reference's mean
     weights: Tensor  # m, summing to 1
+    box: Tensor  # "2 d", the rows' bounding box
     blur: float
     cost: Cost | None  # of `OWN` of the rows at most with themselves, None without debiasing
     masses: Tensor  # of these rows, summing to 1
@@ -123,21 +124,24 @@ class Sinkhorn(Objective):
         statistic, held = Samples(reference.mean), reference.held("sinkhorn")
         rows, weights = _present(*_normalised(statistic.measure(held.features, held.masses)))
         blur = self._blur(rows, weights)
-        rows, _ = _representable(rows, rows, blur)
+        around = box(rows)
+        rows = rows.to(_representable(rows.dtype, extent(around), blur))
         own = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:OWN].to(rows.device)
         some, masses = (rows, weights) if len(rows) <= OWN else (rows[own], weights[own] / weights[own].sum())
         cost = Cost(some, None, self.p) if self.debias and self.backend == "rdm" else None
-        problem, zero = self._problem(blur, rows), torch.zeros((), dtype=torch.float64, device=rows.device)
-        target = TransportTarget(rows, weights, blur, cost, masses, problem, zero)
+        problem, zero = self._problem(blur, extent(around)), torch.zeros((), dtype=torch.float64, device=rows.device)
+        target = TransportTarget(rows, weights, around, blur, cost, masses, problem, zero)
         return statistic, target if cost is None else target._replace(own=self._solve_own(cost, masses, problem, blur))
 
     def distance(self, summary: Any, target: TransportTarget, *, generator: Any = None) -> Tensor:
         """The dual value at the last potentials; its gradient in the rows is the plan's, with the potentials fixed."""
         x, weights = _present(*_normalised(summary))
-        x, y = _representable(x, target.rows, target.blur)
+        length = extent(box(x.detach()), target.box)
+        kind = _representable(x.dtype, length, target.blur)
+        x, y = x.to(kind), target.rows.to(kind)
         if self.backend == "geomloss":
             return self._geomloss(x, weights, y, target)
-        value = _Divergence.apply(x, weights, y, target, self)
+        value = _Divergence.apply(x, weights, y, target, self, self._problem(target.blur, length))
         return value + (value.clamp_min(0) - value).detach()  # rounding and convergence below 0; the gradient is kept
 
     def cost(self, x: Tensor, y: Tensor) -> Tensor:
@@ -170,8 +174,9 @@ class Sinkhorn(Objective):
         """The reach, None where it is beyond every cost: balanced."""
         return None if self.reach is None or self.reach > EDGE else self.reach
 
-    def _problem(self, blur: float, *sets: Tensor) -> Problem:
-        widest = diameter(*sets) if self.diameter is None else self.diameter
+    def _problem(self, blur: float, length: Tensor) -> Problem:
+        """Of sides in a box of this diagonal, which a device is waited for."""
+        widest = float(length) if self.diameter is None else self.diameter
         schedule = temperatures(widest, p=self.p, blur=blur, scaling=self.scaling)
         return Problem(self.p, schedule, self._reach, self.sweeps - 1)
 
@@ -215,10 +220,10 @@ class _Divergence(torch.autograd.Function):
     """The divergence, and by the envelope theorem its gradient (test: test_sinkhorn.py, against geomloss)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, a: Tensor, y: Tensor, target: TransportTarget, objective: Sinkhorn) -> Tensor:
-        wanted = ctx.needs_input_grad[0]
-        blur, b = target.blur, target.weights
-        problem = objective._problem(blur, x, y)
+    def forward(
+        ctx: Any, x: Tensor, a: Tensor, y: Tensor, target: TransportTarget, objective: Sinkhorn, problem: Problem
+    ) -> Tensor:
+        wanted, blur, b = ctx.needs_input_grad[0], target.blur, target.weights
         across = solve(Cost(x, y, objective.p), a, b, problem, pull=wanted)
         _warn_of_rest(across.error, objective.sweeps)
         value = a @ objective._dual(across.f, blur) + b @ objective._dual(across.g, blur)
@@ -235,10 +240,10 @@ class _Divergence(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, Tensor, None, None, None]:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, Tensor, None, None, None, None]:
         gradient, of_weights = ctx.saved_tensors
         rows = None if gradient is None else cotangents[0].to(gradient.dtype) * gradient
-        return rows, cotangents[0] * of_weights, None, None, None
+        return rows, cotangents[0] * of_weights, None, None, None, None
 
 
 def _weighted_pull(potentials: Potentials, a: Tensor, objective: Sinkhorn) -> Tensor | None:
@@ -249,12 +254,10 @@ def _weighted_pull(potentials: Potentials, a: Tensor, objective: Sinkhorn) -> Te
     return potentials.pull * mass.to(potentials.pull.dtype)[:, None]
 
 
-def _representable(x: Tensor, y: Tensor, blur: float) -> tuple[Tensor, Tensor]:
-    """Both sides in the dtype of x, or in float64 where costs or temperatures leave float32's range."""
-    length = extent(x.detach(), y)
+def _representable(kind: torch.dtype, length: Tensor, blur: float) -> torch.dtype:
+    """The rows' dtype, or float64 where costs or temperatures leave float32's range; in a box of this diagonal."""
     inside = (length == 0) | ((length > 1e-15) & (length < 1e15))
-    dtype = x.dtype if 1e-15 < blur < 1e15 and usual(inside) else torch.float64
-    return x.to(dtype), y.to(dtype)
+    return kind if 1e-15 < blur < 1e15 and usual(inside) else torch.float64
 
 
 def _warn_of_rest(error: Tensor, sweeps: int) -> None:
