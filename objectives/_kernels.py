@@ -228,21 +228,35 @@ class Power(Radial):
 
 @dataclass(frozen=True)
 class Polynomial(Kernel):
-    """(x.y / d + 1)^3, of the rows as they are; cubes of large numbers cancel, hence float64."""
+    """(gamma x.y + coef)^degree, of the rows as they are; powers of large numbers cancel, hence float64."""
 
+    degree: int = 3
+    gamma: float | None = None  # 1/d
+    coef: float = 1.0
     centred: ClassVar[bool] = False
     exact: ClassVar[bool] = True
 
+    def values(self, x: Tensor, y: Tensor) -> Tensor:
+        """The kernel of all pairs."""
+        return self._base(x, y).pow_(self.degree)
+
     def tile(self, x: Tensor, y: Tensor, *, same: bool) -> tuple[Tensor, Tensor]:  # noqa: D102
-        base = torch.matmul(x, y.T).div_(x.shape[1]).add_(1)
-        square = base.square()
-        return base.mul_(square), square.mul_(3 / x.shape[1])
+        base = self._base(x, y)
+        below = base.pow(self.degree - 1)
+        return base.mul_(below), below.mul_(self.degree / self._divisor(x))
 
     def pull(self, gradient: Tensor, weights: Tensor, x: Tensor, y: Tensor) -> None:  # noqa: D102
         gradient.addmm_(weights, y)
 
     def diagonal(self, rows: Tensor) -> Tensor:  # noqa: D102
-        return (torch.linalg.vector_norm(rows, dim=1).double().square() / rows.shape[1] + 1) ** 3
+        squares = torch.linalg.vector_norm(rows, dim=1).double().square()
+        return (squares / self._divisor(rows) + self.coef) ** self.degree
+
+    def _base(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.matmul(x, y.T).div_(self._divisor(x)).add_(self.coef)
+
+    def _divisor(self, rows: Tensor) -> float:
+        return rows.shape[1] if self.gamma is None else 1 / self.gamma
 
 
 def _nearby(squared: Tensor, x: Tensor, y: Tensor, *, same: bool) -> bool:

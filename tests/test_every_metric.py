@@ -55,6 +55,7 @@ SETS = {
 SETS = {kind: (x, replace(real, train=TRAIN)) for kind, (x, real) in SETS.items()}
 SETS["of its training set"] = (TRAIN.repeat(2, 1) + 1e-9 * torch.ones(4).double(), SETS["two laws"][1])
 SETS["trained on one item"] = (X, Real(Y, fresh=FRESH, train=ONE))
+REAL_NUMBERS = "bandwidth", "rate", "gamma", "coef"
 REFUSALS = "at distance 0 from the reference", 'bandwidth "median" is 0', "needs rows of the reference", "holds none"
 
 
@@ -153,7 +154,7 @@ def test_intervals_do_not_grow_as_copies_get_nearer(name):
 def test_hyperparameters_are_checked_at_construction(name):
     for field in dataclasses.fields(metrics[name].build):
         for wrong in (0, -1, 2.5, math.nan, "3", True, [4]):
-            if field.type is bool and wrong is True or field.name in ("bandwidth", "rate") and wrong == 2.5:
+            if field.type is bool and wrong is True or field.name in REAL_NUMBERS and wrong == 2.5:
                 continue
             with pytest.raises(InputError, match=rf"{field.name} must be .*; got") as caught:
                 rdm.metric(name, **{field.name: wrong})

@@ -66,6 +66,18 @@ def test_polynomial_against_double_loops(estimator: str, pair: Pair):
     assert math.isclose(got, expected, rel_tol=1e-9, abs_tol=1e-10)
 
 
+@given(pair=pairs(), degree=st.integers(1, 4), gamma=st.sampled_from([None, 0.3]), coef=st.sampled_from([0.1, 2.0]))
+def test_kid_of_any_polynomial_against_double_loops(pair: Pair, degree: int, gamma: float | None, coef: float):
+    scale = 1 / pair.x.shape[1] if gamma is None else gamma
+    expected = oracles.discrepancy_by_loops(
+        *pair,
+        lambda p, q: (scale * sum(s * t for s, t in zip(p, q, strict=True)) + coef) ** degree,
+        unbiased=True,
+    )
+    got = distance("kid", pair, degree=degree, gamma=gamma, coef=coef)
+    assert math.isclose(got, expected, rel_tol=1e-9, abs_tol=1e-9)
+
+
 @estimators
 @given(pair=pairs(), exponent=st.sampled_from([0.3, 1.0, 1.7]))
 def test_energy_against_double_loops(estimator: str, pair: Pair, exponent: float):

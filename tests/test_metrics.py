@@ -64,15 +64,20 @@ def test_frechet_is_torch_fidelitys_and_torchmetrics():
     assert rdm.metric("fd")(X, Real(Y)).value == pytest.approx(float(other), rel=1e-6)
 
 
-def test_kid_is_torch_fidelitys_with_its_seed():
+@pytest.mark.parametrize("degree, gamma, coef", [(3, None, 1.0), (2, 0.5, 0.25), (1, 2.0, 0.1)])
+def test_kid_is_torch_fidelitys_with_its_seed(degree: int, gamma: float | None, coef: float):
     kid = peer("torch_fidelity.metric_kid")
     options = {"kid_subsets": 6, "kid_subset_size": 60, "rng_seed": 5, "verbose": False}
-    options |= {"kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None, "kid_kernel_poly_coef0": 1}
+    options |= {"kid_kernel_poly_degree": degree, "kid_kernel_poly_gamma": gamma, "kid_kernel_poly_coef0": coef}
     expected = kid.kid_features_to_metric(X, Y, kid_kernel="poly", **options)
-    got = rdm.metric("kid", subsets=6, size=60)(X, Real(Y), seed=5)
+    options = {"subsets": 6, "size": 60, "degree": degree, "gamma": gamma, "coef": coef}
+    got = rdm.metric("kid", **options)(X, Real(Y), seed=5)
     assert got.value == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-9)
-    spread = rdm.metric("kid_spread", subsets=6, size=60)(X, Real(Y), seed=5)
+    spread = rdm.metric("kid_spread", **options)(X, Real(Y), seed=5)
     assert spread.value == pytest.approx(expected["kernel_inception_distance_std"], rel=1e-9)
+
+
+def test_kid_of_subsets_is_torchmetrics_and_draws_alike_however_many():
     values = kid_subsets(X, Y[:60], subsets=2, size=60, seed=0)
     torchmetrics = peer("torchmetrics.image.kid")
     whole = torchmetrics.poly_mmd(X[:250], Y)
@@ -97,7 +102,7 @@ def test_precision_recall_density_coverage_are_the_peers():
     prc = peer("torch_fidelity.metric_prc")
     options = {"prc_neighborhood": 3, "prc_batch_size": 64, "save_cpu_ram": False, "verbose": False}
     three = prc.prc_features_to_metric(X, Y, **options)
-    for name in ("precision", "recall"):
+    for name in ("precision", "recall", "f_score"):
         assert rdm.metric(name, k=3)(X, Real(Y)).value == pytest.approx(three[name], rel=1e-6), name
 
 

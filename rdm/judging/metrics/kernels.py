@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from objectives._kernels import Polynomial
 from rdm.api import (
     Count,
     Distance,
@@ -29,6 +30,7 @@ from rdm.api import (
 ROWS = 16_384  # a side, at most: the cost is quadratic
 TILE = 1024
 PUBLISHED = 1000  # rows of a subset of KID
+CUBIC = Polynomial()
 
 
 class _KernelDistance(Distance):
@@ -152,25 +154,25 @@ class Subsets(NamedTuple):
     full: Estimate  # of all rows, which the mean over subsets estimates
 
 
-def kid_subsets(x: Tensor, y: Tensor, *, subsets: int, size: int, seed: int) -> Tensor:
-    """Unbiased squared MMD of the cubic kernel on random subsets of both sides, torch-fidelity's draws for a seed."""
+def kid_subsets(x: Tensor, y: Tensor, *, subsets: int, size: int, seed: int, kernel: Polynomial = CUBIC) -> Tensor:
+    """Unbiased squared MMD of the kernel on random subsets of both sides, torch-fidelity's draws for a seed."""
     source = np.random.RandomState(seed)
     drawn = [[source.choice(len(side), size, replace=False) for side in (x, y)] for _ in range(subsets)]
     a, b = (torch.from_numpy(np.stack(rows)) for rows in zip(*drawn, strict=True))
     x, y = x.double(), y.double()
     whole = len(x) ** 2 + len(x) * len(y) + len(y) ** 2
     if whole <= 3 * subsets * size**2:  # every pair once is cheaper than every subset's pairs
-        sums = _subset_sums(x, y, a, b)
+        sums = _subset_sums(x, y, a, b, kernel)
     else:
         every = torch.arange(size)[None]
         pairs = zip(a.to(x.device), b.to(x.device), strict=True)
-        sums = torch.cat([_subset_sums(x[i], y[j], every, every) for i, j in pairs], 1)
+        sums = torch.cat([_subset_sums(x[i], y[j], every, every, kernel) for i, j in pairs], 1)
     within, across = sums[0] + sums[1], sums[2]
     return (within / (size * (size - 1)) - 2 * across / size**2).cpu()
 
 
-def _subset_sums(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Sums of the cubic kernel over the pairs i != j within x[a], within y[b], and across, a column a subset."""
+def _subset_sums(x: Tensor, y: Tensor, a: Tensor, b: Tensor, kernel: Polynomial) -> Tensor:
+    """Sums of the kernel over the pairs i != j within x[a], within y[b], and across, a column a subset."""
     masks = [
         torch.zeros(len(rows), len(side), dtype=x.dtype).scatter_(1, rows, 1.0).to(x.device)
         for side, rows in ((x, a), (y, b))
@@ -180,10 +182,10 @@ def _subset_sums(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         p, q = ((x, y)[side] for side in (left, right))
         for start in range(0, len(p), TILE):
             rows = slice(start, start + TILE)
-            kernel = (p[rows] @ q.T / x.shape[1] + 1) ** 3
+            values = kernel.values(p[rows], q)
             if k < 2:
-                kernel[:, rows].fill_diagonal_(0)
-            sums[k] += ((masks[left][:, rows] @ kernel) * masks[right]).sum(1)
+                values[:, rows].fill_diagonal_(0)
+            sums[k] += ((masks[left][:, rows] @ values) * masks[right]).sum(1)
     return sums
 
 
@@ -193,13 +195,17 @@ class _OfSubsets(Measure):
 
     subsets: Count = 100
     size: Annotated[int, Range(least=2)] | None = None
+    degree: Count = 3
+    gamma: Positive | None = None
+    coef: Positive = 1.0
 
     def values(self, x: Tensor, real: Real, seed: int, *, size: int) -> Tensor:
         """One squared MMD a subset."""
         x, y = generated(x, real, least=size, user=self.user), real.required_rows(self.user).to(x.device)
         if len(y) < size:
             raise InputError(f"{self.user} needs at least {size} reference rows, a subset; got {len(y)}; give a size")
-        return kid_subsets(x, y, subsets=self.subsets, size=size, seed=seed)
+        kernel = Polynomial(self.degree, self.gamma, self.coef)
+        return kid_subsets(x, y, subsets=self.subsets, size=size, seed=seed, kernel=kernel)
 
 
 @metrics.register("kid")
@@ -207,14 +213,15 @@ class _OfSubsets(Measure):
 class KernelInceptionDistance(_OfSubsets):
     """Kernel distance (KID on Inception features): mean over random subsets of the unbiased cubic-kernel squared MMD.
 
-    Source: Binkowski et al. (2018), section 4, with its 100 subsets of 1000 rows; not times 1000. Where either side
-    has fewer rows and no `size` is given, a subset is as large as the smaller side: the estimate is unbiased at any
-    size, so the same number is estimated. Below 0 for half of the samples of one law. Interval: of the population's
-    value given the reference's rows, from the variance of the estimator on all rows (16,384 a side at most) and of the
-    choice of subsets; the published spread over subsets, `kid_spread`, is no interval. One subset of some of the rows
-    has none: the spread of the choice is unknown.
+    Source: Binkowski et al. (2018), section 4, with its 100 subsets of 1000 rows; not times 1000. The kernel is
+    (gamma x.y + coef)^degree, by default (x.y / d + 1)^3. Where either side has fewer rows and no `size` is given, a
+    subset is as large as the smaller side: the estimate is unbiased at any size, so the same number is estimated. Below
+    0 for half of the samples of one law. Interval: of the population's value given the reference's rows, from the
+    variance of the estimator on all rows (16,384 a side at most) and of the choice of subsets; the published spread
+    over subsets, `kid_spread`, is no interval. One subset of some of the rows has none: the spread of the choice is
+    unknown.
 
-    Shapes: features n d. Units: sixth power of features. Cost: subsets size^2 d + n (n + m) d in float64.
+    Shapes: features n d. Units: power 2 degree of features. Cost: subsets size^2 d + n (n + m) d in float64.
 
     Raises:
         InputError: fewer rows on either side than the `size` that was asked for.
@@ -230,7 +237,7 @@ class KernelInceptionDistance(_OfSubsets):
         if self.subsets < 2 and not every:
             return Metric(mean, math.nan, math.nan, len(x), seed)
         chosen = 0.0 if every else float(values.var()) / self.subsets
-        return between(mean, _Cubic().estimate(x, real, seed=seed).variance + chosen, len(x), seed)
+        return between(mean, _Whole(self).estimate(x, real, seed=seed).variance + chosen, len(x), seed)
 
 
 @metrics.register("kid_spread")
@@ -257,8 +264,10 @@ class KernelInceptionSpread(_OfSubsets):
         return between(spread, spread**2 / (2 * self.subsets), len(x), seed, least=self.lowest)
 
 
-class _Cubic(_KernelDistance):
+@dataclass(frozen=True)
+class _Whole(_KernelDistance):
     user: ClassVar[str] = "kid"
+    of: KernelInceptionDistance
 
     def objective(self, real: Real) -> Objective:
-        return objectives.build("kid")
+        return objectives.build("kid", degree=self.of.degree, gamma=self.of.gamma, coef=self.of.coef)
