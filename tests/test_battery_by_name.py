@@ -30,6 +30,13 @@ def test_representations_with_commas_are_a_battery():
     assert len(battery_by_name("untrained", {"channels": 1}).members) == len(rdm.battery("untrained").members)
 
 
+def test_how_encoders_run_is_an_argument_of_every_battery():
+    for text in ("untrained", "pixels,pca"):
+        battery = battery_by_name(text, {"precision": {"pixels": "float64"}, "micro_batch": 4})
+        runs = {m.name: (m.precision, m.micro_batch) for m in (*battery.members, *battery.held_out)}
+        assert runs.pop("pixels") == ("float64", 4) and set(runs.values()) == {("float32", 4)}
+
+
 @pytest.mark.parametrize("text, arguments, kind, message", [
     ("pixel", {}, UnknownNameError, "unknown battery or representation 'pixel'; did you mean 'pixels'"),
     ("pixels,pcaa", {}, UnknownNameError, "did you mean 'pca'"),
@@ -53,10 +60,10 @@ def pictures(tmp_path, monkeypatch):
 
 
 def test_reference_and_evaluate_by_names(pictures, capsys):
-    command = "reference real.npz --battery pixels,pca --set pca.components=3 --out r.safetensors"
-    assert main(command.split()) == 0
+    command = "reference real.npz --battery pixels,pca --set pca.components=3 --set precision=float64"
+    assert main([*command.split(), "--out", "r.safetensors"]) == 0
     described = Reference.load("r.safetensors").description["battery"]
-    assert described == {"name": "pixels,pca", "arguments": {"pca.components": 3}}
+    assert described == {"name": "pixels,pca", "arguments": {"pca.components": 3, "precision": "float64"}}
     capsys.readouterr()
     assert main("evaluate dark.npz --reference r.safetensors --json dark.json".split()) == 0
     first, ends, shares, empty, *_ = capsys.readouterr().out.splitlines()

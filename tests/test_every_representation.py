@@ -152,6 +152,21 @@ def test_gradient_by_finite_differences(cases):
         assert error <= 1e-5 * float(gradient.norm()), f"{representation.name}: {error / float(gradient.norm()):.2g}"
 
 
+def test_float64_rounds_what_float32_gives_and_leaves_that_encoder_alone(cases):
+    """Features of an encoder in float64, of the same items, within float32's rounding of its own; and as pickled."""
+    for representation in cases:
+        items = draw(representation.inputs)[:2]
+        before = encode(representation, items)
+        exact = replace(representation, precision="float64")
+        features = encode(exact, items)
+        by_hand = replace(representation, module=copy.deepcopy(representation.module).double())
+        assert torch.equal(features, encode(by_hand, items.double() if items.is_floating_point() else items))
+        close = {"rtol": 0, "atol": 1e-4 * float(before.abs().max())}
+        torch.testing.assert_close(features.float(), before, **close)
+        assert torch.equal(encode(pickle.loads(pickle.dumps(exact)), items), features)
+        assert torch.equal(encode(representation, items), before) and exact.fingerprint != representation.fingerprint
+
+
 def test_the_same_when_built_again_and_pickled(cases, request, tmp_path):
     """Before and after it is estimated, as spawned workers and trainers that are saved whole need it."""
     again = build(request.node.callspec.params["cases"], tmp_path)

@@ -1,5 +1,6 @@
 """Representations (frozen encoders) and batteries of them."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from rdm.numbers import Count, Range, check, validated
 from rdm.registry import batteries, by_name, nearest, representations
 
 Fit = Callable[..., nn.Module]
-Precision = Literal["float32", "bfloat16", "float16"]
+Precision = Literal["float32", "bfloat16", "float16", "float64"]
 Weight = Annotated[float, Range(least=0, below=float("inf"))]
 
 
@@ -39,7 +40,8 @@ class Representation:
         inputs: the items that the module takes.
         micro_batch: items in one forward pass of the encoder; None for all. With a gradient, each micro-batch is
             computed again in the backward pass, so that the activations of one are held at a time.
-        precision: the arithmetic of the encoder (by autocast); features come in float32 or better.
+        precision: the arithmetic of the encoder; features come in float32 or better. Fewer bits are by autocast;
+            "float64" takes a copy of a module that is not in it, and its features are in float64.
         clamp: move items into the range of `inputs` before encoding, as iRDM trains; FD-loss trains without.
         compile: run the encoder through `torch.compile`; a text names another backend of it than "inductor".
     """
@@ -61,6 +63,8 @@ class Representation:
         check(f"{owner}: micro_batch", self.micro_batch, Count | None)
         check(f"{owner}: precision", self.precision, Precision)
         if self.module is not None:
+            if self.precision == "float64" and not _in_float64(self.module):
+                object.__setattr__(self, "module", copy.deepcopy(self.module).double())
             self.module.eval().requires_grad_(False)
 
     def __repr__(self) -> str:
@@ -131,7 +135,9 @@ class Representation:
         if self.module is not None and self.module.training:  # a trainer holds the module itself
             self.module.eval()
         items = self.inputs.clamp(items) if self.clamp else items
-        low = self.precision != "float32"
+        low = self.precision in ("bfloat16", "float16")
+        if self.precision == "float64" and items.is_floating_point():
+            items = items.double()
         with torch.autocast(items.device.type, getattr(torch, self.precision) if low else None, enabled=low):
             features = run(items, condition) if self.conditional else run(items)
         if features.ndim != 2 or len(features) != len(items):
@@ -274,6 +280,11 @@ class Battery:
         if isinstance(self.weights, Mapping):
             return tuple(by_name("weights", self.weights, [r.name for r in self.members]).values())
         return tuple(self.weights) if self.weights is not None else (1.0,) * len(self.members)
+
+
+def _in_float64(module: nn.Module) -> bool:
+    held = (*module.parameters(), *module.buffers())
+    return all(each.dtype == torch.float64 for each in held if each.is_floating_point())
 
 
 def as_representation(given: Any) -> Representation:

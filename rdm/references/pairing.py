@@ -22,20 +22,28 @@ from rdm.registry import batteries, nearest, representations
 from rdm.trust import confined, paths_outside
 
 DOWNLOAD = "allow_download"  # an argument of batteries that only the user may give
+RUNNING = {"micro_batch", "precision", "clamp", "compile"}  # arguments of every battery: how its encoders run
 GIVEN = "given"  # the fingerprint of features whose encoder nobody knows
 
 
 def battery_by_name(text: str, arguments: Mapping[str, Any]) -> Battery:
     """A battery by its registered name, or representations by theirs, with commas between them, none held out.
 
-    Arguments are the battery's own. Of representations "NAME.KEY" is that one's, and "KEY" of each that takes it.
+    Arguments are the battery's own, or those of `Battery.running`, which every battery has. Of representations
+    "NAME.KEY" is that one's, and "KEY" of each that takes it.
 
     Raises:
         UnknownNameError: neither a battery nor representations are called so.
         InputError: a name given twice, or an argument that no representation takes.
     """
-    if text in batteries:
-        return batteries.build(text, **arguments)
+    own = inspect.signature(batteries[text].build).parameters if text in batteries else ()
+    running = {key: value for key, value in arguments.items() if key in RUNNING and key not in own}
+    others = {key: value for key, value in arguments.items() if key not in running}
+    battery = batteries.build(text, **others) if text in batteries else _of_representations(text, others)
+    return battery.running(**running) if running else battery
+
+
+def _of_representations(text: str, arguments: Mapping[str, Any]) -> Battery:
     given: dict[str, dict[str, Any]] = {name.strip(): {} for name in text.split(",")}
     for name in given:
         if name not in representations:

@@ -75,7 +75,7 @@ def _described_member(n: int, given: bool) -> Check:
     """What is said of a member; features that were `given` have no settings."""
     floor = record({"value": number(finite=False), "n": number(int, low=1)})
     settings = exactly({}) if given else mapped(anything)
-    known = {"settings": settings, "fingerprint": text(), "dtype": text("float32", "bfloat16", "float16")}
+    known = {"settings": settings, "fingerprint": text(), "dtype": text("float64", "float32", "bfloat16", "float16")}
     held = {"n": exactly(n), "bandwidth": maybe(number(low=0)), "floors": mapped(floor)}
     return record({**known, **held}, {"dimension": number(int, low=1)})
 
