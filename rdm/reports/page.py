@@ -5,6 +5,7 @@ import hashlib
 import html
 import io
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -78,7 +79,7 @@ def table(caption: str, heads: Sequence[str], rows: Iterable[tuple[Sequence[Cell
     """A table that sorts; a row is its cells, the first of which names it, and its class."""
     rows, head, body = list(rows), "", ""
     for k, text in enumerate(heads):
-        words = escaped(text).replace("/", "/<wbr>")
+        words = re.sub("([/_ ])", r"\1<wbr>", escaped(text))
         kind = ' class="text"' if any(cells[k].kind == "text" for cells, _ in rows) else ""
         head += f'<th scope="col"{kind}><button>{words}</button></th>'
     for cells, kind in rows:
