@@ -100,7 +100,7 @@ class _SquaredDistance(torch.autograd.Function):
             warnings.warn(
                 f"frechet: the population's covariance is singular on the reference's {len(target.factor.T)} "
                 "directions (fewer rows than dimensions, or collapsed features); exact on the rank that there is, but "
-                "biased: enlarge the population or use a memory",
+                "biased upwards: give more items (in training a larger population, or a memory)",
                 stacklevel=2,
             )
             eigenvalues, vectors = eigenvalues[keep], vectors[:, keep]

@@ -25,10 +25,10 @@ elif "jaxtyping" in sys.modules:  # of the tests, which have imported it before 
 else:
 
     class Float:
-        """Float[Tensor, "n d"]: a tensor of that shape, said to readers."""
+        """Float[Tensor, "n d"]: a tensor; its shape is said to readers."""
 
-        def __class_getitem__(cls, described: Any) -> type:
-            return object
+        def __class_getitem__(cls, described: tuple[Any, str]) -> Any:
+            return described[0]
 
 
 T = TypeVar("T", bound=Callable[..., Any])

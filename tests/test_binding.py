@@ -120,6 +120,33 @@ def test_every_target_is_kept_and_read_again(name, example, tmp_path, monkeypatc
     assert torch.equal(*values)
 
 
+WITHOUT_TYPE_CHECKS = """
+import sys, warnings
+from pathlib import Path
+
+import torch
+import rdm
+from rdm.matching.real import Real
+from rdm.references.targets import bound
+from rdm.registry import objectives
+
+warnings.simplefilter("error")
+real, cache, kept = Real.of(torch.randn(30, 4)), Path("cache"), []
+given = [rdm.objective(name, **example) for name, entry in objectives.items() for example in entry.examples]
+for _ in range(2):
+    for objective in given:
+        bound(objective, real, cache)
+    kept.append({path: path.stat().st_mtime_ns for path in cache.iterdir()})
+assert kept[0] == kept[1] and len(kept[0]) == len(given) > 10 and "jaxtyping" not in sys.modules, kept
+"""
+
+
+def test_targets_are_read_again_where_no_test_checks_annotations(tmp_path):
+    """As users run it: what annotations of tensors are there must fit tensors, too."""
+    process = processes.Command(exec, WITHOUT_TYPE_CHECKS, {}, cwd=tmp_path)
+    assert process.wait() == 0, process.communicate()
+
+
 def rename(bind: object) -> object:
     """A `bind` of the same annotations that must not be called."""
 
