@@ -34,6 +34,7 @@ V = TypeVar("V")
 M = TypeVar("M")
 GROUP = "rdm.members"  # of entry points, each a module that registers what it holds
 HOME = Path(__file__).resolve().parent.parent  # where rdm is installed, and its packages beside it
+EXPERIMENTS = HOME / "experiments"  # its own gin files
 OWN = "rdm", "objectives", "representations"
 _LOADING = threading.RLock()  # one for all registries: members of one are imported while another loads
 _installed = {"begun": False, "done": False}  # the import of installed packages' modules

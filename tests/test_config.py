@@ -228,6 +228,18 @@ def test_includes_are_relative_to_the_file(write, tmp_path, monkeypatch):
     assert config.plan()["steps"] == 5
 
 
+@pytest.mark.parametrize("restricted", [False, True])
+@pytest.mark.parametrize("name", ["digits/classifier", "digits/classifier.gin"])
+def test_the_packages_own_files_are_included_by_name(write, name, restricted):
+    path = write(f"include '{name}'\nrdm.train.steps = 5", "x.gin")
+    config.load(path, restricted=restricted)
+    assert config.plan()["steps"] == 5
+    with pytest.raises(
+        InputError, match="expected a gin file at .*elsewhere.gin; there is none; `rdm list experiments`"
+    ):
+        config.load(write("include 'elsewhere.gin'", "y.gin"))
+
+
 def test_bindings_win_and_are_in_the_operative_configuration(write):
     config.load(write(BASE), ["rdm.train.steps = 9", "networks.conv_classifier.width = 8"])
     assert config.plan()["steps"] == 9

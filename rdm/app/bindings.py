@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rdm.errors import InputError
+from rdm.registry import EXPERIMENTS
 
 MOST_FILES = 500  # included by one file, each time it is
 
@@ -51,7 +52,9 @@ def given(binding: str) -> Text:
 
 
 def read(path: Path, admit: Callable[[Path, Path], None]) -> Text:
-    """A file's text with included files in place of their include lines, paths relative to the including file.
+    """A file's text with included files in place of their include lines.
+
+    Paths are relative to the including file; what is not there is one of the package's own by name.
 
     `admit(file, included)` refuses what may not be included.
 
@@ -72,7 +75,7 @@ def _lines(
         if included is None:
             yield line, place
             continue
-        inner, above = path.parent / included[1], (*chain, path.resolve())
+        inner, above = _included(path, included[1]), (*chain, path.resolve())
         admit(path, inner)
         if inner.resolve() in above:
             raise InputError(f"{place}: {inner} includes itself; take one of the includes out")
@@ -81,9 +84,16 @@ def _lines(
         yield from _lines(inner, admit, above, files)
 
 
+def _included(path: Path, name: str) -> Path:
+    beside, own = path.parent / name, (EXPERIMENTS / name).with_suffix(".gin")
+    return own if own.is_file() and not beside.exists() else beside
+
+
 def _decoded(path: Path) -> str:
     if not path.is_file():
-        raise InputError(f"expected a gin file at {path}; there is none")
+        raise InputError(
+            f"expected a gin file at {path}; there is none; `rdm list experiments` names those of the package"
+        )
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

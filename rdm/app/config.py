@@ -27,7 +27,7 @@ from rdm.files.checkpoint import is_run
 from rdm.judging.evaluation import Evaluation, Judge
 from rdm.matching.representation import assemble
 from rdm.numbers import Seed, check, check_given
-from rdm.registry import registries
+from rdm.registry import EXPERIMENTS, registries
 from rdm.scaling.modules import Compile
 from rdm.training.augmentation import Jitter
 from rdm.training.loop import train
@@ -218,10 +218,10 @@ def _register_all() -> dict[str, Callable[..., Any]]:
 
 
 def _admit(root: Path) -> Callable[[Path, Path], None]:
-    """Refuse includes from outside a folder."""
+    """Refuse includes from outside a folder, but for the package's own files."""
 
     def admit(path: Path, included: Path) -> None:
-        if not included.resolve().is_relative_to(root):
+        if not any(included.resolve().is_relative_to(place) for place in (root, EXPERIMENTS)):
             raise RestrictedError(f"{path}: restricted mode refuses to include {included} from outside {root}")
 
     return admit

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rdm.app.process import cache_folder
-from rdm.registry import HOME, OWN, installed, registries
+from rdm.registry import EXPERIMENTS, HOME, OWN, installed, registries
 
 Index = dict[str, list["Row"]]
 
@@ -71,8 +71,8 @@ def with_weights(found: Index) -> Index:
 
 def experiments() -> list[Row]:
     """The package's own gin files by name, with their first comment."""
-    folder = HOME / "experiments"
-    return [Row(str(p.relative_to(folder).with_suffix("")), _comment(p)) for p in sorted(folder.rglob("*.gin"))]
+    found = sorted(EXPERIMENTS.rglob("*.gin"))
+    return [Row(str(p.relative_to(EXPERIMENTS).with_suffix("")), _comment(p)) for p in found]
 
 
 def _comment(path: Path) -> str:

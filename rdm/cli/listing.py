@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rdm.cli.index import Index, experiments, index, with_weights
 from rdm.errors import InputError
-from rdm.registry import HOME, nearest, registries
+from rdm.registry import EXPERIMENTS, nearest, registries
 from rdm.terminal import say
 
 GIN = "experiments"  # gin files beside the members
@@ -65,7 +65,7 @@ def configuration(path: Path) -> Path:
     name = "/".join(path.parts[path.parts[0] == GIN :] if path.parts else ()).removesuffix(".gin")
     names = [row.name for row in experiments()]
     if name in names:
-        return HOME / GIN / f"{name}.gin"
+        return EXPERIMENTS / f"{name}.gin"
     near = nearest(name, names)
     hint = near if "did you mean" in near else f"; `rdm list {GIN}` names those of the package"
     raise InputError(f"expected a gin file at {path}; there is none{hint}")
