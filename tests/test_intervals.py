@@ -69,3 +69,13 @@ def test_fd_at_infinity_covers_the_populations_distance(change):
     measure = rdm.metric("fd_infinity")
     found = [measure(law(N, g, **change), Real(law(2 * N, g)), seed=s) for s in range(DRAWS if change else 8 * DRAWS)]
     assert 0.9 <= covered(found, truth) <= 0.99, covered(found, truth)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", LAWS.values(), ids=LAWS)
+def test_the_published_line_covers_its_mean(change):
+    g = torch.Generator().manual_seed(1)
+    measure, real = rdm.metric("fd_infinity", least=50, points=10), Real(law(2 * N, g))
+    found = [measure(law(N, g, **change), real, seed=seed) for seed in range(DRAWS + MORE)]
+    truth = sum(f.value for f in found) / len(found)
+    assert 0.9 <= covered(found, truth) <= 0.99, covered(found, truth)

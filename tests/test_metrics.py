@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from scipy import linalg
 
 import rdm
 from rdm.errors import InputError
@@ -15,6 +16,7 @@ from rdm.judging.metrics.kernels import kid_subsets
 from rdm.judging.ratio import mean_ratio
 from rdm.matching.metric import Estimate, Measure, Metric, of_share, student
 from rdm.matching.real import Gaussian, Real
+from rdm.randomness import stream
 from rdm.registry import conventions
 from tests.peers import peer
 
@@ -145,6 +147,19 @@ def test_frechets_bias_falls_as_one_over_n_and_infinity_removes_it():
     found = [rdm.metric("fd_infinity")(rows(500, seed=10 + s), real, seed=s) for s in range(20)]
     assert sum(f.low <= 0 <= f.high for f in found) >= 17
     assert abs(sum(f.value for f in found) / 20) < 0.15 * biases[1] / 500
+
+
+def test_the_published_line_is_that_of_scipy_and_numpy():
+    g, points = stream(3, "subsets"), []
+    for size in np.linspace(60, 300, 7).astype(int).tolist():
+        x = X[torch.randperm(300, generator=g)[:size]].numpy()
+        a, b = (np.cov(side, rowvar=False) for side in (x, Y.numpy()))
+        root = linalg.sqrtm(a @ b)
+        points.append((1 / size, np.sum((x.mean(0) - Y.numpy().mean(0)) ** 2) + np.trace(a + b - 2 * root.real)))
+    intercept = np.polyfit(*zip(*points, strict=True), 1)[1]
+    found = rdm.metric("fd_infinity", least=60, points=7)(X, Real(Y), seed=3)
+    assert found.value == pytest.approx(float(intercept), rel=1e-8)
+    assert found.value < rdm.metric("fd")(X, Real(Y)).value and found.low < found.value < found.high
 
 
 def test_ratios_of_real_data_are_one_and_grow_with_damage():

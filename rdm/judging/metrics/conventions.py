@@ -40,3 +40,13 @@ def irdm() -> tuple[str, ...]:
 def kynkaanniemi() -> tuple[str, ...]:
     """Precision and recall with k = 3, as Kynkäänniemi et al. (2019) and most papers since; the default here is 5."""
     return "precision(k=3)", "recall(k=3)"
+
+
+@conventions.register("fadtk")
+def fadtk() -> tuple[str, ...]:
+    """FAD and FAD-infinity of audio features, of 500 rows or more, a line through 25 points.
+
+    Source: Gui et al. (2024), "Adapting Frechet Audio Distance for Generative Music Evaluation", section 3. Its code
+    draws subsets with replacement, whose line ends at the FAD of all rows; here without, as Chong and Forsyth (2020).
+    """
+    return "fd", "fd_infinity(least=500, points=25)"
