@@ -31,13 +31,13 @@ from rdm.generators.protocol import FlowGenerator, FlowMap, Generator, Solver, d
 from rdm.judging.evaluation import Judge
 from rdm.judging.ratio import Ratio
 from rdm.matching.balance import Balance, SelfNormalized, Terms, Uniform
-from rdm.matching.distances import median_distance, squared_distances
+from rdm.matching.distances import Samples, median_distance, squared_distances
 from rdm.matching.memory import EMA, Memory, NoMemory, Queue
 from rdm.matching.metric import Distance, Estimate, Measure, Metric, Z, between, generated, of_groups, of_share
 from rdm.matching.objective import UNDIVIDED, Follower, Objective, Portion, Seen, Solved, Traits, Transport, by_member
 from rdm.matching.real import Gaussian, Real, draw, thin
 from rdm.matching.representation import Battery, Precision, Representation, assemble
-from rdm.matching.statistic import Cat, Moments, Samples, Statistic, Sum, Summary, checked
+from rdm.matching.statistic import Cat, Moments, Statistic, Sum, Summary, checked
 from rdm.numbers import EDGE, Count, Float, Fraction, Nonnegative, Positive, Range, Seed, Several, Share, Size, Workers
 from rdm.population.population import Population
 from rdm.randomness import seeded, stream

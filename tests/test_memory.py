@@ -12,10 +12,11 @@ from torch import Tensor, nn
 import rdm
 from rdm.errors import CorruptFileError, InputError
 from rdm.files.schema import expect
+from rdm.matching.distances import Samples
 from rdm.matching.memory import EMA, Memory, Queue
 from rdm.matching.objective import Objective
 from rdm.matching.real import Real
-from rdm.matching.statistic import Cat, Moments, Samples, Statistic, Sum
+from rdm.matching.statistic import Cat, Moments, Statistic, Sum
 from tests.conftest import objective_cases
 
 ZERO = torch.zeros(1, dtype=torch.float64)

@@ -13,7 +13,7 @@ from rdm.errors import InputError
 from rdm.generators.protocol import Generator
 from rdm.losses.matching import Matching
 from rdm.losses.weighted import Weighted
-from rdm.matching.statistic import Samples
+from rdm.matching.distances import Samples
 from rdm.training.auxiliary import Auxiliary
 from rdm.training.loop import train
 from rdm.training.loss import Loss

@@ -5,11 +5,11 @@ import torch
 
 import rdm
 from rdm.errors import InputError
+from rdm.matching.distances import Samples
 from rdm.matching.memory import Queue
 from rdm.matching.objective import Objective, Traits
 from rdm.matching.real import Real
 from rdm.matching.representation import Representation
-from rdm.matching.statistic import Samples
 from rdm.population.population import Population
 
 Y = torch.arange(1000.0, dtype=torch.float64)[:, None]

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rdm.errors import InputError, NonFiniteError
-from rdm.matching.statistic import Cat, Moments, Samples, checked, checked_weights
+from rdm.matching.distances import Samples
+from rdm.matching.statistic import Cat, Moments, checked, checked_weights
 
 STATISTICS = [Samples(torch.ones(3, dtype=torch.float64)), Moments(torch.ones(3, dtype=torch.float64))]
 

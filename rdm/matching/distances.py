@@ -1,11 +1,34 @@
-"""Pairwise distances, and the median of them in a reference."""
+"""Rows as they are, pairwise distances, and the median of them in a reference."""
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from rdm.errors import InputError
 from rdm.matching.real import Real
-from rdm.matching.statistic import Samples
+from rdm.matching.statistic import Cat, Statistic, Summary, same_dimension
+from rdm.numbers import Float
+
+
+@dataclass(frozen=True)
+class Samples(Statistic):
+    """The rows themselves, minus `shift`: what kernels, sorting and transport plans work on.
+
+    Subtracting the reference's mean changes no distance and saves the squared distances from cancelling in float32
+    (at mean 30 and spread 0.05 they are wrong by a tenth without it). The shift keeps its float64 digits: float32 rows
+    lose its leading part first, which is exact where it matters, and then the rest.
+    """
+
+    shift: Float[Tensor, " d"]
+    kind: ClassVar[type[Summary]] = Cat
+
+    def measure(self, features: Float[Tensor, "n d"], weights: Float[Tensor, " n"]) -> Cat:  # noqa: D102
+        same_dimension(features, self.shift)
+        leading = self.shift.to(features.dtype)
+        rest = (self.shift - leading).to(features.dtype)
+        return Cat((features - leading).sub_(rest), weights)
 
 
 def squared_distances(x: Tensor, y: Tensor, *, coinciding: bool = False) -> Tensor:

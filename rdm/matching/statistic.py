@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import islice
 from operator import add
 from typing import Any, ClassVar
 
@@ -163,6 +164,12 @@ class Statistic(ABC):
     def measure(self, features: Float[Tensor, "n d"], weights: Float[Tensor, " n"]) -> Summary:
         """Measure checked features (see `checked`), with gradient."""
 
+    def run_on(self, value: Tensor, changes: Sequence[tuple[float, Cat]]) -> Tensor:
+        """A sum's value after changes, one by one: factors, and rows to add; the same however calls divide them."""
+        for kept, rows in changes:
+            value = self.measure(rows.value, rows.weight).value.add_(value, alpha=kept)
+        return value
+
     def translated(self, summary: Summary, shift: Float[Tensor, " d"]) -> Summary:
         """The summary of the same rows, all moved: by a vector of features, or for rows of their values."""
         if self.kind.reduction == "cat":
@@ -173,25 +180,6 @@ class Statistic(ABC):
     def of_moments(self, mean: Float[Tensor, " d"], covariance: Float[Tensor, "d d"], n: int) -> Summary | None:
         """The summary of `n` rows of this mean and unbiased covariance, where it follows from them; n = 0: not said."""
         return None
-
-
-@dataclass(frozen=True)
-class Samples(Statistic):
-    """The rows themselves, minus `shift`: what kernels, sorting and transport plans work on.
-
-    Subtracting the reference's mean changes no distance and saves the squared distances from cancelling in float32
-    (at mean 30 and spread 0.05 they are wrong by a tenth without it). The shift keeps its float64 digits: float32 rows
-    lose its leading part first, which is exact where it matters, and then the rest.
-    """
-
-    shift: Float[Tensor, " d"]
-    kind: ClassVar[type[Summary]] = Cat
-
-    def measure(self, features: Float[Tensor, "n d"], weights: Float[Tensor, " n"]) -> Cat:  # noqa: D102
-        _same_dimension(features, self.shift)
-        leading = self.shift.to(features.dtype)
-        rest = (self.shift - leading).to(features.dtype)
-        return Cat((features - leading).sub_(rest), weights)
 
 
 @dataclass(frozen=True)
@@ -206,16 +194,17 @@ class Moments(Statistic):
     kind: ClassVar[type[Summary]] = Sum
 
     def measure(self, features: Float[Tensor, "n d"], weights: Float[Tensor, " n"]) -> Sum:  # noqa: D102
-        _same_dimension(features, self.shift)
+        same_dimension(features, self.shift)
         value = _MomentSums.apply(features, weights, self.shift)
         return Sum(value, torch.stack([weights.sum(), weights.square().sum()]))
 
+    def run_on(self, value: Tensor, changes: Sequence[tuple[float, Cat]]) -> Tensor:  # noqa: D102
+        return _mirrored(_add_moments(value.clone(), changes, self.shift))
+
     def translated(self, summary: Summary, shift: Float[Tensor, " d"]) -> Sum:  # noqa: D102
         first, moved = summary.value[0], summary.value[0] + summary.mass * shift
-        return Sum(
-            torch.cat([moved[None], summary.value[1:] + torch.outer(shift, first) + torch.outer(moved, shift)]),
-            summary.weight,
-        )
+        second = summary.value[1:] + torch.outer(shift, first) + torch.outer(moved, shift)
+        return Sum(torch.cat([moved[None], second]), summary.weight)
 
     def of_moments(  # noqa: D102
         self, mean: Float[Tensor, " d"], covariance: Float[Tensor, "d d"], n: int
@@ -235,18 +224,8 @@ class _MomentSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, weights: Tensor, shift: Tensor) -> Tensor:
         ctx.save_for_backward(features, weights, shift)
-        d = len(shift)
-        value = torch.zeros(d + 1, d, dtype=torch.float64, device=features.device)
-        parts = _blocks(d, max(256, -(-d // 4)))
-        for k in _blocks(len(features), max(64, 2**19 // features.shape[1])):
-            y = features[k] - shift  # float64: the shift is
-            value[0] += weights[k] @ y
-            scaled = y * weights[k, None]
-            for rows in parts:  # the lower half, block by block
-                value[1:][rows, : rows.stop].addmm_(scaled[:, rows].T, y[:, : rows.stop])
-        for rows in parts:
-            value[1:][: rows.start, rows] = value[1:][rows, : rows.start].T
-        return value
+        value = torch.zeros(len(shift) + 1, len(shift), dtype=torch.float64, device=features.device)
+        return _mirrored(_add_moments(value, [(1.0, Cat(features, weights))], shift))
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -261,16 +240,36 @@ class _MomentSums(torch.autograd.Function):
         return gradient, of_weights, None
 
 
+def _add_moments(value: Tensor, changes: Sequence[tuple[float, Cat]], shift: Tensor) -> Tensor:
+    """In place a factor, then [sum w y ; sum w y y^T] of rows, of which the lower half; some changes at a time."""
+    size = max(64, 2**19 // len(shift))
+    each = ((kept if k.start == 0 else 1.0, rows, k) for kept, rows in changes for k in _blocks(len(rows.weight), size))
+    while some := list(islice(each, 2)):
+        wide = [(kept, y := rows.value[k] - shift, y * rows.weight[k, None]) for kept, rows, k in some]
+        for kept, _, scaled in wide:
+            value[0].mul_(kept).add_(scaled.sum(0))
+        for part in _blocks(len(shift), max(256, -(-len(shift) // 8))):
+            for kept, y, scaled in wide:
+                value[1:][part, : part.stop].addmm_(scaled[:, part].T, y[:, : part.stop], beta=kept)
+    return value
+
+
+def _mirrored(value: Tensor) -> Tensor:
+    """The lower half copied to the upper."""
+    for rows in _blocks(value.shape[1], 256):
+        value[1:][: rows.start, rows] = value[1:][rows, : rows.start].T
+    return value
+
+
 def _blocks(length: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _same_dimension(features: Tensor, shift: Tensor) -> None:
+def same_dimension(features: Tensor, shift: Tensor) -> None:
+    """Refuse rows that the reference's mean is not one of."""
     if features.shape[1] != len(shift):
-        raise InputError(
-            f"features must have the reference's dimension d={len(shift)}; got d={features.shape[1]}; "
-            "encode both sides with the same representation"
-        )
+        wanted = f"features must have the reference's dimension d={len(shift)}; got d={features.shape[1]}"
+        raise InputError(f"{wanted}; encode both sides with the same representation")
 
 
 def checked(
