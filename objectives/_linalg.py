@@ -53,3 +53,13 @@ def range_basis(product: Callable[[Tensor], Tensor], like: Tensor, *, rank: int)
     if float(lengths[rank:].max()) > len(like) * torch.finfo(like.dtype).eps * float(lengths.max()):
         return None
     return basis[:, :rank]
+
+
+def symmetric_product(left: Tensor, right: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """The product, where that is symmetric: the lower half, block by block, and the upper from it; 9/16 of the work."""
+    product, size = left.new_empty(len(left), len(left)) if out is None else out, max(64, -(-len(left) // 8))
+    for start in range(0, len(left), size):
+        stop = min(start + size, len(left))
+        torch.mm(left[start:stop], right[:, :stop], out=product[start:stop, :stop])
+        product[:start, start:stop] = product[start:stop, :start].T
+    return product

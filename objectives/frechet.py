@@ -46,7 +46,7 @@ class Frechet(Objective):
         Yang et al. (2026) mix them with their moving average of moments. The value is biased upwards by O(1/n).
     Cost:
         n d^2 + d^3, memory d^2, in float64; the eigenproblem is n x n, not d x d, where 2 n + 16 <= d. With a memory
-        and a tolerance about 7 n d^2, and d^3 now and then (`rdm.Population`).
+        and a tolerance about 5 n d^2, and d^3 now and then (`rdm.Population`).
 
     Raises:
         InputError: an effective number of rows not above `correction`, on either side.

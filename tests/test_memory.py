@@ -177,6 +177,24 @@ def test_the_running_sum_of_a_queue_is_that_of_its_rows_measured_anew(size, size
             assert all(map(torch.equal, memory.packed(past), memory.packed(other)))
 
 
+@given(sizes=st.lists(st.integers(1, 5), min_size=4, max_size=12), asked=st.integers(0, 11))
+def test_a_followed_average_is_that_written_and_to_the_bit_whenever_it_is_asked_for(sizes, asked):
+    """It measures several batches at a time; a checkpoint between them must not show."""
+    g, memory, statistic = torch.Generator().manual_seed(sum(sizes)), EMA(0.7), Moments(torch.ones(6).double())
+    written = followed = other = None
+    for step, n in enumerate(sizes):
+        new, weights = torch.randn(n, 6, generator=g), torch.rand(n, generator=g, dtype=torch.float64) + 0.1
+        written, _ = memory.write(written, statistic.measure(new, weights))
+        followed, other = (memory.follow(each, Cat(new, weights), statistic) for each in (followed, other))
+        new.zero_()  # which it has a copy of
+        if step == asked:
+            other = memory.unpacked(memory.packed(memory.caught_up(other, 1, statistic)), statistic)
+    found, again = (memory.caught_up(each, 1, statistic) for each in (followed, other))
+    assert torch.equal(found.value, again.value) and torch.equal(found.weight, again.weight)
+    torch.testing.assert_close(found.value, written.value, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(found.weight, written.weight, rtol=1e-13, atol=0)
+
+
 @pytest.mark.parametrize("entry", range(2, 6))
 def test_a_queue_whose_sum_is_not_of_its_rows_is_refused(entry):
     memory, statistic, past = Queue(20), Moments(torch.zeros(2).double()), None

@@ -9,28 +9,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from rdm.errors import InputError
 from rdm.files.schema import Check, Sizes, exactly, like, sequence, tensor
-from rdm.matching.queued import Queued
+from rdm.matching.queued import Behind, Change, Queued
 from rdm.matching.statistic import Cat, Factor, Statistic, Sum, Summary
 from rdm.registry import memories
 
-Past = Summary | Queued
-
-
-class Change(NamedTuple):
-    """A population's sums are those of the one before times `kept`, and those of `rows`, of which the live come first.
-
-    Rows that left have weights below 0.
-    """
-
-    kept: float
-    rows: Cat
+Past = Summary | Queued | Behind
 
 
 class Memory(ABC):
@@ -65,6 +55,15 @@ class Memory(ABC):
     def change(self, past: Any, batch: Cat) -> Change | None:
         """How the population that `read` makes of past and batch differs from the past; None: not said."""
         return None
+
+    def follow(self, past: Any, batch: Cat, statistic: Statistic) -> Past | None:
+        """The next past, of which sums may be behind: what solvers take, who read `change` alone."""
+        measured = statistic.measure(batch.value, batch.weight)
+        return self.write(past, batch if self.keeps_rows else measured, statistic, measured)[0]
+
+    def caught_up(self, past: Any, rows: int, statistic: Statistic) -> Any:
+        """A past with the sums that `read` takes for so many rows; the same whenever it is asked for."""
+        return past.caught_up(statistic) if isinstance(past, Behind) else past
 
     def effective(self, rows: int, share: float) -> int:
         """How many independent rows vary as little as the population that so many live ones keep a share of."""
@@ -186,6 +185,11 @@ class EMA(Memory):
         """All decays, and the batch comes."""
         return None if past is None else Change(self.decay, batch.scale((1 - self.decay) / batch.mass))
 
+    def follow(self, past: Any, batch: Cat, statistic: Statistic) -> Past | None:  # noqa: D102
+        if (change := self.change(past, batch)) is None:
+            return super().follow(past, batch, statistic)
+        return (past if isinstance(past, Behind) else Behind(past)).after(change, statistic)
+
     def effective(self, rows: int, share: float) -> int:
         """1 over the sum of squared weights of an average that has run for long."""
         return round(rows * (2 - share) / share)
@@ -292,6 +296,12 @@ class Queue(Memory):
             return None
         gone, come = past.newest(len(past), but=kept), batch.scale(n / batch.mass)
         return Change(1.0, Cat.merge([come, gone.scale(-1.0)]))
+
+    def follow(self, past: Any, batch: Cat, statistic: Statistic) -> Past | None:  # noqa: D102
+        return self.write(past, batch)[0]
+
+    def caught_up(self, past: Any, rows: int, statistic: Statistic) -> Any:  # noqa: D102
+        return past if past is None or statistic.kind is not Sum else past.followed(self._kept(past, rows), statistic)
 
     def packed(self, past: Any) -> list[Tensor] | None:
         """Rows and weights, and where it is kept the sum."""

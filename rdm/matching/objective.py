@@ -1,14 +1,14 @@
 """The interface of an objective."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rdm.errors import InputError
-from rdm.matching.memory import Change
+from rdm.matching.queued import Change
 from rdm.matching.real import Real
 from rdm.matching.statistic import Cat, Factor, Statistic, Summary
 from rdm.numbers import check_fields
@@ -147,7 +147,7 @@ class Seen(NamedTuple):
     """What a solver sees of a step."""
 
     live: Cat  # the batch of all ranks, with gradient
-    population: Summary  # that the memory makes of it, detached
+    population: Callable[[], Summary]  # that the memory makes of it, detached; measured when it is asked for
     share: Factor  # of the population's mass that the batch is
     change: Change | None  # since the population before; None where that is not known
 

@@ -1,7 +1,8 @@
-"""Rows in the order in which they came, and the running sum of a statistic over the newest of them."""
+"""Rows in the order in which they came, and the running sum of a statistic over the newest of them; sums behind."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,6 +56,41 @@ class Running:
 def _size(value: Tensor) -> Tensor:
     """Largest entry by row of a value."""
     return torch.linalg.vector_norm(value, ord=torch.inf, dim=-1)
+
+
+class Change(NamedTuple):
+    """A population's sums are those of the one before times `kept`, and those of `rows`, of which the live come first.
+
+    Rows that left have weights below 0.
+    """
+
+    kept: float
+    rows: Cat
+
+
+@dataclass(frozen=True)
+class Behind:
+    """A sum, and what has changed since, the oldest first: measured in one go, for a copy of the sum now and then."""
+
+    sum: Sum
+    changes: tuple[Change, ...] = ()
+
+    def after(self, change: Change, statistic: Statistic) -> "Behind":
+        """With a copy of one more; when rows have come to as many bits as the sum has, none is left."""
+        kept, rows = change
+        changes = (*self.changes, Change(kept, Cat(rows.value.clone(), rows.weight.clone())))
+        later = Behind(self.sum, changes)
+        if sum(len(each.rows.weight) for each in changes) < 2 * rows.value.shape[1]:
+            return later
+        return Behind(later.caught_up(statistic))
+
+    @torch.no_grad()
+    def caught_up(self, statistic: Statistic) -> Sum:
+        """The sum of everything."""
+        weight = self.sum.weight
+        for kept, rows in self.changes:
+            weight = weight * weight.new_tensor([kept, kept**2]) + torch.stack([rows.mass, rows.weight.square().sum()])
+        return Sum(statistic.run_on(self.sum.value, self.changes), weight)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from torch import Tensor
 from rdm.errors import CorruptFileError, InputError
 from rdm.matching.memory import Memory, NoMemory, Past
 from rdm.matching.objective import Follower, Objective, Portion, Seen
-from rdm.matching.queued import Queued
+from rdm.matching.queued import Behind, Queued
 from rdm.matching.statistic import Cat, Factor, Statistic, Sum, Summary
 from rdm.numbers import Positive, check
 from rdm.timing.reads import at_once, later, undone_by
@@ -37,7 +37,7 @@ class Read(NamedTuple):
     value: Tensor
     share: Factor  # of the gradient, that the memory leaves to the batch
     mass: Factor  # of the population, the batch's share
-    batch: Summary  # detached, as it is to be written
+    batch: Summary  # detached, as it is to be written; of a population that is followed, its rows
     report: dict[str, float]  # of the solver, if there is one
     left: dict[str, Tensor] | None  # what the solver wants back, once the batch is written
 
@@ -98,24 +98,32 @@ class Remembered:
 
     def _solved(self, solver: Follower, batch: Summary, rows: int) -> Read:
         """The same within the solver's tolerance."""
-        live = batch.detach()
+        live, known = batch.detach(), list[Summary]()
         assert isinstance(batch, Cat) and isinstance(live, Cat)
-        with torch.no_grad():
-            known = self.statistic.measure(live.value, live.weight)
-            population, share = self.memory.read(self.past, known, rows, self.statistic)
-            change = self.memory.change(self.past, live)
+
+        @torch.no_grad()
+        def population() -> Summary:
+            self.past = self.memory.caught_up(self.past, rows, self.statistic)
+            known.append(self.statistic.measure(live.value, live.weight))
+            return self.memory.read(self.past, known[0], rows, self.statistic)[0]
+
+        share, change = self.memory.share(self.past, rows), self.memory.change(self.past, live)
         found = solver.solve(Seen(batch, population, share, change), self.statistic, self.target, self.solved)
-        return Read(found.value, share, share, known, found.report, found.state)
+        return Read(found.value, share, share, known[0] if known else live, found.report, found.state)
 
     def write(self, batch: Summary, rows: Cat | None, left: dict[str, Tensor] | None = None) -> Factor:
         """Take a batch of all ranks into the memory, and what reading it left; the share of its mass that it drops."""
-        batch = own(batch, self._shape, self.statistic)
-        if not isinstance(batch, self.statistic.kind):  # written before any step
-            batch = self.statistic.measure(batch.value, batch.weight)
-        taken = rows if self.memory.keeps_rows else batch
-        assert taken is not None
         undone_by(partial(self._forget, self.past, self.solved))
-        self.past, dropped = self.memory.write(self.past, taken, self.statistic, batch)
+        batch = own(batch, self._shape, self.statistic)
+        if left is not None and isinstance(batch, Cat) and self.statistic.kind is Sum:  # followed: nothing was measured
+            self.past, dropped = self.memory.follow(self.past, batch, self.statistic), 0.0
+        else:
+            if not isinstance(batch, self.statistic.kind):  # written before any step
+                batch = self.statistic.measure(batch.value, batch.weight)
+            taken = rows if self.memory.keeps_rows else batch
+            assert taken is not None
+            past = self._whole()
+            self.past, dropped = self.memory.write(past, taken, self.statistic, batch)
         self.solved = left
         if isinstance(self.past, Cat) and not at_once(self.past.weight):
             later((self.past.weight > 0).sum(), self._thin)
@@ -134,7 +142,11 @@ class Remembered:
 
     def packed(self) -> list[Tensor] | None:
         """The past as tensors."""
-        return self.memory.packed(self.past)
+        return self.memory.packed(self._whole())
+
+    def _whole(self) -> Any:
+        """The past, with all that came."""
+        return self.past.caught_up(self.statistic) if isinstance(self.past, Behind) else self.past
 
     def restore(self, past: list[Tensor] | None, solved: dict[str, Tensor] | None) -> None:
         """Take back what `packed` and `solved` gave.
@@ -148,7 +160,7 @@ class Remembered:
                 raise CorruptFileError(
                     "what a solver kept goes with a tolerance and a past; give the state of one like it"
                 )
-            summary = taken.summed(len(taken), self.statistic) if isinstance(taken, Queued) else taken
+            summary: Any = taken.summed(len(taken), self.statistic) if isinstance(taken, Queued) else taken
             self.solver.check(solved, summary, self.statistic, self.target)
         self.past, self.solved = taken, solved
 

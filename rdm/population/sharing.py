@@ -146,7 +146,7 @@ def _summed(term: Term, taken: _Taken) -> _Taken:
 def _packed(term: Term, taken: _Taken) -> tuple[list[Any], dict[str, Tensor]]:
     """Numbers and tensors of what was taken, without what every rank has."""
     read, tensors = taken.read, {"value": taken.read.value, "cotangent": taken.cotangent}
-    if term.solver is not None:
+    if term.solver is not None and isinstance(read.batch, term.statistic.kind):
         tensors |= {"batch": read.batch.value, "weight": read.batch.weight}
     tensors |= {f"{LEFT}{name}": each for name, each in (read.left or {}).items()}
     return [float(read.share), float(read.mass), read.report], tensors
@@ -154,7 +154,7 @@ def _packed(term: Term, taken: _Taken) -> tuple[list[Any], dict[str, Tensor]]:
 
 def _unpacked(term: Term, batch: Summary, plain: list[Any], tensors: dict[str, Tensor]) -> _Taken:
     """Inverse of `_packed`."""
-    if term.solver is not None:
+    if "batch" in tensors:
         batch = term.statistic.kind(tensors["batch"], tensors["weight"])
     left = {name.removeprefix(LEFT): each for name, each in tensors.items() if name.startswith(LEFT)}
     share, mass, report = plain
