@@ -7,9 +7,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rdm.api import InputError, first_line, nearest
-from representations._weights import loading, untrained
+from rdm.api import InputError, first_line, hub_file, nearest
+from representations._weights import PRETRAINED, RANDOM, loading, local_file, untrained
 
+FILES = ("model.safetensors",)
 OTHERS = "auto_map", "transformers_weights", "quantization_config"  # code, another file, another library's reader
 NATIVE = None, "eager", "sdpa"  # attention; others fetch kernels and run them
 
@@ -55,6 +56,29 @@ def loaded(library: ModuleType, folder: Path, owner: str) -> tuple[Any, Mapping[
         raise
     except (OSError, ValueError, RuntimeError, AttributeError) as error:
         raise InputError(f"{owner}: transformers cannot read {folder} ({first_line(error)})") from error
+
+
+def model_file(model: str, weights: str, allow_download: bool, sha256: str | None, owner: str) -> Path:
+    """The weights of a folder, or of the HuggingFace cache by the model's name, settings beside them.
+
+    Raises:
+        InputError: none there, or weights that are neither "pretrained" nor "random".
+        MismatchError: a file of another hash.
+    """
+    if weights != PRETRAINED:
+        raise InputError(
+            f'{owner}: weights must be "{PRETRAINED}" or "{RANDOM}"; got {weights!r}; give the folder as the model'
+        )
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        found = [folder / file for file in FILES if (folder / file).is_file()]
+        if not found:
+            raise InputError(f"{owner}: the folder {folder} has none of {', '.join(FILES)}")
+        return local_file(str(found[0]), sha256, owner)
+    path = hub_file(model, FILES, allow_download=allow_download, owner=owner)
+    for file in ("config.json", "preprocessor_config.json"):  # beside it, in the same snapshot
+        hub_file(model, (file,), allow_download=allow_download, owner=owner)
+    return local_file(str(path), sha256, owner)
 
 
 def _own(config: type, base: type) -> set[str]:

@@ -7,13 +7,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rdm.api import InputError, Representation, hub_file, images, representations, require, sizes_alone
+from rdm.api import InputError, Representation, images, representations, require, sizes_alone
 from representations._images import Preprocess
 from representations._pooling import MAP, TOKENS, pool, poolings, unknown_pooling
-from representations._transformers import configured, loaded
-from representations._weights import PRETRAINED, RANDOM, local_file, origin
+from representations._transformers import configured, loaded, model_file
+from representations._weights import PRETRAINED, RANDOM, origin
 
-FILES = ("model.safetensors",)
 POOLER = "pooler"
 FORMS = {  # types and configurations of models that are built of their sizes alone, as in a dry run
     "facebook/webssl-dino1b-full2b-224": (
@@ -67,7 +66,7 @@ def huggingface(
     owner = f"huggingface model {model!r}"
     library = require("transformers", extra="text", owner=owner)
     known = FORMS.get(model) if sizes_alone() else None
-    path = None if known or weights == RANDOM else _file(model, weights, allow_download, sha256, owner)
+    path = None if known or weights == RANDOM else model_file(model, weights, allow_download, sha256, owner)
     if path is not None and arguments:
         raise InputError(f'{owner}: arguments configure weights="{RANDOM}"; got {dict(arguments)!r}; leave them out')
     kind, options = known or (model, arguments or {})
@@ -110,23 +109,6 @@ class HuggingFaceEncoder(nn.Module):
         patch = self.network.config.patch_size
         patch = patch[0] if isinstance(patch, list | tuple) else patch
         return hidden.shape[1] - (x.shape[2] // patch) * (x.shape[3] // patch)
-
-
-def _file(model: str, weights: str, allow_download: bool, sha256: str | None, owner: str) -> Path:
-    if weights != PRETRAINED:
-        raise InputError(
-            f'{owner}: weights must be "{PRETRAINED}" or "{RANDOM}"; got {weights!r}; give the folder as the model'
-        )
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        found = [folder / file for file in FILES if (folder / file).is_file()]
-        if not found:
-            raise InputError(f"{owner}: the folder {folder} has none of {', '.join(FILES)}")
-        return local_file(str(found[0]), sha256, owner)
-    path = hub_file(model, FILES, allow_download=allow_download, owner=owner)
-    for file in ("config.json", "preprocessor_config.json"):  # beside it, in the same snapshot
-        hub_file(model, (file,), allow_download=allow_download, owner=owner)
-    return local_file(str(path), sha256, owner)
 
 
 def _preprocessing(path: Path | None) -> dict[str, Any]:

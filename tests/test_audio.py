@@ -1,5 +1,6 @@
 """Sound: the log-mel spectrogram against its definition, the spoken digits."""
 
+import json
 import math
 import os
 from pathlib import Path
@@ -14,6 +15,7 @@ from rdm.data.mel import LogMel
 from rdm.errors import InputError
 from rdm.randomness import seeded
 from rdm.registry import networks
+from rdm.trust import require
 
 DATA = Path(os.environ.get("RDM_DATA", "")) / "fsdd" / "fsdd_8khz_int16.npz"
 needs_data = pytest.mark.skipif(
@@ -154,3 +156,92 @@ def test_sound_of_a_spectrogram_has_that_spectrogram():
     loud = pictures[..., :30] > 0.3
     assert (again - pictures[..., :30])[loud].abs().mean() < 0.1
     assert len(wav(heard[0])) == 44 + 2 * heard.shape[1]
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    try:
+        return require("transformers", extra="text", owner="the tests")
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+def heard(n: int = 3, samples: int = 5000) -> torch.Tensor:
+    """Sound that falls silent, of another loudness each."""
+    noise = torch.rand(n, samples, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    return noise * torch.linspace(0.9, 0.01, samples) * torch.tensor([1.0, 0.1, 0.5])[:n, None]
+
+
+def saved(transformers, kind: str, folder, said: dict, **arguments):
+    """A tiny model with random weights in a folder, as the hub has them, and transformers' own module."""
+    torch.manual_seed(1)
+    network = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(kind, **arguments)).eval()
+    network.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    return network
+
+
+def example(kind: str) -> dict:
+    entries = rdm.registry.representations["huggingface_audio"].examples
+    return next(dict(entry["arguments"]) for entry in entries if entry["model"] == kind)
+
+
+def test_whisper_hears_what_its_own_extractor_says(transformers, tmp_path):
+    network = saved(transformers, "whisper", tmp_path, {}, **example("whisper"))
+    extractor = transformers.WhisperFeatureExtractor(chunk_length=1)
+    items = heard()
+    levels = extractor(list(items.numpy()), sampling_rate=16000, return_tensors="pt").input_features
+    with torch.no_grad():
+        frames = network.encoder(levels).last_hidden_state
+    encode = rdm.representation("huggingface_audio", model=str(tmp_path))
+    torch.testing.assert_close(encode(items), frames[:, :16].mean(1), rtol=1e-4, atol=1e-4)  # 5000 of 320 samples
+    assert encode.inputs.rate == 16000 and encode.settings["weights_sha256"]
+    with pytest.raises(InputError, match=r"hears 16,000 samples \(1 s\) at most; got 16,001; cut them"):
+        encode(torch.zeros(1, 16_001))
+    with pytest.raises(InputError, match="read at its own place; got layer 1"):
+        rdm.representation("huggingface_audio", model=str(tmp_path), layer=1)
+
+
+def test_claps_embeddings_are_those_of_its_own_extractor(transformers, tmp_path):
+    said = {"frequency_min": 50, "frequency_max": 14000, "sampling_rate": 48000, "truncation": "rand_trunc"}
+    network = saved(transformers, "clap", tmp_path, said, **example("clap"))
+    items = heard(samples=70_000)
+    extractor = transformers.ClapFeatureExtractor(**said)
+    given = extractor(list(items.numpy()), sampling_rate=48000, return_tensors="pt")
+    with torch.no_grad():
+        expected = network.get_audio_features(input_features=given.input_features).pooler_output
+    encode = rdm.representation("huggingface_audio", model=str(tmp_path))
+    torch.testing.assert_close(encode(items), expected, rtol=1e-4, atol=1e-5)
+    assert encode.inputs.rate == 48000
+    fused = example("clap")
+    fused["audio_config"] = {**fused["audio_config"], "enable_fusion": True}
+    with pytest.raises(InputError, match="fuses random crops; take an unfused one"):
+        rdm.representation("huggingface_audio", model="clap", weights="random", arguments=fused)
+
+
+def test_models_of_waveforms_and_codecs_are_transformers_own(transformers, tmp_path):
+    items = heard()
+    waves = saved(transformers, "wavlm", tmp_path / "wavlm", {"do_normalize": True}, **example("wav2vec2"))
+    extractor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
+    given = extractor(list(items.numpy()), sampling_rate=16000, return_tensors="pt").input_values
+    stereo = {"audio_channels": 2, "sampling_rate": 48000}
+    codec = saved(transformers, "encodec", tmp_path / "encodec", {}, **example("encodec"), **stereo)
+    with torch.no_grad():
+        hidden = waves(given, output_hidden_states=True).hidden_states
+        codes = codec.encoder(items[:, None].repeat(1, 2, 1))
+    build = lambda name, **options: rdm.representation(  # noqa: E731
+        "huggingface_audio", model=str(tmp_path / name), **options
+    )
+    torch.testing.assert_close(build("wavlm")(items), hidden[-1].mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(build("wavlm", layer=1)(items), hidden[1].mean(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(build("encodec")(items), codes.mean(2), rtol=1e-4, atol=1e-5)
+    assert build("encodec").inputs.rate == 48000
+    assert build("wavlm").fingerprint == build("wavlm").fingerprint != build("wavlm", layer=1).fingerprint
+    with pytest.raises(InputError, match="has 2 layers; got layer 3"):
+        build("wavlm", layer=3)
+    with pytest.raises(InputError, match="takes no waveforms, nor is it one of clap, encodec, dac, whisper"):
+        rdm.representation("huggingface_audio", model="bert", weights="random", arguments={"hidden_size": 12})
+    (tmp_path / "wavlm" / "preprocessor_config.json").write_text('{"do_normalize": false, "sampling_rate": 8000}')
+    with torch.no_grad():
+        torch.testing.assert_close(build("wavlm")(items), waves(items).last_hidden_state.mean(1), rtol=1e-4, atol=1e-5)
+    assert build("wavlm").inputs.rate == 8000
