@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,34 @@ class Problem(NamedTuple):
     reach: float | None  # length over which mass is moved rather than made, None: balanced
     extra: int  # further sweeps at the target, fewer once nothing moves
 
+    @property
+    def eps(self) -> float:
+        """The target temperature."""
+        return self.temperatures[-1]
+
+    @property
+    def rho(self) -> float:
+        """The price of mass that is made."""
+        return math.inf if self.reach is None else self.reach**self.p
+
+    def damping(self, eps: float) -> float:
+        """What a soft minimum is multiplied by where mass may be made."""
+        return 1 / (1 + eps / self.rho)
+
+    def dual(self, potential: Tensor) -> Tensor:
+        """What a potential adds to the dual value, per unit of mass."""
+        if self.reach is None:
+            return potential
+        return -(self.rho + self.eps / 2) * torch.expm1(-potential / self.rho)
+
+    def slope(self, potential: Tensor) -> Tensor:
+        """The dual value's slope in the weights: the potential, or (rho + eps) (1 - exp(-f / rho))."""
+        return potential if self.reach is None else -(self.rho + self.eps) * torch.expm1(-potential / self.rho)
+
+    def moved(self, potential: Tensor) -> Tensor:
+        """The share of its mass that a row of this potential moves, exp(-f / rho)."""
+        return (-potential / self.rho).exp()
+
 
 @dataclass(eq=False)
 class Cost:
@@ -33,17 +61,18 @@ class Cost:
     x: Tensor
     other: Tensor | None
     p: float
+    keep: bool = True
 
     def __post_init__(self) -> None:
         self.y, self.own = self.x if self.other is None else self.other, self.other is None
-        fits = TILE // (self.x.element_size() * len(self.y)) * (1 if self.x.device.type == "cpu" else WIDE)
-        self.tile = min(max(16, fits), len(self.x))
+        number = TILE // (self.x.element_size() * len(self.y)) * (1 if self.x.device.type == "cpu" else WIDE)
+        self.tile = min(max(16, number), len(self.x))
         self.rows = min(BLOCK * self.tile, len(self.x))
         if self.p == 2:
             x = self.x.square().sum(1).div_(2)
             self.halves = x, x if self.own else self.y.square().sum(1).div_(2)
         self.kept: list[Tensor] | None = None
-        if len(self.x) * len(self.y) * self.x.element_size() <= KEEP * (2 if self.own else 1):
+        if self.keep and fits(self.x, self.y, share=0.5 if self.own else 1):
             self.kept = [self.block(i) for i in self.slices()]
 
     def slices(self) -> Iterator[slice]:
@@ -85,6 +114,11 @@ class Potentials(NamedTuple):
     error: Tensor  # what the last update still moved, of the mass: sum_i a_i |1 - exp((f_old - f_i) / eps)|
 
 
+def fits(x: Tensor, y: Tensor, *, share: float = 1) -> bool:
+    """Whether a number for every pair, or this share of them, is kept between sweeps."""
+    return len(x) * len(y) * x.element_size() * share <= KEEP
+
+
 def box(rows: Tensor) -> Tensor:
     """Lowest and highest corner of the bounding box, "2 d"."""
     return torch.stack([rows.amin(0), rows.amax(0)]).double()
@@ -111,26 +145,26 @@ def solve(cost: Cost, a: Tensor, b: Tensor, problem: Problem, *, pull: bool = Fa
     """Sweeps f, g <- means with their soft minima, then one full update (Feydy 2020, algorithm 3.5)."""
     f = torch.zeros(len(a), dtype=torch.float64, device=a.device)
     g = f if cost.own else torch.zeros(len(b), dtype=torch.float64, device=a.device)
-    f, g, _ = _update(cost, a, b, f, g, problem, problem.temperatures[0])
+    f, g, _ = update(cost, a, b, f, g, problem, problem.temperatures[0])
     for eps in problem.temperatures:
-        f_new, g_new, _ = _update(cost, a, b, f, g, problem, eps)
+        f_new, g_new, _ = update(cost, a, b, f, g, problem, eps)
         f, g = (f + f_new) / 2, (g + g_new) / 2
-    last = problem.temperatures[-1]
+    last = problem.eps
     for _ in range(problem.extra):
-        f_new, g_new, _ = _update(cost, a, b, f, g, problem, last)
+        f_new, g_new, _ = update(cost, a, b, f, g, problem, last)
         moved = torch.maximum((f_new - f).abs().max(), (g_new - g).abs().max())
         f, g = (f + f_new) / 2, (g + g_new) / 2
         if usual(moved <= 4 * torch.finfo(cost.x.dtype).eps * (f.abs().max() + g.abs().max()), False):
             break
-    f_new, g_new, pulled = _update(cost, a, b, f, g, problem, last, pull=pull)
+    f_new, g_new, pulled = update(cost, a, b, f, g, problem, last, pull=pull)
     return Potentials(f_new, g_new, pulled, a @ torch.expm1((f - f_new) / last).abs())
 
 
-def _update(
+def update(
     cost: Cost, a: Tensor, b: Tensor, f: Tensor, g: Tensor, problem: Problem, eps: float, *, pull: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Soft minima of both sides, -eps log sum_j b_j exp((g_j - C_ij) / eps), damped where mass may be made."""
-    damping = 1.0 if problem.reach is None else 1 / (1 + eps / problem.reach**problem.p)
+    damping = problem.damping(eps)
     rows, columns, pulled = _sums(cost, a, b, f, g, eps, pull=pull)
     # below: 1e8 times the least normal number, so that no sum is made of a few denormal terms
     limits = torch.finfo(rows.dtype).tiny * 1e8, torch.finfo(rows.dtype).max
@@ -165,10 +199,10 @@ def _sums(
         else:
             columns.addmv_(tile.T, u[i])
         if pulled is not None:
-            _slope(tile, block, cost.p)
-            _pull(pulled[i], tile, cost.x[i], cost.y[j], v[j])
+            weigh_by_slope(tile, block, cost.p)
+            add_pull(pulled[i], tile, cost.x[i], cost.y[j], v[j])
             if cost.own:
-                _pull(pulled[i.stop :], tile[:, after:].T, cost.x[i.stop :], cost.x[i], u[i])
+                add_pull(pulled[i.stop :], tile[:, after:].T, cost.x[i.stop :], cost.x[i], u[i])
     if pulled is not None:
         pulled /= rows[:, None]
     return rows, rows if cost.own else columns, pulled
@@ -190,17 +224,67 @@ def _stable_log_sums(
         columns = torch.logaddexp(columns, (scaled + fa[i, None]).logsumexp(0))
         if pulled is not None:
             plan = logs.softmax(1).to(dtype)
-            _slope(plan, block, cost.p)
-            _pull(pulled[i], plan, cost.x[i], cost.y, torch.ones_like(plan[0]))
+            weigh_by_slope(plan, block, cost.p)
+            add_pull(pulled[i], plan, cost.x[i], cost.y, torch.ones_like(plan[0]))
     return rows, columns + g / eps, pulled
 
 
-def _slope(plan: Tensor, block: Tensor, p: float) -> None:
+def weigh_by_slope(plan: Tensor, block: Tensor, p: float) -> None:
     """plan_ij *= |x_i - y_j|^(p - 2), in place; 0 at equal rows, where the cost has no gradient for p < 2."""
     if p != 2:
         plan.mul_(torch.where(block > 0, (p * block).pow((p - 2) / p), 0.0))
 
 
-def _pull(pulled: Tensor, plan: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> None:
+def add_pull(pulled: Tensor, plan: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> None:
     """pulled_i += sum_j plan_ij weights_j (x_i - y_j), in place."""
     pulled.addcmul_((plan @ weights)[:, None], x).addmm_(plan, weights[:, None] * y, alpha=-1)
+
+
+class Divergence(NamedTuple):
+    """A value with its gradients."""
+
+    value: Tensor  # (), float64
+    rows: Tensor | None  # n d, in the generated rows; None where it was not asked for
+    weights: Tensor  # n, in their masses
+
+
+def divergence(
+    problem: Problem, a: Tensor, b: Tensor, across: Potentials, within: Potentials | None, own: Tensor
+) -> Divergence:
+    """The dual values of all terms, the reference's `own` known, and by the envelope theorem the gradient.
+
+    Without `within` nothing is taken off (test: test_sinkhorn.py, against geomloss and finite differences).
+    """
+    value = a @ problem.dual(across.f) + b @ problem.dual(across.g) - own
+    weights, rows = problem.slope(across.f), pulled_mass(across, a, problem)
+    if within is not None:
+        value = value - a @ problem.dual(within.f)
+        weights = weights - problem.slope(within.f)
+        theirs = pulled_mass(within, a, problem)
+        rows = None if rows is None or theirs is None else rows - theirs
+    return Divergence(value, rows, weights)
+
+
+def pulled_mass(found: Potentials, a: Tensor, problem: Problem) -> Tensor | None:
+    """The pull of each row times the mass that its plan moves."""
+    if found.pull is None:
+        return None
+    return found.pull * (a * problem.moved(found.f)).to(found.pull.dtype)[:, None]
+
+
+def differentiable(x: Tensor, a: Tensor, found: Divergence) -> Tensor:
+    """The value with its gradients; what is below 0 by rounding and convergence is 0, and the gradient is kept."""
+    value = _Given.apply(x, a, found)
+    return value + (value.clamp_min(0) - value).detach()
+
+
+class _Given(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, found: Divergence) -> Tensor:
+        ctx.save_for_backward(found.rows, found.weights)
+        return found.value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, Tensor, None]:
+        rows, weights = ctx.saved_tensors
+        return None if rows is None else cotangents[0].to(rows.dtype) * rows, cotangents[0] * weights, None

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from objectives._sinkhorn import Cost, Potentials, Problem, box, extent, solve, temperatures
+from objectives._sinkhorn import Cost, Divergence, Problem, box, differentiable, divergence, extent, solve, temperatures
+from objectives._sinkhorn_solver import SinkhornSolver
 from objectives._transport import ITERATIONS, entropic, powered
 from rdm.api import (
     EDGE,
@@ -77,7 +78,9 @@ class Sinkhorn(Objective):
         bounding box wider than the reference's changes the schedule; give `diameter` to exclude that. A cost matrix
         is kept between sweeps up to 256 MiB (8192 x 8192 in float32) and formed again in tiles of 2 MiB beyond. m is
         65,536 at most: of a larger reference, rows drawn uniformly. The own term, which has no gradient, is that of
-        8,192 of them at most: more would lower the value, by eps log(m / 8192) / 2 at most.
+        8,192 of them at most: more would lower the value, by eps log(m / 8192) / 2 at most. With a `tolerance`
+        (`rdm.Loss`, `rdm.Population`) a step starts from the reference's potential of the step before and is solved to
+        the tolerance, not on the schedule: see `SinkhornSolver`.
 
     Raises:
         InputError: p outside [1, 2], blur, reach or diameter not positive, scaling outside [.001, .9999], sweeps
@@ -131,18 +134,21 @@ class Sinkhorn(Objective):
         cost = Cost(some, None, self.p) if self.debias and self.backend == "rdm" else None
         problem, zero = self._problem(blur, extent(around)), torch.zeros((), dtype=torch.float64, device=rows.device)
         target = TransportTarget(rows, weights, around, blur, cost, masses, problem, zero)
-        return statistic, target if cost is None else target._replace(own=self._solve_own(cost, masses, problem, blur))
+        return statistic, target if cost is None else target._replace(own=_own(cost, masses, problem))
 
     def distance(self, summary: Any, target: TransportTarget, *, generator: Any = None) -> Tensor:
         """The dual value at the last potentials; its gradient in the rows is the plan's, with the potentials fixed."""
-        x, weights = _present(*_normalised(summary))
-        length = extent(box(x.detach()), target.box)
-        kind = _representable(x.dtype, length, target.blur)
-        x, y = x.to(kind), target.rows.to(kind)
+        x, a, y, problem = self.sides(summary, target)
         if self.backend == "geomloss":
-            return self._geomloss(x, weights, y, target)
-        value = _Divergence.apply(x, weights, y, target, self, self._problem(target.blur, length))
-        return value + (value.clamp_min(0) - value).detach()  # rounding and convergence below 0; the gradient is kept
+            return self._geomloss(x, a, y, target)
+        pull = x.requires_grad and torch.is_grad_enabled()
+        return differentiable(x, a, self._divergence(x.detach(), a.detach(), y, target, problem, pull=pull))
+
+    def solver(self, tolerance: float) -> SinkhornSolver:
+        """Solves each step to a tolerance of its gradient, from the reference's potential of the step before."""
+        if self.backend != "rdm":
+            raise InputError('sinkhorn: a tolerance is for backend="rdm"; geomloss gives no potentials back')
+        return SinkhornSolver(self, tolerance)
 
     def cost(self, x: Tensor, y: Tensor) -> Tensor:
         """|x - y|^p / p."""
@@ -174,29 +180,31 @@ class Sinkhorn(Objective):
         """The reach, None where it is beyond every cost: balanced."""
         return None if self.reach is None or self.reach > EDGE else self.reach
 
+    def sides(self, summary: Any, target: TransportTarget) -> tuple[Tensor, Tensor, Tensor, Problem]:
+        """Rows and masses of the population, the reference's rows in their type, and the schedule for both."""
+        x, a = _present(*_normalised(summary))
+        length = extent(box(x.detach()), target.box)
+        kind = _representable(x.dtype, length, target.blur)
+        return x.to(kind), a, target.rows.to(kind), self._problem(target.blur, length)
+
+    @torch.no_grad()
+    def _divergence(
+        self, x: Tensor, a: Tensor, y: Tensor, target: TransportTarget, problem: Problem, *, pull: bool
+    ) -> Divergence:
+        """On the schedule, all terms alike, or their lags do not cancel."""
+        across = solve(Cost(x, y, self.p), a, target.weights, problem, pull=pull)
+        _warn_of_rest(across.error, self.sweeps)
+        if target.cost is None:
+            return divergence(problem, a, target.weights, across, None, target.own)
+        own = target.own if problem == target.problem else _own(target.cost, target.masses, problem)
+        within = solve(Cost(x, None, self.p), a, a, problem, pull=pull)
+        return divergence(problem, a, target.weights, across, within, own)
+
     def _problem(self, blur: float, length: Tensor) -> Problem:
         """Of sides in a box of this diagonal, which a device is waited for."""
         widest = float(length) if self.diameter is None else self.diameter
         schedule = temperatures(widest, p=self.p, blur=blur, scaling=self.scaling)
         return Problem(self.p, schedule, self._reach, self.sweeps - 1)
-
-    def _solve_own(self, cost: Cost, masses: Tensor, problem: Problem, blur: float) -> Tensor:
-        """The reference's own term; the schedule must be that of the other terms, or their lags do not cancel."""
-        return masses @ self._dual(solve(cost, masses, masses, problem).f, blur)
-
-    def _dual(self, potential: Tensor, blur: float) -> Tensor:
-        """What a potential adds to the dual value, per unit of mass."""
-        if self._reach is None:
-            return potential
-        rho = self._reach**self.p
-        return -(rho + blur**self.p / 2) * torch.expm1(-potential / rho)
-
-    def _slope(self, potential: Tensor, blur: float) -> Tensor:
-        """The dual value's slope in the weights: the potential, or (rho + eps) (1 - exp(-f / rho))."""
-        if self._reach is None:
-            return potential
-        rho = self._reach**self.p
-        return -(rho + blur**self.p) * torch.expm1(-potential / rho)
 
     def _blur(self, rows: Tensor, weights: Tensor) -> float:
         if isinstance(self.blur, int | float):
@@ -216,42 +224,9 @@ class Sinkhorn(Objective):
             return peer(weights.to(x.dtype), x, target.weights.to(x.dtype), y).double()
 
 
-class _Divergence(torch.autograd.Function):
-    """The divergence, and by the envelope theorem its gradient (test: test_sinkhorn.py, against geomloss)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, a: Tensor, y: Tensor, target: TransportTarget, objective: Sinkhorn, problem: Problem
-    ) -> Tensor:
-        wanted, blur, b = ctx.needs_input_grad[0], target.blur, target.weights
-        across = solve(Cost(x, y, objective.p), a, b, problem, pull=wanted)
-        _warn_of_rest(across.error, objective.sweeps)
-        value = a @ objective._dual(across.f, blur) + b @ objective._dual(across.g, blur)
-        gradient, of_weights = _weighted_pull(across, a, objective), objective._slope(across.f, blur)
-        if target.cost is not None:
-            known = problem == target.problem
-            value = value - (target.own if known else objective._solve_own(target.cost, target.masses, problem, blur))
-            within = solve(Cost(x, None, objective.p), a, a, problem, pull=wanted)
-            value = value - a @ objective._dual(within.f, blur)
-            of_weights = of_weights - objective._slope(within.f, blur)
-            own = _weighted_pull(within, a, objective)
-            gradient = None if gradient is None or own is None else gradient - own
-        ctx.save_for_backward(gradient, of_weights)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, Tensor, None, None, None, None]:
-        gradient, of_weights = ctx.saved_tensors
-        rows = None if gradient is None else cotangents[0].to(gradient.dtype) * gradient
-        return rows, cotangents[0] * of_weights, None, None, None, None
-
-
-def _weighted_pull(potentials: Potentials, a: Tensor, objective: Sinkhorn) -> Tensor | None:
-    """The pull of each row times the mass that its plan moves, a_i or a_i exp(-f_i / rho)."""
-    if potentials.pull is None:
-        return None
-    mass = a if objective._reach is None else a * (-potentials.f / objective._reach**objective.p).exp()
-    return potentials.pull * mass.to(potentials.pull.dtype)[:, None]
+def _own(cost: Cost, masses: Tensor, problem: Problem) -> Tensor:
+    """The reference's own term."""
+    return masses @ problem.dual(solve(cost, masses, masses, problem).f)
 
 
 def _representable(kind: torch.dtype, length: Tensor, blur: float) -> torch.dtype:

@@ -34,7 +34,18 @@ from rdm.matching.balance import Balance, SelfNormalized, Terms, Uniform
 from rdm.matching.distances import Samples, median_distance, squared_distances
 from rdm.matching.memory import EMA, Memory, NoMemory, Queue
 from rdm.matching.metric import Distance, Estimate, Measure, Metric, Z, between, generated, of_groups, of_share
-from rdm.matching.objective import UNDIVIDED, Follower, Objective, Portion, Seen, Solved, Traits, Transport, by_member
+from rdm.matching.objective import (
+    UNDIVIDED,
+    Follower,
+    Objective,
+    Portion,
+    Seen,
+    Solved,
+    Starter,
+    Traits,
+    Transport,
+    by_member,
+)
 from rdm.matching.real import Gaussian, Real, draw, thin
 from rdm.matching.representation import Battery, Precision, Representation, assemble
 from rdm.matching.statistic import Cat, Moments, Statistic, Sum, Summary, checked
@@ -216,6 +227,7 @@ __all__ = [
     "Source",
     "sources",
     "squared_distances",
+    "Starter",
     "Statistic",
     "Stored",
     "stream",

@@ -59,6 +59,7 @@ CASES = {
     "three, in one pass": Case([FD] * 3, {"memory": rdm.Queue(90)}, chunk=None),
     "balanced by gradients": Case([FD, ("mmd", {}), FD], {"balance": "gradient_norm", "memory": rdm.Queue(130)}),
     "followed": Case([FD] * 3, {"memory": rdm.EMA(0.9), "tolerance": 0.2}, steps=4),
+    "started": Case([("sinkhorn", {"blur": 2.0})] * 2, {"memory": rdm.Queue(90), "tolerance": 1e-9}, steps=3),
     "drawn first": Case([DRAWN, SW, FD], {"balance": "self_normalized"}),
     "drawn last": Case([SW, FD, DRAWN], {}, chunk=None),
     "drawn alike": Case([SW, FD, SW], {"memory": rdm.EMA(0.5)}),
@@ -107,7 +108,7 @@ def taken(case: Case, rows: slice) -> dict[str, Any]:
         gradients.append(torch.cat([p.grad.flatten() for p in problem.net.parameters() if p.grad is not None]))
         distances.append(torch.stack([*step.distances.values(), step.loss]))
         distances.append(torch.tensor([*step.coefficients.values(), *step.shares.values()], dtype=torch.float64))
-        said.append(str({name: report["exact"] for name, report in step.solvers.items()}))
+        said.append(str({name: report.get("exact", report.get("annealed")) for name, report in step.solvers.items()}))
         stepper.step()
     kept = {name: list((solved or {}).values()) for name, solved in population.state().get("solvers", {}).items()}
     return {

@@ -134,8 +134,8 @@ class Objective(ABC):
         """
         raise InputError(f"{type(self).__name__} moves no mass, and has no plan of it; take one that has")
 
-    def solver(self, tolerance: float) -> "Follower":
-        """What follows a population through a memory, its gradient within a relative tolerance.
+    def solver(self, tolerance: float) -> "Follower | Starter":
+        """What solves a step by what the step before left, its gradient within a relative tolerance.
 
         Raises:
             InputError: this objective has none.
@@ -174,6 +174,26 @@ class Follower(ABC):
     @abstractmethod
     def check(self, state: dict[str, Tensor], past: Summary, statistic: Statistic, target: Any) -> None:
         """Refuse a state that is not of this population.
+
+        Raises:
+            CorruptFileError: so it is.
+        """
+
+
+class Starter(ABC):
+    """How an objective that is solved anew at each step starts from where the step before ended.
+
+    It is a frozen dataclass, as a `Follower` is, whose state is held in the same place. It is for any population, with
+    a memory or without.
+    """
+
+    @abstractmethod
+    def distance(self, summary: Summary, target: Any, state: dict[str, Tensor] | None) -> Solved:
+        """The distance, differentiable in the summary as the objective's is; None: there was no step before."""
+
+    @abstractmethod
+    def check(self, state: dict[str, Tensor], target: Any) -> None:
+        """Refuse a state that is not of this reference.
 
         Raises:
             CorruptFileError: so it is.

@@ -13,7 +13,7 @@ from rdm.errors import InputError
 from rdm.files.schema import expect
 from rdm.matching.autocast import exact, in_own_types, refuse_gradient
 from rdm.matching.memory import Memory, NoMemory
-from rdm.matching.objective import Objective
+from rdm.matching.objective import Follower, Objective
 from rdm.matching.real import Gaussian, Real
 from rdm.matching.statistic import Cat, Factor, checked
 from rdm.population.remembered import Remembered, followed, moved
@@ -35,8 +35,8 @@ class Loss(nn.Module):
             or FD-loss' .npz of mu and sigma); or a `rdm.api.Gaussian` of moments alone.
         memory: what of earlier calls joins the features (`rdm.EMA`, `rdm.Queue`), or its registered name.
         reference_weights: of reference rows.
-        tolerance: relative error of the gradient that the memory's population may be followed with from call to call
-            (see `rdm.Population`); `report` says its bound.
+        tolerance: relative error of the gradient, for a call to be solved by what the call before left (see
+            `rdm.Population`); `report` says its bound.
 
     In training mode each call is a step: the memory takes its features, detached. In eval() it is read and left as it
     is. The past is in `state_dict()` and is moved by `to()`; arithmetic stays in its own types under autocast and
@@ -106,7 +106,7 @@ class Loss(nn.Module):
     def _stepped(self, features: Tensor, weights: Tensor | None, generator: torch.Generator | None) -> Tensor:
         if not self._held.objective.traits.learned_weights:
             refuse_gradient(weights, "weights", f"detach them: {type(self._held.objective).__name__} learns no weights")
-        if self._held.solver is not None:
+        if isinstance(self._held.solver, Follower):
             refuse_gradient(weights, "weights", "detach them: a population that is followed learns no weights")
         return in_own_types(partial(self._value, generator), features, weights)
 

@@ -77,7 +77,8 @@ class Population(Stateful):
         memory: what of the past joins the live batch (`NoMemory`, `EMA`, `Queue`), or its registered name.
         balance: how the members' terms are weighed against each other, or its registered name.
         normalize_gradient: divide the gradient by the share that the memory leaves to the live batch.
-        tolerance: relative error of the gradient, for a memory's population to be followed (`Step.solvers`); or None.
+        tolerance: relative error of the gradient, for a step to be solved by what the step before left, which follows a
+            memory's population (frechet) or starts from its potentials (sinkhorn; `Step.solvers`); or None.
         cache: folder for encoded reference features and for what objectives make of the reference.
         shared: every rank builds this population at the same time: each then reads its share of a reference's rows.
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rdm.errors import CorruptFileError, InputError
 from rdm.matching.memory import Memory, NoMemory, Past
-from rdm.matching.objective import Follower, Objective, Portion, Seen
+from rdm.matching.objective import Follower, Objective, Portion, Seen, Starter
 from rdm.matching.queued import Behind, Queued
 from rdm.matching.statistic import Cat, Factor, Statistic, Sum, Summary
 from rdm.numbers import Positive, check
@@ -61,7 +61,7 @@ class Remembered:
     statistic: Statistic
     target: Any
     memory: Memory = NoMemory()
-    solver: Follower | None = None
+    solver: Follower | Starter | None = None
     past: Past | None = None
     solved: dict[str, Tensor] | None = None
     _shape: torch.Size = field(default=torch.Size(), init=False)  # of a summary of one row, where the memory rides
@@ -74,7 +74,7 @@ class Remembered:
     @property
     def live(self) -> Statistic:
         """What is measured of a batch, of which the distance is taken."""
-        return measured(self.memory, self.statistic) if self.solver is None else Unmeasured()
+        return Unmeasured() if isinstance(self.solver, Follower) else measured(self.memory, self.statistic)
 
     def read(
         self, batch: Summary, rows: int, generator: torch.Generator | None, portion: Portion | None = None
@@ -83,17 +83,20 @@ class Remembered:
 
         Or one summand of it.
         """
-        if self.solver is not None:
+        if isinstance(self.solver, Follower):
             return self._solved(self.solver, batch, rows)
         if self.memory.riding:
             population, share = ridden(self.memory, self.past, batch, rows, self._shape, self.statistic)
         else:
             population, share = self.memory.read(self.past, batch, rows, self.statistic)
+        kept = 1.0 if self.memory.balanced else share
+        if self.solver is not None:
+            found = self.solver.distance(population, self.target, self.solved)
+            return Read(found.value, kept, share, batch.detach(), found.report, found.state)
         if portion is None:
             value = self.objective.distance(population, self.target, generator=generator)
         else:
             value = self.objective.part(population, self.target, portion, generator=generator)
-        kept = 1.0 if self.memory.balanced else share
         return Read(value, kept, share, batch.detach(), {}, None)
 
     def _solved(self, solver: Follower, batch: Summary, rows: int) -> Read:
@@ -156,13 +159,17 @@ class Remembered:
         """
         taken = self.memory.unpacked(past, self.statistic)
         if solved is not None:
-            if self.solver is None or taken is None:
-                raise CorruptFileError(
-                    "what a solver kept goes with a tolerance and a past; give the state of one like it"
-                )
-            summary: Any = taken.summed(len(taken), self.statistic) if isinstance(taken, Queued) else taken
-            self.solver.check(solved, summary, self.statistic, self.target)
+            self._check(solved, taken)
         self.past, self.solved = taken, solved
+
+    def _check(self, solved: dict[str, Tensor], past: Past | None) -> None:
+        if isinstance(self.solver, Starter):
+            self.solver.check(solved, self.target)
+            return
+        if self.solver is None or past is None:
+            raise CorruptFileError("what a solver kept goes with a tolerance and a past; give the state of one like it")
+        summary: Any = past.summed(len(past), self.statistic) if isinstance(past, Queued) else past
+        self.solver.check(solved, summary, self.statistic, self.target)
 
 
 class Borne(Sum):
@@ -223,7 +230,7 @@ def _times(factor: Factor, value: Tensor) -> Tensor:
     return still + factor * (value - still)
 
 
-def followed(objective: Objective, memory: Memory, tolerance: float | None) -> Follower | None:
+def followed(objective: Objective, memory: Memory, tolerance: float | None) -> Follower | Starter | None:
     """The objective's solver for a tolerance.
 
     Raises:
@@ -232,11 +239,12 @@ def followed(objective: Objective, memory: Memory, tolerance: float | None) -> F
     check("tolerance", tolerance, Positive | None)
     if tolerance is None:
         return None
-    if isinstance(memory, NoMemory):
+    solver = objective.solver(tolerance)
+    if isinstance(solver, Follower) and isinstance(memory, NoMemory):
         raise InputError("a tolerance is for populations with a memory; give one (ema, queue), or leave it out")
-    if memory.riding:
+    if isinstance(solver, Follower) and memory.riding:
         raise InputError("a tolerance is for a memory that does not ride; leave out the tolerance, or riding")
-    return objective.solver(tolerance)
+    return solver
 
 
 def moved(tree: Any, device: torch.device) -> Any:
