@@ -28,6 +28,23 @@ def test_pot_with_shared_directions_unequal_sizes_and_weights(pair: Pair, p: int
     assert math.isclose(got, float(peer), rel_tol=1e-9, abs_tol=1e-12)
 
 
+def test_directions_of_ones_own_are_pairs_of_sets_on_lines():
+    """As docs/objectives_and_memories.md has it, value and gradient against POT's `projections`."""
+    ot = pytest.importorskip("ot")
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 3, generator=g, dtype=torch.float64) for n in (20, 30))
+    vectors = torch.nn.functional.normalize(torch.randn(64, 3, generator=g, dtype=torch.float64), dim=1)
+    values, gradients = [], []
+    for mine in (True, False):
+        leaf = x.clone().requires_grad_()
+        lines = [(side @ vectors.T).T[..., None] for side in (leaf, y)]
+        peer = ot.sliced_wasserstein_distance(leaf, y, projections=vectors.T) ** 2
+        values.append(rdm.distance("sliced_wasserstein", *lines, projections=1).mean() if mine else peer)
+        gradients.append(torch.autograd.grad(values[-1], leaf)[0])
+    torch.testing.assert_close(*values, rtol=1e-10, atol=0)
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-12)
+
+
 @given(pair=pairs())
 def test_one_dimension_is_scipys_wasserstein_distance(pair: Pair):
     x, a, y, b = pair
