@@ -223,6 +223,15 @@ def test_pictures_are_judged_against_moments_whose_encoder_is_named(made, tmp_pa
     assert value == pytest.approx(found[0]["fd/random_convolutions"]["value"], rel=1e-9)
     assert found[1]["fdr(below={'random_convolutions': 2.0})/random_convolutions"]["value"] == pytest.approx(value / 2)
     assert "precision(k=3)/pixels" in found[0]
+    held, several = dict(np.load(moments)), str(tmp_path / "several.npz")  # as fadtk has them
+    both = {"other": (np.zeros(3), np.eye(3)), "conv": (held["mu"], held["sigma"])}
+    pairs = {name: zip(("mu", "cov"), fit, strict=True) for name, fit in both.items()}
+    np.savez(several, **{f"{name}.{key}": each for name, pair in pairs.items() for key, each in pair})
+    conv = ["--battery", "random_convolutions", "--set", "channels=1"]
+    command = ["evaluate", str(made / "folder"), "--reference", several, *conv, "--set", "name=conv", "--metrics", "fd"]
+    assert main([*command, "--json", str(tmp_path / "v.json")]) == 0
+    again = json.loads((tmp_path / "v.json").read_text())["metrics"]
+    assert again["fd/conv"]["value"] == pytest.approx(value, rel=1e-9)
     capsys.readouterr()
     for reference, more, message in (
         (moments, [], "or give its encoder by --battery, and --member where that has several; got images"),
@@ -230,6 +239,7 @@ def test_pictures_are_judged_against_moments_whose_encoder_is_named(made, tmp_pa
         (moments, ["--battery", "untrained", "--member", "pca"], "'pca' is fitted on data"),
         (moments, ["--battery", "untrained", "--member", "pixels", "--metrics", "fd"], "got d=36; encode both sides"),
         (moments, ["--member", "pixels"], "--member names an encoder of --battery"),
+        (several, conv, "has moments of other, conv, none of 'random_convolutions'; say whose the encoder is: --set"),
         (str(made / "r.safetensors"), ["--battery", "untrained"], "says its own; leave it out"),
     ):
         assert main(["evaluate", str(made / "folder"), "--reference", reference, *more]) == 2

@@ -154,15 +154,16 @@ class Reference:
 
     @classmethod
     def load(cls, path: Path | str) -> "Reference":
-        """Read a reference, or moments as FD-loss writes them (.npz of mu and sigma).
+        """Read a reference, or moments as others write them (.npz of mu and sigma, or of NAME.mu and NAME.cov).
 
         Raises:
             CorruptFileError: truncated, altered or no reference.
         """
         with open(existing(Path(path)), "rb") as file:
             if file.read(len(ZIP)) == ZIP:
-                member = Member(FEATURES, read_moments(Path(path)))
-                return cls({FEATURES: member}, {"data": Path(path).name, "n": 0, "n_fresh": 0}, Path(path))
+                fits = {name or FEATURES: fit for name, fit in read_moments(Path(path)).items()}
+                members = {name: Member(name, fit) for name, fit in fits.items()}
+                return cls(members, {"data": Path(path).name, "n": 0, "n_fresh": 0}, Path(path))
         tensors, description = read_tensors(Path(path))
         if description.get("kind") != KIND:
             raise CorruptFileError(f"{path} is no reference of rdm ({description.get('kind')!r}); expected {KIND!r}")

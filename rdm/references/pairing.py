@@ -246,12 +246,16 @@ def _check_width(member: Representation, file: Reference, item: Tensor, conditio
 def named_encoder(
     file: Reference, path: Path, battery: str | None, member: str | None, arguments: Mapping[str, Any]
 ) -> tuple[Reference, Battery] | None:
-    """A reference of one member whose encoder no file says, under the encoder's name; and that encoder."""
+    """A reference of moments whose encoder no file says, under the encoder's name; and that encoder.
+
+    Of moments of several encoders by name, those of the encoder's.
+    """
     if battery is None:
         if member is not None:
             raise InputError("--member names an encoder of --battery; give that too")
         return None
-    if file.description.get("battery", {}).get("name") is not None or len(file.members) != 1:
+    several = len(file.members) > 1
+    if file.description.get("battery", {}).get("name") is not None or several and file.description.get("n", 0) > 0:
         raise InputError(f"--battery says the encoder of moments; {path} says its own; leave it out")
     chosen = battery_by_name(battery, arguments)
     every = {m.name: m for m in (*chosen.members, *chosen.held_out)}
@@ -260,6 +264,11 @@ def named_encoder(
     encoder = every[member or chosen.members[0].name]
     if encoder.module is None:
         raise InputError(f"{encoder.name!r} is fitted on data, which moments do not say; give an encoder of its own")
-    (held,) = file.members.values()
+    if several and encoder.name not in file.members:
+        raise InputError(
+            f"{path} has moments of {', '.join(file.members)}, none of {encoder.name!r}; say whose the encoder is: "
+            "--set name=..."
+        )
+    held = file.members[encoder.name if several else next(iter(file.members))]
     named = replace(held, name=encoder.name, description={"settings": dict(encoder.settings)})
     return replace(file, members={encoder.name: named}), Battery((encoder,))

@@ -68,9 +68,6 @@ def _fit(mean: str, sigma: str, d: str, law: Law) -> dict[str, Check]:
     return {mean: wide, sigma: tensor("float64", f"{d} {d}", low=-WIDE, high=WIDE, law=law)}
 
 
-MOMENTS = _fit("mu", "sigma", "d", _ROUNDED)
-
-
 def _described_member(n: int, given: bool) -> Check:
     """What is said of a member; features that were `given` have no settings."""
     floor = record({"value": number(finite=False), "n": number(int, low=1)})
@@ -157,29 +154,39 @@ def classes_of(name: str, tensors: Iterable[str]) -> list[int]:
     return sorted({int(match[1]) for match in found if match})
 
 
-def read_moments(path: Path) -> Gaussian:
-    """Moments as FD-loss writes them: an .npz of two arrays of floating-point numbers, mu "d" and sigma "d d".
+def read_moments(path: Path) -> dict[str, Gaussian]:
+    """Moments of an .npz by encoder: mu "d" and sigma "d d" of one that is not named, ""; or NAME.mu and NAME.cov.
+
+    The first form is FD-loss', ADM's, EDM's and clean-fid's, the second fadtk's; other arrays are not read.
 
     Raises:
         CorruptFileError: truncated, altered, pickled, or of other arrays.
     """
-    held = {}
+    found = {}
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
-            for name in ("mu", "sigma"):
-                array = archive[name]
-                if array.dtype not in (np.float64, np.float32):
-                    raise CorruptFileError(f"{path}: {name} must be float64 or float32; got {array.dtype}")
-                held[name] = torch.from_numpy(array.astype(np.float64))
+            named = [key.removesuffix(".mu") for key in archive.files if key.endswith(".mu")]
+            places = {name: (f"{name}.mu", f"{name}.cov") for name in named} or {"": ("mu", "sigma")}
+            for name, keys in places.items():
+                found[name] = _moments({key: archive[key] for key in keys}, *keys, path)
     except CorruptFileError:
         raise
     except Exception as error:  # numpy and zipfile have their own, and advise to unpickle what nobody should
         kind = "cut off, altered or pickled" if not isinstance(error, KeyError) else "without one of them"
         raise CorruptFileError(f"{path} is no .npz of the arrays mu and sigma; it is {kind}") from error
-    expect(held, record(MOMENTS), path, "compute the moments again")
-    if len(held["mu"]) == 0:
-        raise CorruptFileError(f"{path}: mu and sigma are empty; compute the moments again")
-    return Gaussian(held["mu"], held["sigma"], 0)
+    return found
+
+
+def _moments(arrays: Mapping[str, np.ndarray], mean: str, sigma: str, path: Path) -> Gaussian:
+    held = {}
+    for name, array in arrays.items():
+        if array.dtype not in (np.float64, np.float32):
+            raise CorruptFileError(f"{path}: {name} must be float64 or float32; got {array.dtype}")
+        held[name] = torch.from_numpy(array.astype(np.float64))
+    expect(held, record(_fit(mean, sigma, "d", _ROUNDED)), path, "compute the moments again")
+    if len(held[mean]) == 0:
+        raise CorruptFileError(f"{path}: {mean} and {sigma} are empty; compute the moments again")
+    return Gaussian(held[mean], held[sigma], 0)
 
 
 def written_member(path: Path, members: Iterable[str], member: str | None, held_out: Sequence[str] = ()) -> str | None:
