@@ -1,6 +1,7 @@
 """The command line's own commands: lists from an index, show, completion, the package's gin files by name."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,8 @@ def printed(capsys, *words: str, status: int = 0) -> str:
 
 def test_help_and_lists_import_nothing_slow():
     index()  # which writes it
-    shown = subprocess.run([sys.executable, "-c", QUICK], capture_output=True, text=True, cwd="/")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    shown = subprocess.run([sys.executable, "-c", QUICK], capture_output=True, text=True, cwd="/", env=environment)
     assert shown.returncode == 0, shown.stderr
 
 
