@@ -75,9 +75,10 @@ def model_file(model: str, weights: str, allow_download: bool, sha256: str | Non
         if not found:
             raise InputError(f"{owner}: the folder {folder} has none of {', '.join(FILES)}")
         return local_file(str(found[0]), sha256, owner)
-    path = hub_file(model, FILES, allow_download=allow_download, owner=owner)
+    options: Any = {"allow_download": allow_download, "owner": owner, "instead": "a folder as the model"}
+    path = hub_file(model, FILES, **options)
     for file in ("config.json", "preprocessor_config.json"):  # beside it, in the same snapshot
-        hub_file(model, (file,), allow_download=allow_download, owner=owner)
+        hub_file(model, (file,), **options)
     return local_file(str(path), sha256, owner)
 
 

@@ -114,8 +114,18 @@ def mismatches(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     return wrong
 
 
-def hub_file(repository: str, names: Sequence[str], *, allow_download: bool, owner: str, remedy: str = "") -> Path:
+def hub_file(
+    repository: str,
+    names: Sequence[str],
+    *,
+    allow_download: bool,
+    owner: str,
+    remedy: str = "",
+    instead: str = "weights=FILE",
+) -> Path:
     """The first of the files `names` that the HuggingFace cache holds; with `allow_download`, fetched into it.
+
+    `instead` says what else the owner takes, or `remedy` all that can be done.
 
     Raises:
         InputError: not there (or not to be had), with the place that was looked at.
@@ -130,7 +140,7 @@ def hub_file(repository: str, names: Sequence[str], *, allow_download: bool, own
     if not allow_download:
         raise InputError(
             f"{owner}: weights of {repository!r} ({names[0]}) are not in {cache}; "
-            + (remedy or f"give weights=FILE, or {FETCH} to fetch them there")
+            + (remedy or f"give {instead}, or {FETCH} to fetch them there")
         )
     refuse_if_confined(f"fetch {names[0]} of {repository!r}")
     for name in names:
@@ -141,6 +151,6 @@ def hub_file(repository: str, names: Sequence[str], *, allow_download: bool, own
         except Exception as error:
             raise InputError(
                 f"{owner}: cannot fetch {name} of {repository!r} into {cache} ({first_line(error)}); "
-                "give weights=FILE with a copy"
+                f"give {instead} with a copy"
             ) from error
-    raise InputError(f"{owner}: {repository!r} has none of {', '.join(names)}; give weights=FILE")
+    raise InputError(f"{owner}: {repository!r} has none of {', '.join(names)}; give {instead}")
