@@ -162,8 +162,10 @@ def test_hyperparameters_are_checked_at_construction(name):
 
 
 def test_hyperparameters_that_do_not_go_together():
-    with pytest.raises(InputError, match="precision with k=9 needs rows >= 20; got 19"):
-        rdm.metric("precision", k=9, rows=19)
+    with pytest.raises(InputError, match="recall with k=9 needs rows >= 20; got 19"):
+        rdm.metric("recall", k=9, rows=19)
+    with pytest.raises(InputError, match="precision with k=9 needs rows >= 10; got 9"):
+        rdm.metric("precision", k=9, rows=9)
 
 
 def test_one_split_and_one_subset_give_the_value_alone():

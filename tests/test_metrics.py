@@ -101,6 +101,9 @@ def test_precision_recall_density_coverage_are_the_peers():
     expected = peer("prdc").compute_prdc(real_features=Y.numpy(), fake_features=X.numpy(), nearest_k=5)
     for name, value in expected.items():
         assert rdm.metric(name)(X, Real(Y)).value == pytest.approx(value, rel=1e-12), name
+    few = peer("prdc").compute_prdc(real_features=Y.numpy(), fake_features=X[:7].numpy(), nearest_k=5)
+    for name in ("precision", "density", "coverage"):
+        assert rdm.metric(name)(X[:7], Real(Y)).value == pytest.approx(few[name], rel=1e-12), name
     prc = peer("torch_fidelity.metric_prc")
     options = {"prc_neighborhood": 3, "prc_batch_size": 64, "save_cpu_ram": False, "verbose": False}
     three = prc.prc_features_to_metric(X, Y, **options)
@@ -194,7 +197,8 @@ def test_wrong_input_is_one_line():
         ("fd", X[:1], Real(Y), "fd needs at least 2 generated rows; got 1"),
         ("fd_infinity", X[:60], Real(Y), "needs at least 64 generated rows; got 60"),
         ("kid_spread", X, Real(Y), "needs at least 1000 generated rows; got 300"),
-        ("precision", X[:5], Real(Y), "needs at least 12 generated rows; got 5"),
+        ("precision", X[:5], Real(Y), "needs at least 6 generated rows; got 5"),
+        ("recall", X[:11], Real(Y), "needs at least 12 generated rows; got 11"),
         ("inception_score", X[:5], Real(Y), "needs at least 10 generated rows; got 5"),
         ("sw", X, Real(None, Gaussian.of(Y)), "sw needs rows of the reference; the reference holds moments only"),
         ("fdr", X, Real(Y), "divides by a fresh real split's distance; this reference holds none"),

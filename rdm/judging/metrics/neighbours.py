@@ -30,6 +30,7 @@ class _Neighbours(Measure):
     best: ClassVar[float] = 1.0
     lowest: ClassVar[float] = 0.0
     highest: ClassVar[float] = 1.0
+    halved: ClassVar[bool] = False
     user: ClassVar[str]
 
     def __post_init__(self) -> None:
@@ -39,7 +40,8 @@ class _Neighbours(Measure):
 
     @property
     def _least(self) -> int:
-        return 2 * self.k + 2
+        """Rows of either side, which have k neighbours; where halves of the generated ones are judged, of a half."""
+        return (self.k + 1) * (2 if self.halved else 1)
 
     def sides(self, x: Tensor, real: Real, seed: int) -> tuple[Tensor, Tensor]:
         """Both sides in float64 about the reference's mean, thinned, with enough rows for k neighbours.
@@ -110,6 +112,7 @@ class Recall(_Neighbours):
     """
 
     user: ClassVar[str] = "recall"
+    halved: ClassVar[bool] = True
 
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
         x, y = self.sides(x, real, seed)
@@ -159,6 +162,7 @@ class FScore(_Neighbours):
     """
 
     user: ClassVar[str] = "f_score"
+    halved: ClassVar[bool] = True
 
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:  # noqa: D102
         x, y = self.sides(x, real, seed)
