@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from objectives._kernels import Gaussian, InverseMultiquadric, Laplacian, Radial, RationalQuadratic
+from objectives._kernels import Gaussian, InverseMultiquadric, Laplacian, RationalQuadratic
+from objectives._pairs import Radial
 from rdm.api import Positive, Real, median_distance
 
 Multiple = tuple[Literal["median"], Positive]  # of the median distance within the reference

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from objectives._distances import widened
-from objectives._kernels import Kernel
+from objectives._pairs import Kernel
+from objectives._sides import Products, Side
 from objectives._sums import cross_sum, self_sum
 from rdm.api import UNDIVIDED, InputError, Objective, Portion, Real, Samples, usual
 
@@ -19,9 +20,14 @@ class KernelTarget(NamedTuple):
     """The reference's rows under a kernel whose bandwidth is fitted."""
 
     kernel: Kernel
-    rows: Tensor  # m d, about the reference's mean where the kernel is translation invariant
+    side: Side  # rows m d, about the reference's mean where the kernel is translation invariant
     weights: Tensor  # m, summing to 1
     repulsion: Tensor  # (), the reference's own double sum
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows "m d"."""
+        return self.side.rows
 
 
 class Pairwise(Objective):
@@ -36,7 +42,9 @@ class Pairwise(Objective):
         return self.part(summary, target, UNDIVIDED)
 
 
-def kernel_target(kernel: Kernel, reference: Real, estimator: Estimator) -> tuple[Samples, KernelTarget]:
+def kernel_target(
+    kernel: Kernel, reference: Real, estimator: Estimator, products: Products = "float32"
+) -> tuple[Samples, KernelTarget]:
     """The rows to compare, and the reference's with their own double sum."""
     statistic = Samples(reference.mean if kernel.centred else torch.zeros_like(reference.mean))
     held = reference.held("a kernel distance")
@@ -44,15 +52,18 @@ def kernel_target(kernel: Kernel, reference: Real, estimator: Estimator) -> tupl
     rows = measured.value.double() if kernel.exact else measured.value
     weights = measured.weight / measured.mass
     kernel = kernel.fitted(rows, weights)
-    return statistic, KernelTarget(kernel, rows, weights, _own(kernel, rows, weights, estimator))
+    side = Side.of(rows, products)
+    return statistic, KernelTarget(kernel, side, weights, _own(kernel, side, weights, estimator))
 
 
 def discrepancy(summary: Any, target: KernelTarget, estimator: Estimator, portion: Portion) -> Tensor:
     """Repulsion within the population, attraction to the reference, and the reference's constant, in the first part."""
     weights = summary.weight / summary.mass
     rows = widened(summary.value) if target.kernel.exact else summary.value
-    repulsion = _within(target.kernel, rows, weights, estimator, portion)
-    squared = repulsion - 2 * cross_sum(target.kernel, rows, weights, target.rows, target.weights, portion.mirrored)
+    side = target.side.like(rows.detach())
+    repulsion = _within(target.kernel, rows, weights, estimator, side, portion)
+    across = cross_sum(target.kernel, rows, weights, target.side, target.weights, portion.mirrored, side)
+    squared = repulsion - 2 * across
     squared = squared + target.repulsion if portion.number == 0 else squared
     return above_zero(squared) if estimator == "biased" and portion == UNDIVIDED else squared
 
@@ -62,24 +73,25 @@ def above_zero(squared: Tensor) -> Tensor:
     return squared + (squared.clamp_min(0) - squared).detach()
 
 
-def _own(kernel: Kernel, rows: Tensor, weights: Tensor, estimator: Estimator) -> Tensor:
+def _own(kernel: Kernel, side: Side, weights: Tensor, estimator: Estimator) -> Tensor:
     """The reference's own double sum; of more than `WHOLE` rows an estimate whose diagonal is exact."""
-    if len(rows) <= WHOLE:
-        return _within(kernel, rows, weights, estimator)
-    across = mean_of_pairs(kernel, rows, weights)
+    if len(side.rows) <= WHOLE:
+        return _within(kernel, side.rows, weights, estimator, side)
+    across = mean_of_pairs(kernel, side, weights)
     if estimator == "unbiased":
         return across
     squares = weights.square()
-    return (1 - squares.sum()) * across + squares @ kernel.diagonal(rows)
+    return (1 - squares.sum()) * across + squares @ kernel.diagonal(side.rows)
 
 
-def mean_of_pairs(kernel: Kernel, rows: Tensor, weights: Tensor) -> Tensor:
+def mean_of_pairs(kernel: Kernel, side: Side, weights: Tensor) -> Tensor:
     """An estimate of sum_{i != j} b_i b_j k(y_i, y_j) / sum_{i != j} b_i b_j, from `OWN` of the rows beside all."""
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)
-    some, others = order[:OWN], order[OWN:]
+    rows, order = side.rows, torch.randperm(len(side.rows), generator=torch.Generator().manual_seed(0))
+    some, others = order.to(rows.device).tensor_split([OWN])
     mass = weights[some]
-    across = cross_sum(kernel, rows[some], mass, rows[others], weights[others])
-    return projected(across, self_sum(kernel, rows[some], mass, diagonal=False), mass, weights.sum())
+    across = cross_sum(kernel, rows[some], mass, side.like(rows[others]), weights[others])
+    within = self_sum(kernel, rows[some], mass, diagonal=False, side=side.like(rows[some]))
+    return projected(across, within, mass, weights.sum())
 
 
 def projected(across: Tensor, within: Tensor, mass: Tensor, whole: Tensor) -> Tensor:
@@ -95,11 +107,16 @@ def projected(across: Tensor, within: Tensor, mass: Tensor, whole: Tensor) -> Te
 
 
 def _within(
-    kernel: Kernel, rows: Tensor, weights: Tensor, estimator: Estimator, portion: Portion = UNDIVIDED
+    kernel: Kernel,
+    rows: Tensor,
+    weights: Tensor,
+    estimator: Estimator,
+    side: Side,
+    portion: Portion = UNDIVIDED,
 ) -> Tensor:
     if estimator == "biased":
-        return self_sum(kernel, rows, weights, diagonal=True, portion=portion)
+        return self_sum(kernel, rows, weights, diagonal=True, portion=portion, side=side)
     pairs = 1 - weights.square().sum()
     if usual(pairs <= 1e-12, False):
         raise InputError('estimator "unbiased" needs at least 2 rows of positive weight a side; got 1; use "biased"')
-    return self_sum(kernel, rows, weights, diagonal=False, portion=portion) / pairs
+    return self_sum(kernel, rows, weights, diagonal=False, portion=portion, side=side) / pairs

@@ -1,90 +1,18 @@
-"""Kernels: tiles of values with their slopes, and how rows are pulled along those.
-
-A distance of measures of mass 1 does not see constants, so radial kernels are counted from k(0) where distances are
-below the bandwidth and from 0 where they are above, which keeps the digits of either
-(test: test_float32_values_beside_float64_for_any_bandwidth). Kernels with a cusp at 0 see near pairs in float64.
-"""
+"""Kernels: their values and slopes, elementwise."""
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from rdm.api import squared_distances, usual
+from objectives._pairs import Kernel, Radial, Strip, parts
+from objectives._sides import Side
 
-NEAR = 2**15  # epsilons of the squared distance from the mean below which a pair's own is too rough for a cusp
-
-
-class Kernel(ABC):
-    """A symmetric kernel k(x, y), up to a constant."""
-
-    centred: ClassVar[bool]  # translation invariant, so that rows may be taken about the reference's mean
-    exact: ClassVar[bool]  # computed in float64 whatever the rows' dtype
-
-    @abstractmethod
-    def tile(self, x: Tensor, y: Tensor, *, same: bool) -> tuple[Tensor, Tensor]:
-        """Values and slopes of the pairs of rows of x and y; `same` says that both are the same rows."""
-
-    @abstractmethod
-    def pull(self, gradient: Tensor, weights: Tensor, x: Tensor, y: Tensor) -> None:
-        """gradient_i += sum_j dk(x_i, y_j)/dx_i, in place, where `weights` are slopes times the weights of y."""
-
-    @abstractmethod
-    def diagonal(self, rows: Tensor) -> Tensor:
-        """k(x_i, x_i) as `tile` counts it, in float64."""
-
-    def fitted(self, rows: Tensor, weights: Tensor) -> "Kernel":
-        """The same kernel, knowing the reference's rows about their mean and their weights, of sum 1."""
-        return self
-
-
-class Radial(Kernel):
-    """A kernel k(s) of the squared distance s."""
-
-    centred: ClassVar[bool] = True
-    exact: ClassVar[bool] = False
-    singular: ClassVar[bool] = False  # dk/ds is infinite at s = 0; there the pull is 0
-
-    def fitted(self, rows: Tensor, weights: Tensor) -> "Radial":  # noqa: D102
-        return self
-
-    @property
-    @abstractmethod
-    def at_zero(self) -> float:
-        """k(0)."""
-
-    @property
-    def origin(self) -> float:
-        """The constant that `profile` leaves out: k(0), less what is counted from 0."""
-        return self.at_zero
-
-    def values(self, squared: Tensor) -> Tensor:
-        """k(s) itself, elementwise."""
-        return self.profile(squared)[0].add_(self.origin)
-
-    def diagonal(self, rows: Tensor) -> Tensor:  # noqa: D102
-        return torch.full((len(rows),), self.at_zero - self.origin, dtype=torch.float64, device=rows.device)
-
-    @abstractmethod
-    def profile(self, squared: Tensor) -> tuple[Tensor, Tensor]:
-        """k(s) - origin and dk/ds, elementwise; finite, and dk/ds = 0 at s = 0 where singular."""
-
-    def tile(self, x: Tensor, y: Tensor, *, same: bool) -> tuple[Tensor, Tensor]:
-        """In the rows' dtype, or in float64 where a cusp needs it."""
-        exact = x.dtype == torch.float64
-        squared = squared_distances(x, y, coinciding=self.singular and exact)
-        if self.singular and not exact and _nearby(squared, x, y, same=same):
-            return self.tile(x.double(), y.double(), same=same)
-        if same:  # 0 only up to rounding otherwise; the pull of a row on itself must vanish exactly
-            squared.fill_diagonal_(0.0)
-        value, slope = self.profile(squared)
-        return value, slope.fill_diagonal_(0.0) if same else slope
-
-    def pull(self, gradient: Tensor, weights: Tensor, x: Tensor, y: Tensor) -> None:  # noqa: D102
-        gradient.addcmul_(weights.sum(1)[:, None], x, value=2).addmm_(weights, y, alpha=-2)
+CLOSE = 0.8  # of k(0), from which on values lose digits beside it: a quarter of those that are 0 at half
 
 
 @dataclass(frozen=True)
@@ -97,10 +25,14 @@ class _Scaled(Radial):
     def at_zero(self) -> float:
         return float(len(self.bandwidths))
 
+    @property
+    def finest(self) -> float:
+        return min(self.bandwidths) ** 2
+
 
 @dataclass(frozen=True)
 class _Exponential(_Scaled):
-    """Counted from 1 only where most pairs are nearer than the half: next to 1, float32 takes what is 3e-8 for 0."""
+    """Counted from 1 only where most pairs are near: next to 1, float32 takes what is 3e-8 for 0, and expm1 is slow."""
 
     spread: float = 0.0  # mean squared distance within the reference
 
@@ -114,7 +46,7 @@ class _Exponential(_Scaled):
 
     @abstractmethod
     def wide(self, bandwidth: float) -> bool:
-        """Whether a pair at the mean distance has more than half of k(0)."""
+        """Whether a pair at the mean distance has more than `CLOSE` of k(0)."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +54,7 @@ class Gaussian(_Exponential):
     """Sum over bandwidths of exp(-s / 2 sigma^2); octaves of one bandwidth share its exponential."""
 
     def wide(self, bandwidth: float) -> bool:  # noqa: D102
-        return self.spread < 2 * math.log(2) * bandwidth**2
+        return self.spread < -2 * math.log(CLOSE) * bandwidth**2
 
     def values(self, squared: Tensor) -> Tensor:  # noqa: D102
         terms = ((squared * (-0.5 / bandwidth**2)).exp_() for bandwidth in self.bandwidths)
@@ -131,33 +63,43 @@ class Gaussian(_Exponential):
             total += term
         return total
 
-    def profile(self, squared: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    @property
+    def slope_unit(self) -> float:  # noqa: D102
+        return -0.5 / max(self.bandwidths) ** 2
+
+    def profile(self, squared: Tensor) -> Tensor:  # noqa: D102
         widest, *others = sorted(self.bandwidths, reverse=True)
-        rate = -0.5 / widest**2
-        term, kernel = self._exponential(squared, widest)
+        slope = squared.mul_(self.slope_unit)
         if not others:
-            return (kernel.clone() if term is None else term), kernel.mul_(rate)
-        value, slope = (kernel if term is None else term).clone(), kernel * rate
+            return self._exponential(slope, widest)[0]
+        power = slope.clone()
+        term, kernel = self._exponential(power.clone(), widest)
+        value, rate = term.clone(), 1.0
+        slope.copy_(kernel)
         squarings = 0.0  # since the last exponential: each doubles its relative error
         for bandwidth in others:
-            more = math.log2(-0.5 / bandwidth**2 / rate)
-            rate, squarings = -0.5 / bandwidth**2, squarings + more
+            before, rate = rate, (widest / bandwidth) ** 2
+            more = math.log2(rate / before)
+            squarings += more
             if more in (0.0, 2.0, 4.0) and squarings <= 4:
                 for _ in range(int(more)):
-                    term = None if term is None else (term + 2).mul_(term)  # (1 + t)^2 - 1
+                    if term is not kernel:
+                        term = (term + 2).mul_(term)  # (1 + t)^2 - 1
                     kernel.square_()
-                term = term if self.wide(bandwidth) else None
+                term = term if self.wide(bandwidth) else kernel
             else:
                 squarings = 0.0
-                term, kernel = self._exponential(squared, bandwidth)
-            value += kernel if term is None else term
+                term, kernel = self._exponential(power * rate, bandwidth)
+            value += term
             slope.add_(kernel, alpha=rate)
-        return value, slope
+        return value
 
-    def _exponential(self, squared: Tensor, bandwidth: float) -> tuple[Tensor | None, Tensor]:
-        """The kernel less 1, where it is counted from 1, and the kernel."""
-        power = squared * (-0.5 / bandwidth**2)
-        return (torch.expm1(power) if self.wide(bandwidth) else None), power.exp_()
+    def _exponential(self, power: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+        """The kernel, less 1 where it is counted from 1, and the kernel itself, in place of the power."""
+        if not self.wide(bandwidth):
+            return power, power.exp_()
+        term = torch.expm1(power)
+        return term, torch.add(term, 1, out=power)
 
 
 @dataclass(frozen=True)
@@ -167,31 +109,33 @@ class Laplacian(_Exponential):
     singular: ClassVar[bool] = True
 
     def wide(self, bandwidth: float) -> bool:  # noqa: D102
-        return self.spread < (math.log(2) * bandwidth) ** 2
+        return self.spread < (math.log(CLOSE) * bandwidth) ** 2
 
-    def profile(self, squared: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        distance = squared.sqrt()
-        value, slope = torch.zeros_like(squared), torch.zeros_like(squared)
+    def profile(self, squared: Tensor) -> Tensor:  # noqa: D102
+        distance, slope = squared.sqrt(), squared.zero_()
+        value = torch.zeros_like(distance)
         for bandwidth in self.bandwidths:
             power = distance / -bandwidth
             value += torch.expm1(power) if self.wide(bandwidth) else power.exp()
             slope.add_(power.exp_(), alpha=-0.5 / bandwidth)
-        return value, slope.div_(distance).masked_fill_(distance == 0, 0.0)
+        slope.div_(distance)
+        return value
 
 
 @dataclass(frozen=True)
 class InverseMultiquadric(_Scaled):
     """Sum over bandwidths of (1 + s / sigma^2)^(-1/2)."""
 
-    def profile(self, squared: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        value, slope = torch.zeros_like(squared), torch.zeros_like(squared)
+    def profile(self, squared: Tensor) -> Tensor:  # noqa: D102
+        apart, slope = squared.clone(), squared.zero_()
+        value = torch.zeros_like(apart)
         for bandwidth in self.bandwidths:
-            ratio = squared / bandwidth**2
+            ratio = apart / bandwidth**2
             base = ratio + 1
             root = base.sqrt()
             value.sub_(ratio.div_(base + root))  # 1/sqrt(q) - 1 = -(q - 1) / (q + sqrt(q))
             slope.sub_(root.mul_(base).reciprocal_(), alpha=0.5 / bandwidth**2)
-        return value, slope
+        return value
 
 
 @dataclass(frozen=True)
@@ -200,14 +144,15 @@ class RationalQuadratic(_Scaled):
 
     alpha: float = 1.0
 
-    def profile(self, squared: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        value, slope = torch.zeros_like(squared), torch.zeros_like(squared)
+    def profile(self, squared: Tensor) -> Tensor:  # noqa: D102
+        apart, slope = squared.clone(), squared.zero_()
+        value = torch.zeros_like(apart)
         for bandwidth in self.bandwidths:
-            ratio = squared / (2 * self.alpha * bandwidth**2)
+            ratio = apart / (2 * self.alpha * bandwidth**2)
             power = torch.log1p(ratio).mul_(-self.alpha)
             value += torch.expm1(power)
             slope.addcdiv_(power.exp_(), ratio.add_(1), value=-0.5 / bandwidth**2)
-        return value, slope
+        return value
 
 
 @dataclass(frozen=True)
@@ -221,9 +166,22 @@ class Power(Radial):
     def at_zero(self) -> float:  # noqa: D102
         return 0.0
 
-    def profile(self, squared: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        value = (squared.sqrt() if self.exponent == 1 else squared.pow(self.exponent / 2)).neg_()
-        return value, (value / squared).mul_(self.exponent / 2).masked_fill_(squared == 0, 0.0)
+    @property
+    def value_unit(self) -> float:  # noqa: D102
+        return -1.0
+
+    @property
+    def slope_unit(self) -> float:  # noqa: D102
+        return -self.exponent / 2
+
+    def profile(self, squared: Tensor) -> Tensor:  # noqa: D102
+        if self.exponent == 1:
+            value = squared.sqrt()
+            torch.reciprocal(value, out=squared)
+        else:
+            value = squared.pow(self.exponent / 2)
+            torch.div(value, squared, out=squared)
+        return value
 
 
 @dataclass(frozen=True)
@@ -238,30 +196,22 @@ class Polynomial(Kernel):
 
     def values(self, x: Tensor, y: Tensor) -> Tensor:
         """The kernel of all pairs."""
-        return self._base(x, y).pow_(self.degree)
+        base = torch.matmul(x, y.T).div_(self._divisor(x)).add_(self.coef)
+        return base.pow_(self.degree)
 
-    def tile(self, x: Tensor, y: Tensor, *, same: bool) -> tuple[Tensor, Tensor]:  # noqa: D102
-        base = self._base(x, y)
-        below = base.pow(self.degree - 1)
-        return base.mul_(below), below.mul_(self.degree / self._divisor(x))
+    def strips(self, x: Side, i: slice, y: Side, j: slice, *, same: bool, out: Tensor) -> Iterator[Strip]:  # noqa: D102
+        torch.mm(x.rows[i], y.rows[j].T, out=out)
+        for rows in parts(out):
+            base = out[rows].div_(self._divisor(x.rows)).add_(self.coef)
+            values = base.pow(self.degree)
+            yield Strip(rows, values, base.pow_(self.degree - 1), False)
 
-    def pull(self, gradient: Tensor, weights: Tensor, x: Tensor, y: Tensor) -> None:  # noqa: D102
-        gradient.addmm_(weights, y)
+    def pulled(self, reach: Tensor, x: Tensor, drawn: Tensor, times: Tensor | float) -> Tensor:  # noqa: D102
+        return drawn.mul_(times * self.degree / self._divisor(x))
 
     def diagonal(self, rows: Tensor) -> Tensor:  # noqa: D102
         squares = torch.linalg.vector_norm(rows, dim=1).double().square()
         return (squares / self._divisor(rows) + self.coef) ** self.degree
 
-    def _base(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.matmul(x, y.T).div_(self._divisor(x)).add_(self.coef)
-
     def _divisor(self, rows: Tensor) -> float:
         return rows.shape[1] if self.gamma is None else 1 / self.gamma
-
-
-def _nearby(squared: Tensor, x: Tensor, y: Tensor, *, same: bool) -> bool:
-    """Whether some pair is so near that its squared distance has lost the digits that a cusp needs."""
-    if same:
-        squared.fill_diagonal_(torch.inf)
-    largest = x.square().sum(1).max() + y.square().sum(1).max()
-    return usual(squared.amin() < NEAR * torch.finfo(x.dtype).eps * largest, False)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from objectives._discrepancy import Estimator, KernelTarget, Pairwise, discrepancy, kernel_target
 from objectives._kernels import Power
+from objectives._sides import Products
 from rdm.api import Portion, Range, Real, Samples, Traits, objectives
 
 
@@ -24,6 +25,9 @@ class Energy(Pairwise):
     distance has a cusp: rows that coincide (within 1e-7 of their distance from the mean) do not pull each other. To
     train, take the biased estimator where exponent > 1: one row far off can make the unbiased one as negative as you
     like.
+
+    products "bfloat16" takes both matrix products in bfloat16, as `mmd` does, at the same error: beside float64, for d
+    from 8 to 768, the value to 1 %, the gradient to 2 %; in one or two dimensions the gradient to 10 %.
 
     Shapes:
         features: n d; weights: n; result ().
@@ -46,6 +50,7 @@ class Energy(Pairwise):
 
     exponent: Annotated[float, Range(least=0.01, below=2)] = 1
     estimator: Estimator = "biased"
+    products: Products = "float32"
 
     @property
     def traits(self) -> Traits:  # noqa: D102
@@ -55,7 +60,7 @@ class Energy(Pairwise):
 
     def bind(self, reference: Real) -> tuple[Samples, KernelTarget]:
         """Rows about the reference's mean; the target is the reference with its own sum."""
-        return kernel_target(Power(float(self.exponent)), reference, self.estimator)
+        return kernel_target(Power(float(self.exponent)), reference, self.estimator, self.products)
 
     def part(self, summary: Any, target: KernelTarget, portion: Portion, *, generator: Any = None) -> Tensor:
         """Across minus within, as the discrepancy of the kernel -|x - y|^a."""

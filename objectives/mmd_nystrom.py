@@ -8,7 +8,8 @@ from torch import Tensor
 
 from objectives._bandwidth import Bandwidth, bandwidths, radial
 from objectives._discrepancy import WHOLE, above_zero, projected
-from objectives._kernels import Radial
+from objectives._pairs import Radial
+from objectives._sides import Side
 from objectives._sums import cross_sum, self_sum
 from rdm.api import (
     Count,
@@ -122,7 +123,7 @@ class NystromMMD(Objective):
         """Repulsion within the population, attraction to the embedding, and k_rr; sums are from the kernel's origin."""
         weights = summary.weight / summary.mass
         repulsion = self_sum(target.kernel, summary.value, weights, diagonal=True)
-        attraction = cross_sum(target.kernel, summary.value, weights, target.landmarks, target.coefficients)
+        attraction = cross_sum(target.kernel, summary.value, weights, Side(target.landmarks), target.coefficients)
         constant = target.kernel.origin * (1 - 2 * target.coefficients.sum()) + target.squared_norm + target.residual
         return above_zero(repulsion - 2 * attraction + constant)
 

@@ -70,10 +70,10 @@ def _kernel_sums(kernel, x: Tensor, target) -> _Sums:  # noqa: ANN001 (the objec
         i = slice(start, start + TILE)
         for other in range(0, len(y), TILE):
             j = slice(other, other + TILE)
-            across[i] += kernel.tile(x[i], y[j], same=False)[0].double() @ b[j]
+            across[i] += kernel.tile(x[i], y[j], same=False).double() @ b[j]
         for other in range(start, n, TILE):
             j = slice(other, other + TILE)
-            value = kernel.tile(x[i], x[j], same=start == other)[0].double()
+            value = kernel.tile(x[i], x[j], same=start == other).double()
             if start == other:
                 value.fill_diagonal_(0)
             within[i] += value.sum(1)
