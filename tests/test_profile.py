@@ -40,6 +40,17 @@ def test_regions_have_their_own_time_and_add_up():
     assert taken.record()["regions"]["within"]["calls"] == 4
 
 
+def test_outside_is_what_is_no_region_of_the_work():
+    taken = Profile()
+    with profiled(taken), region(OTHER):
+        for name in ("generator, backward", "encoder pixels", "statistics", "distances", "clipping"):
+            with region(name):
+                time.sleep(0.01)
+    outside = taken.seconds[OTHER] + taken.seconds["clipping"]
+    assert taken.outside == pytest.approx(outside / sum(taken.seconds.values()))
+    assert 0.15 < taken.outside < 0.5
+
+
 def test_a_region_costs_next_to_nothing_when_no_profile_is_taken():
     inside = region("inside")
     began = time.process_time()

@@ -32,7 +32,7 @@ from rdm.reports.sweep_page import write_sweep_report
 from rdm.scaling.sharding import is_sharded
 from rdm.surviving.ranks import started
 from rdm.terminal import print_table, say
-from rdm.timing.regions import Profile, profiled
+from rdm.timing.regions import WORK, Profile, profiled
 from rdm.training.loop import train
 from rdm.training.run import last_logged
 
@@ -117,11 +117,14 @@ def _profiled(out: Path, arguments: dict[str, Any]) -> Iterator[None]:
     finally:
         if rank() == 0 and taken.steps:
             write_json(out / PROFILE, taken.record())
-            total = sum(taken.seconds.values())
+            total, known = sum(taken.seconds.values()), any(name.startswith(WORK) for name in taken.seconds)
+            share = (
+                f", {taken.outside:.1%} of it outside generator, encoders, statistics and distances" if known else ""
+            )
             print_table(
                 ["part of a step", "times a step", "ms a step", "share"],
                 taken.rows(),
-                caption=f"{taken.steps:,} steps of {1000 * total / taken.steps:.3g} ms",
+                caption=f"{taken.steps:,} steps of {1000 * total / taken.steps:.3g} ms{share}",
                 right=[1, 2, 3],
                 unbroken=[0, 1, 2, 3],
             )

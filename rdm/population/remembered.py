@@ -29,6 +29,7 @@ from rdm.matching.queued import Behind, Queued
 from rdm.matching.statistic import Cat, Factor, Statistic, Sum, Summary
 from rdm.numbers import Positive, check
 from rdm.timing.reads import at_once, later, undone_by
+from rdm.timing.regions import region
 
 
 class Read(NamedTuple):
@@ -85,10 +86,11 @@ class Remembered:
         """
         if isinstance(self.solver, Follower):
             return self._solved(self.solver, batch, rows)
-        if self.memory.riding:
-            population, share = ridden(self.memory, self.past, batch, rows, self._shape, self.statistic)
-        else:
-            population, share = self.memory.read(self.past, batch, rows, self.statistic)
+        with region("memory"):
+            if self.memory.riding:
+                population, share = ridden(self.memory, self.past, batch, rows, self._shape, self.statistic)
+            else:
+                population, share = self.memory.read(self.past, batch, rows, self.statistic)
         kept = 1.0 if self.memory.balanced else share
         if self.solver is not None:
             found = self.solver.distance(population, self.target, self.solved)
@@ -105,9 +107,11 @@ class Remembered:
         assert isinstance(batch, Cat) and isinstance(live, Cat)
 
         @torch.no_grad()
+        @region("memory")
         def population() -> Summary:
             self.past = self.memory.caught_up(self.past, rows, self.statistic)
-            known.append(self.statistic.measure(live.value, live.weight))
+            with region("statistics"):
+                known.append(self.statistic.measure(live.value, live.weight))
             return self.memory.read(self.past, known[0], rows, self.statistic)[0]
 
         share, change = self.memory.share(self.past, rows), self.memory.change(self.past, live)

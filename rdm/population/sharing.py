@@ -37,7 +37,6 @@ class _Taken(NamedTuple):
 
 
 @exact()
-@region("statistics and distances")
 def pulled(
     terms: Sequence[Term],
     summaries: Sequence[Summary | NonFiniteError],
@@ -103,6 +102,7 @@ def _cost(batch: Summary) -> float:
     return float(size * len(batch.value) if isinstance(batch, Cat) else size**1.5)
 
 
+@region("distances")
 def _taken(term: Term, batch: Summary, live: int, generator: torch.Generator | None, portion: Portion | None) -> _Taken:
     """What one rank takes, and its gradient in the summary of all rows."""
     leaf = batch.value.requires_grad_(torch.is_grad_enabled())

@@ -81,7 +81,6 @@ class Term(Remembered):
             values.append(float(self.objective.distance(summary, self.target, generator=directions)))
         return sum(values) / len(values)
 
-    @region("statistics and distances")
     @own_types()
     def measure(self, items: Tensor, chunk: Chunk) -> tuple[Cat, Summary] | tuple[None, NonFiniteError]:
         """The chunk's rows and their summary; or why there are none, of which every rank is told before any goes on."""
@@ -111,7 +110,8 @@ class Term(Remembered):
             held.append(found.weight)
             return found.value
 
-        return self.live.kind(in_own_types(value, features, weights), held[0])
+        with region("statistics"):
+            return self.live.kind(in_own_types(value, features, weights), held[0])
 
 
 class Step(NamedTuple):

@@ -2,6 +2,10 @@
 
 A region's time is its own, without that of regions inside it, so that all of them add up. On a GPU the time is that of
 the device's stream, by events.
+
+What a step is there for are the regions of `WORK`: generator and encoders, forward and backward; the statistics of
+features; and the distances of summaries with their gradients. All the rest is what a step costs besides: the update of
+the weights and its averages, clipping, memories, checks, what is drawn, and whatever Python does between.
 """
 
 import threading
@@ -14,6 +18,7 @@ from typing import Any
 import torch
 
 OTHER = "everything else"
+WORK = "generator", "encoder", "statistics", "distances"  # with which the names of regions begin
 PENDING = 4096  # events that are not read yet
 
 
@@ -34,6 +39,12 @@ class Profile:
     def steps(self) -> int:
         """How many steps began."""
         return self.calls[OTHER]
+
+    @property
+    def outside(self) -> float:
+        """The share that is in none of the regions of `WORK`."""
+        spent = sum(spent for name, spent in self.seconds.items() if not name.startswith(WORK))
+        return spent / sum(self.seconds.values())
 
     def rows(self) -> list[list[str]]:
         """Regions, the longest first: name, times a step, milliseconds a step, share."""

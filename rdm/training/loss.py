@@ -27,6 +27,7 @@ from rdm.rehearsing.step import Does, Keeps
 from rdm.scaling.sharding import is_sharded
 from rdm.scaling.sums import Passes, alone
 from rdm.timing.reads import usual
+from rdm.timing.regions import region
 
 Logged = Mapping[str, float | Tensor]  # numbers, or tensors that hold one, which are read with all others of a step
 
@@ -140,8 +141,9 @@ def accumulate(
     """Add the gradient of the sum over all pieces times `factor`, one at a time; returns the sums, "loss" with them."""
     sums = dict[str, Any]()
     for number, part in enumerate(parts, 1):
-        loss, others = of(part.rows)
-        with passes(last=number == len(parts)):
+        with region("generator, forward"):
+            loss, others = of(part.rows)
+        with passes(last=number == len(parts)), region("generator, backward"):
             (loss * (0.0 if part.idle else factor)).backward()
         if not part.idle:
             for name, value in {"loss": loss.detach().double(), **others}.items():
