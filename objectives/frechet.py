@@ -94,7 +94,8 @@ class _SquaredDistance(torch.autograd.Function):
         summary = Sum(value, weight)
         mean, covariance = mean_and_covariance(summary, correction=correction)
         trace = covariance.trace()
-        eigenvalues, vectors = _eigenpairs(covariance, target.factor, summary.count)
+        mass, count = summary.mass, summary.count
+        eigenvalues, vectors = _eigenpairs(covariance, target.factor, count)
         keep = above_rounding(eigenvalues)
         if len(keep) < len(target.factor.T) or not usual(keep.all()):
             warnings.warn(
@@ -106,9 +107,9 @@ class _SquaredDistance(torch.autograd.Function):
             eigenvalues, vectors = eigenvalues[keep], vectors[:, keep]
         roots = eigenvalues.sqrt()
         ctx.save_for_backward((target.factor @ vectors).div_(roots.sqrt()), mean, mean - target.mean, value)
-        ctx.mass, ctx.count, ctx.scale = summary.mass, summary.count, 1 / (1 - correction / summary.count)
-        ctx.of_count = -(trace - roots.sum()) * ctx.scale * correction / summary.count**2
-        return (mean - target.mean).square().sum() + trace + target.trace - 2 * roots.sum()
+        ctx.mass, ctx.count, ctx.scale, overlap = mass, count, 1 / (1 - correction / count), roots.sum()
+        ctx.of_count = -(trace - overlap) * ctx.scale * correction / count**2
+        return (mean - target.mean).square().sum() + trace + target.trace - 2 * overlap
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, Tensor, None, None]:

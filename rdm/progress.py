@@ -28,13 +28,15 @@ class Reporter:
 
         `left` are the seconds to go, where the caller knows better than the mean rate so far.
         """
+        if self._bar is None and time.monotonic() - self._last <= 5 and done != self._total:
+            return
         shown = {name: value for name, value in values.items() if "/" not in name or name.startswith("distance/")}
         text = "  ".join(f"{name.removeprefix('distance/')} {value:.4g}" for name, value in shown.items())
         text += self._rate(done)
         to_go = self._left(done, left)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, description=printable(text), left=to_go.strip())
-        elif time.monotonic() - self._last > 5 or done == self._total:
+        else:
             self._last = time.monotonic()
             self.say(f"{done}/{self._total}  {text}{to_go}".rstrip())
 

@@ -20,8 +20,11 @@ DEVICES = "cpu", "cuda", "mps", "xpu"
 @contextmanager
 def own_types() -> Iterator[None]:
     """Run a block, or a function as a decorator, without autocast."""
+    if not (casting := _casting()):
+        yield
+        return
     with ExitStack() as stack:
-        for device in _casting():
+        for device in casting:
             stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
@@ -82,7 +85,7 @@ def in_own_types(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
 
 
 def _casting() -> list[str]:
-    return [device for device, enabled, _ in _states() if enabled]
+    return [device for device in DEVICES if torch.is_autocast_enabled(device)]
 
 
 def _states() -> list[tuple[str, bool, torch.dtype]]:
@@ -121,7 +124,7 @@ def dense(tensor: Tensor, name: str) -> None:
 def all_finite(features: Tensor) -> bool:
     """One pass and no temporary: extremes are NaN where anything is."""
     low, high = features.aminmax()
-    return usual(torch.isfinite(low) & torch.isfinite(high))
+    return usual((low > -torch.inf) & (high < torch.inf))
 
 
 def refuse_gradient(tensor: Any, name: str, remedy: str) -> None:

@@ -119,15 +119,15 @@ class Once:
                 self.rows.append(Cat(found.value.detach(), found.weight))
         return pulls
 
-    def back(self, pulls: Sequence[Pull], scales: Tensor, hand: Hand | None) -> Tensor:
-        """The scaled pulls, handed on if anywhere; the norms of the unscaled ones on this rank's items."""
+    def back(self, pulls: Sequence[Pull], scales: Tensor, hand: Hand | None, *, norms: bool) -> Tensor | None:
+        """The scaled pulls, handed on if anywhere; the norms of the unscaled ones on this rank's items, if wanted."""
         if hand is not None:
             items = self.items
             del self.items
             whole = _sum([scale.to(g) * g for scale, g in zip(scales, self.gradients, strict=True)])
             with region("generator, backward"):
                 hand(items, whole, last=True)
-        return torch.stack([norm(each) for each in self.gradients])
+        return torch.stack([norm(each) for each in self.gradients]) if norms else None
 
 
 class Twice:
@@ -157,14 +157,14 @@ class Twice:
         """Pass 2."""
         return pulled(self.terms, self.measured.summaries, live, generator)
 
-    def back(self, pulls: Sequence[Pull], scales: Tensor, hand: Hand | None) -> Tensor:
+    def back(self, pulls: Sequence[Pull], scales: Tensor, hand: Hand | None, *, norms: bool) -> Tensor | None:
         """Pass 3: each live chunk again, with gradient and its randomness replayed; returns as `Once` does."""
         chunks, device, start = self.moving, self.moving[0].noise.device, 0
         after = random_state(device)
         rows = [len(chunk.noise) for chunk in self.measured.chunks if not chunk.idle]  # the live come first
         cotangents = [self.times * scale * each.cotangent for scale, each in zip(scales, pulls, strict=True)]
         shares = [t.live.kind.split(c, rows) for t, c in zip(self.terms, cotangents, strict=True)]
-        norms, problem = list[Tensor](), None
+        sizes, problem = list[Tensor](), None
         for i, chunk in enumerate(chunks):
             restore_random_state(device, chunk.random)
             with torch.set_grad_enabled(hand is not None), self.casting.again():
@@ -176,7 +176,8 @@ class Twice:
                 here = slice(start, start := start + rows[i])
                 try:
                     found = self._pulled_back(items, chunk, here, [share[i] for share in shares])
-                    norms.append(torch.stack([norm(each) for each in found]))
+                    if norms:
+                        sizes.append(torch.stack([norm(each) for each in found]))
                 except (InputError, NonFiniteError) as error:
                     problem = problem or error  # told when all is computed, as other ranks compute
             if hand is not None:
@@ -185,8 +186,10 @@ class Twice:
         restore_random_state(device, after)
         if problem is not None:
             raise problem
-        norms = norms or [scales.new_zeros(len(scales))]
-        return torch.linalg.vector_norm(torch.stack(norms), dim=0) / (self.times**0.5 * scales).clamp_min(TINY)
+        if not norms:
+            return None
+        sizes = sizes or [scales.new_zeros(len(scales))]
+        return torch.linalg.vector_norm(torch.stack(sizes), dim=0) / (self.times**0.5 * scales).clamp_min(TINY)
 
     def _pulled_back(self, items: Tensor, chunk: Chunk, rows: slice, cotangents: Sequence[Tensor]) -> list[Tensor]:
         """Every term's gradient in the items of a chunk, which must be those of the first pass."""

@@ -264,8 +264,8 @@ class Population(Stateful):
             if self.weighing.wants_pulls:
                 if not learn:
                     raise InputError(f"{self.balance} weighs by gradients and has none yet; take a step first")
-                self.weighing.keep(passes.back(pulls, units, None) * units)
-            step, scales = self._weigh(pulls, rows)
+                self.weighing.keep(passes.back(pulls, units, None, norms=True), units)
+            step, scales = self._weigh(pulls, rows, units)
             return Taken(step, passes, pulls, scales, units, self.weighing.kept)
         finally:
             self.weighing.kept = before
@@ -273,27 +273,27 @@ class Population(Stateful):
     def _take(self, taken: Taken, hand: Hand) -> Step:
         """Passes 3 and 4: the gradient goes on to the generator, and balance and memory take the step."""
         with together():
-            norms = taken.passes.back(taken.pulls, taken.scales, hand)
+            norms = taken.passes.back(taken.pulls, taken.scales, hand, norms=self.weighing.balance.needs_pulls)
         undone_by(partial(setattr, self.weighing, "kept", self.weighing.kept))
         self.weighing.kept = taken.kept
-        self.weighing.keep(norms * taken.units)
+        self.weighing.keep(norms, taken.units)
         dropped = self._write([(pull.batch, pull.left) for pull in taken.pulls], taken.passes.rows)
         self.latest = taken.step._replace(dropped=dropped)
         return self.latest
 
-    def _weigh(self, pulls: Sequence[Pull], rows: int) -> tuple[Step, Tensor]:
+    def _weigh(self, pulls: Sequence[Pull], rows: int, units: Tensor) -> tuple[Step, Tensor]:
         """The balanced loss, and what each member's cotangent is multiplied by."""
         names = [term.representation.name for term in self.terms]
         distances = {name: pull.distance for name, pull in zip(names, pulls, strict=True)}
         raw = torch.stack(list(distances.values()))
-        if not usual(torch.isfinite(raw).all()):
+        if not usual(raw.abs().max() < torch.inf):
             bad = [name for name, value in distances.items() if not bool(torch.isfinite(value))]
             raise NonFiniteError(f"the distance under {', '.join(bad)} is not finite; the step was not taken")
         coefficients = self.weighing(raw, lambda: [self.memory.effective(rows, float(pull.mass)) for pull in pulls])
         weights = torch.stack([c * term.weight for c, term in zip(coefficients, self.terms, strict=True)])
         applied, shares = numbers(names, coefficients), numbers(names, [pull.share for pull in pulls])
         said = {name: pull.report for name, pull in zip(names, pulls, strict=True) if pull.report}
-        return Step((weights * raw).sum(), distances, applied, shares, {}, said), weights * self._units(pulls)
+        return Step((weights * raw).sum(), distances, applied, shares, {}, said), weights * units
 
     def _units(self, pulls: Sequence[Pull]) -> Tensor:
         """What a term of weight and coefficient 1 is multiplied by."""

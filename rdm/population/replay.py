@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rdm.data.condition import Condition, check_condition, rows_of
+from rdm.data.feed import portion
 from rdm.data.inputs import Inputs
 from rdm.distributed import gather, largest, rank
 from rdm.errors import InputError
@@ -98,12 +99,12 @@ def _drawn(rows: int, live: Live) -> Tensor:
 def _pieces(rows: Chunk, size: int | None, spare: Chunk) -> list[Chunk]:
     """Pieces of so many rows; idle ones, of the `spare` rows if need be, where other ranks have more pieces."""
     n = len(rows.noise)
-    index = torch.arange(n)
-    parts = index.split(size or n) if n else ()
+    size = size or max(n, 1)
+    parts = [range(start, min(start + size, n)) for start in range(0, n, size)]
     (count,) = largest(len(parts))
-    if count > len(parts) and n:
-        parts = index.tensor_split(min(count, n))
-    chunks = [rows.part(slice(int(part[0]), int(part[-1]) + 1)) for part in parts]
+    if count > len(parts):
+        parts = [portion(n, k, min(count, n)) for k in range(min(count, n))]
+    chunks = [rows.part(slice(p.start, p.stop)) for p in parts] if len(parts) > 1 else [rows] * len(parts)
     first = chunks[0] if chunks else spare.part(slice(0, 1))
     return chunks + [first._replace(idle=True, still=rows.still)] * (count - len(chunks))
 

@@ -66,9 +66,10 @@ def pulled(
     pulls = []
     for k, leaf in enumerate(mine):
         read, cotangent = found[k]
-        if leaf.requires_grad:
+        if leaf.requires_grad and active():  # on a single process the rows of all ranks are its own
             batches[k].value.backward(cotangent)
-        pulls.append(Pull(read.value, gradient(leaf), *read[1:]))
+            cotangent = gradient(leaf)
+        pulls.append(Pull(read.value, cotangent, *read[1:]))
     return pulls
 
 
@@ -78,6 +79,8 @@ def owned(terms: Sequence[Term], batches: Sequence[Summary], generator: torch.Ge
     Distances that draw from one generator do so one after the other, on one rank, but where all of them are taken by
     all.
     """
+    if not active():
+        return [0 for _ in terms]
     draws = [generator is not None and term.objective.traits.randomized for term in terms]
     parts = [term.solver is None and term.objective.divisible and world_size() > 1 for term in terms]
     if any(drawing and not part for drawing, part in zip(draws, parts, strict=True)):

@@ -165,8 +165,8 @@ class Weighing:
             floors = torch.tensor(self._floors_at(sizes()), dtype=values.dtype).to(values.device, non_blocking=True)
         pulls, state = (None if each is None else each.to(values) for each in (self.pulls, self.state))
         found, self.state = self.balance.coefficients(Terms(values, floors, pulls), state)
-        if self.balance.uses_values:
-            sized = [term.objective.traits.normalize for term in self.terms]
+        sized = [term.objective.traits.normalize for term in self.terms]
+        if self.balance.uses_values and not all(sized):
             found = torch.stack([c if each else torch.ones_like(c) for c, each in zip(found, sized, strict=True)])
         return found
 
@@ -184,10 +184,10 @@ class Weighing:
         """Whether pulls must be measured before the first coefficients."""
         return self.balance.needs_pulls and self.pulls is None
 
-    def keep(self, norms: Tensor) -> None:
-        """Keep the pulls on the items of all ranks for the next step, but for those that are not finite."""
-        if self.balance.needs_pulls:
-            found = torch.linalg.vector_norm(torch.stack(gather(norms)), dim=0)
+    def keep(self, norms: Tensor | None, units: Tensor) -> None:
+        """Keep the pulls on the items of all ranks, times `units`, for the next step, but for those not finite."""
+        if norms is not None:
+            found = torch.linalg.vector_norm(torch.stack(gather(norms * units)), dim=0)
             self.pulls = found if self.pulls is None else torch.where(found.isfinite(), found, self.pulls.to(found))
 
     def _floors_at(self, sizes: Sequence[int]) -> list[float]:

@@ -177,6 +177,7 @@ class Averages:
                 raise InputError(f"{each.called} counts items, and no loss says how many a step has; give its `size`")
         self.size = size or 0
         self.held: dict[str, dict[str, Tensor]] = {}
+        self._rest = sorted(set(weights.state()) - set(weights.averaged))
         for each in self.kinds:
             copies = {name: _copied(tensor, each) for name, tensor in weights.state().items()}
             self.held[each.called] = copies | {name: _wide(copies[name]) for name in weights.averaged}
@@ -185,16 +186,16 @@ class Averages:
     @torch.no_grad()
     def update(self) -> None:
         """Take the weights of a step."""
-        state, averaged = self.weights.state(), self.weights.averaged
+        taken, averaged = self.weights.taken(), self.weights.averaged
+        rest = self.weights.state() if self._rest else {}
         for each in self.kinds:
             held = self.held[each.called]
-            here = {name: tensor.to(held[name]) for name, tensor in state.items()}
-            pairs = [(held[name], here.pop(name)) for name in averaged]
-            if pairs:
-                old, new = map(list, zip(*pairs, strict=True))
+            old = [held[name] for name in averaged]
+            new = [tensor.to(mine) for tensor, mine in zip(taken, old, strict=True)]
+            if new:
                 get_ema_multi_avg_fn(each.beta(self.done, self.size))(old, new, 0)
-            for name, tensor in here.items():
-                held[name].copy_(tensor)
+            for name in self._rest:
+                held[name].copy_(rest[name])
         self.done += 1
 
     @property

@@ -32,9 +32,11 @@ def clipped(parameters: Iterable[Tensor], largest: float | None) -> Tensor:
     if any(is_split(p) for p in held):
         squares = squares + summed(_squares(split)).to(squares.device)
     norm = squares.sqrt()
-    if largest is not None:
-        scale = torch.where(norm < torch.inf, (largest / (norm + 1e-6)).clamp_max(1), 1)
-        if held and (scale.device.type != "cpu" or bool(scale < 1)):
+    if largest is not None and held:
+        scale = largest / (norm + 1e-6)
+        if scale.device.type != "cpu":
+            scale = torch.where(norm < torch.inf, scale.clamp_max(1), 1)
+        if scale.device.type != "cpu" or 0 < float(scale) < 1:
             torch._foreach_mul_([*whole, *split], scale)  # pyright: ignore[reportPrivateImportUsage]
     return norm
 

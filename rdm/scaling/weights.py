@@ -45,6 +45,8 @@ class Weights:
         self._masters = {p: nn.Parameter(p.detach().to(torch.float32, copy=True)) for p in low}
         self._names = {name: self._masters[p] for name, p in every if p in self._masters}
         self.stepped = [self._masters.get(p, p) for p in trained]  # what the optimizer is made of
+        named = dict(every)
+        self._averaged = [self._masters.get(named[name], named[name]) for name in self.averaged]
         self._hooks = [p.register_post_accumulate_grad_hook(partial(_hand_over, m)) for p, m in self._masters.items()]
         self._held = getattr(torch, held)
 
@@ -62,6 +64,10 @@ class Weights:
         """The model's state, with masters in the place of what is rounded."""
         state = {name: local(tensor) for name, tensor in self.model.state_dict().items()}
         return {name: self._names[name].detach() if name in self._names else value for name, value in state.items()}
+
+    def taken(self) -> list[Tensor]:
+        """Those of `averaged` in the state, without reading all of it."""
+        return [local(p.detach()) for p in self._averaged]
 
     @torch.no_grad()
     def show(self, state: Mapping[str, Tensor]) -> None:
