@@ -6,14 +6,14 @@ import platform
 
 import torch
 
-from benchmarks import battery, binding, evaluation, flows, memories, objectives, population, shards
+from benchmarks import battery, binding, evaluation, flows, memories, objectives, population, shards, steps
 
 parser = argparse.ArgumentParser(description="Times beside peers in one process, accuracy and peak memory.")
 parser.add_argument("--device", default="cpu")
 parser.add_argument(
     "--only",
     help="one: mmd, energy, frechet, sliced, sinkhorn, references, memories (bound, queues, followed), binding, "
-    "population (digits), battery, evaluation, flows, shards",
+    "population (digits), battery, evaluation, flows, steps, shards",
 )
 parser.add_argument("--rows", type=int, default=50_000, help="of the reference of shards; 1280000 in full (50000)")
 options = parser.parse_args()
@@ -35,5 +35,7 @@ if options.only in (None, "evaluation"):
     evaluation.run(options.device)
 if options.only in (None, "flows"):
     flows.run(options.device)
+if options.only in (None, "steps"):
+    steps.run(options.device)
 if options.only in (None, "shards"):
     shards.run(rows=options.rows)

@@ -104,20 +104,21 @@ class Loss(nn.Module):
         return run(self, features, weights, generator)
 
     def _stepped(self, features: Tensor, weights: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        if not self._held.objective.traits.learned_weights:
+        if weights is not None and not self._held.objective.traits.learned_weights:
             refuse_gradient(weights, "weights", f"detach them: {type(self._held.objective).__name__} learns no weights")
-        if isinstance(self._held.solver, Follower):
+        if weights is not None and isinstance(self._held.solver, Follower):
             refuse_gradient(weights, "weights", "detach them: a population that is followed learns no weights")
         return in_own_types(partial(self._value, generator), features, weights)
 
     def _value(self, generator: torch.Generator | None, features: Tensor, weights: Tensor | None) -> Tensor:
         rows, masses = checked(features, weights)
-        batch = merge_across_ranks(self._held.live.measure(rows, masses))
-        found = self._held.read(batch, int(total(len(rows))), generator)
-        self._share, self.report = found.share, found.report
-        if self.training:
-            kept = merge_across_ranks(Cat(rows.detach(), masses.detach())) if self._held.memory.keeps_rows else None
-            self._held.write(found.batch, kept, found.left)
+        held = self._held
+        batch = merge_across_ranks(held.live.measure(rows, masses))
+        found = held.read(batch, int(total(len(rows))), generator)
+        vars(self).update(_share=found.share, report=found.report)  # neither a parameter nor a module, as torch looks
+        if self.training and held.remembers:
+            kept = merge_across_ranks(Cat(rows.detach(), masses.detach())) if held.memory.keeps_rows else None
+            held.write(found.batch, kept, found.left)
         return found.value
 
     def extra_repr(self) -> str:

@@ -73,6 +73,11 @@ class Remembered:
             self._shape = self.statistic.translated(one, torch.zeros_like(self.row[0])).value.shape
 
     @property
+    def remembers(self) -> bool:
+        """Whether anything is kept from step to step."""
+        return not isinstance(self.memory, NoMemory)
+
+    @property
     def live(self) -> Statistic:
         """What is measured of a batch, of which the distance is taken."""
         return Unmeasured() if isinstance(self.solver, Follower) else measured(self.memory, self.statistic)
