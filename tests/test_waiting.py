@@ -1,5 +1,6 @@
 """On an accelerator a step waits for the device once, and no operation is between two devices (`tests.elsewhere`)."""
 
+import itertools
 import json
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +26,7 @@ D, ROWS = 14, 16
 MEMORIES = [(name, (memories[name].examples or ({},))[0], None) for name in rdm.names("memories")]
 WAYS = [*MEMORIES, ("none", {}, 7)]  # memory, and rows in a chunk
 KINDS = "flow", "ema"  # of `tests.test_train`
+ALONE = "frechet", "energy", "mmd", "sliced_wasserstein"
 STEPS = 5
 
 
@@ -60,6 +62,35 @@ def steps(name: str, way: tuple, place: str, waits: list[str], count: int = 3) -
         postponed(partial(step_of, population, net, noise * (1 + step), step), torch.device(place))
         counts.append(len(waits))
     return counts, [float(p.grad.cpu().double().sum()) for p in net.parameters() if p.grad is not None]
+
+
+def alone(name: str, memory: str, example: dict, place: str, waits: list[str]) -> tuple[list[list[int]], list[float]]:
+    """Waits of calls outside of training: of `rdm.Loss`, `Population.loss` and `.backward`; and all their gradients."""
+    population, net, noise = problem(name, (memory, example, None), place)
+    real = torch.randn(80, D, generator=torch.Generator().manual_seed(1)).to(place)
+    loss = rdm.Loss(objective(name), real, memory=memories.build(memory, **example))
+    counts, sums = list[list[int]](), list[float]()
+    for step in range(3):
+        draws = {"generator": torch.Generator().manual_seed(step)}
+        ways = [
+            lambda draws=draws: loss(net(noise), **draws).backward(),
+            lambda draws=draws: population.loss(net, noise, **draws).backward(),
+            lambda draws=draws: population.backward(net, noise, **draws),
+        ]
+        counts.append([])
+        for way in ways:
+            net.zero_grad()
+            waits.clear()
+            way()
+            counts[-1].append(len(waits))
+            sums += [float(p.grad.cpu().double().sum()) for p in net.parameters() if p.grad is not None]
+    step = population.latest
+    assert step is not None
+    numbers = [*step.coefficients.values(), *step.shares.values(), *step.dropped.values()]
+    assert all(type(number) is float for number in numbers)
+    with pytest.raises(NonFiniteError, match="NaN or infinity in 16 of 16 rows"):
+        loss(net(noise) * torch.inf)
+    return counts, [*sums, *numbers]
 
 
 def rows(population: Population) -> int:
@@ -116,7 +147,7 @@ def look(rank: int, folder: str) -> None:
     """All of it, in a process of its own."""
     from tests.elsewhere import FAR, elsewhere
 
-    found: dict[str, Any] = {"steps": [], "nan": [], "train": {}}
+    found: dict[str, Any] = {"steps": [], "nan": [], "train": {}, "alone": []}
     with elsewhere() as device:
         for name in rdm.names("objectives"):
             for way in WAYS[-1:] if objective(name).traits.waits else WAYS:
@@ -124,6 +155,10 @@ def look(rank: int, folder: str) -> None:
                 where = list(device.waits)
                 near = steps(name, way, "cpu", [])[1] if way == WAYS[-1] else None
                 found["steps"].append([name, way, counts, where, far, near])
+        for name, (memory, example, _) in itertools.product(ALONE, MEMORIES):
+            counts, far = alone(name, memory, example, FAR, device.waits)
+            where = list(device.waits)
+            found["alone"].append([name, memory, counts, where, far, alone(name, memory, example, "cpu", [])[1]])
         found["nan"] = [words_of_nan(place) for place in (FAR, "cpu")]
         for kind in KINDS:
             far, near = (
@@ -150,6 +185,16 @@ def test_a_step_of_a_population_waits_once_and_does_as_on_the_cpu(name, found):
             assert min(counts) > 1  # else it has no reason to say so
         else:
             assert min(counts[1:]) == 1, (way, counts, where)  # where a branch is not as expected a step runs again
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_a_call_outside_of_training_waits_once_and_once_more_where_a_memory_is_written(name, found):
+    own = [each[1:] for each in found["alone"] if each[0] == name]
+    assert len(own) == len(MEMORIES)
+    for memory, counts, where, far, near in own:
+        assert far == pytest.approx(near, rel=1e-4, abs=1e-5), memory
+        assert all(1 <= count <= 1 + (memory != "none") for count in counts[-1]), (memory, counts, where)
+        assert counts[-1][0] == 1, (memory, counts, where)
 
 
 @pytest.mark.parametrize("kind", KINDS)

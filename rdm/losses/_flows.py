@@ -211,7 +211,7 @@ class Dreamed(Loss):
 
         noise, condition = noise_of(0)
         uniform = torch.rand(self.batch, 3, generator=stream(seed, name, "times", *purpose, step), dtype=torch.float64)
-        return Row(noise, condition, uniform[mine].to(noise), lambda which: noise_of(which + 1)[0])
+        return Row(noise, condition, uniform[mine].to(noise, non_blocking=True), lambda which: noise_of(which + 1)[0])
 
 
 def which_jump(jumps: int, seed: int, step: int) -> int:

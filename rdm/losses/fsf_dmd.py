@@ -135,6 +135,11 @@ class FSFDMD(Dreamed):
         self.least, self.reach, self.at_end, self.shift = least, reach, at_end, shift
         self.decay, self.conditions, self.chunk = decay, conditions, chunk
 
+    @property
+    def repeatable(self) -> bool:  # type: ignore[override]
+        """Unless the teacher follows the model, which a second time would not take back."""
+        return self.given != "average"
+
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
         """Copy or place the teacher."""
         flow = refuse_others(self, model, maps=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rdm.distributed import merge_across_ranks, total
+from rdm.distributed import active, merge_across_ranks, total
 from rdm.errors import InputError
 from rdm.files.schema import expect
 from rdm.matching.autocast import exact, in_own_types, refuse_gradient
@@ -19,6 +19,7 @@ from rdm.matching.statistic import Cat, Factor, checked
 from rdm.population.remembered import Remembered, followed, moved
 from rdm.references.file import Member, Reference
 from rdm.registry import memories, objectives
+from rdm.timing.reads import postponed, read, undone_by
 
 PAST, SOLVED = "past.", "solved."
 
@@ -108,14 +109,23 @@ class Loss(nn.Module):
             refuse_gradient(weights, "weights", f"detach them: {type(self._held.objective).__name__} learns no weights")
         if weights is not None and isinstance(self._held.solver, Follower):
             refuse_gradient(weights, "weights", "detach them: a population that is followed learns no weights")
-        return in_own_types(partial(self._value, generator), features, weights)
+        run = partial(in_own_types, partial(self._value, generator), features, weights)
+        if not isinstance(features, Tensor) or features.device.type == "cpu" or active():
+            return run()
+        return postponed(partial(self._again, run, generator), features.device)[0]
+
+    def _again(self, run: Callable[[], Tensor], generator: torch.Generator | None) -> Tensor:
+        """A call whose numbers are read at its end, and that may be run a second time."""
+        if generator is not None:
+            undone_by(partial(generator.set_state, generator.get_state()))
+        return run()
 
     def _value(self, generator: torch.Generator | None, features: Tensor, weights: Tensor | None) -> Tensor:
         rows, masses = checked(features, weights)
         held = self._held
         batch = merge_across_ranks(held.live.measure(rows, masses))
         found = held.read(batch, int(total(len(rows))), generator)
-        vars(self).update(_share=found.share, report=found.report)  # neither a parameter nor a module, as torch looks
+        vars(self).update(_share=found.share, report=read(found.report))  # nothing that torch would look through
         if self.training and held.remembers:
             kept = merge_across_ranks(Cat(rows.detach(), masses.detach())) if held.memory.keeps_rows else None
             held.write(found.batch, kept, found.left)

@@ -5,12 +5,13 @@ caller's: `Hand`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from rdm.distributed import summed
+from rdm.distributed import active, summed
 from rdm.errors import InputError, NonFiniteError
 from rdm.matching.autocast import Casting, own_types
 from rdm.matching.memory import Memory
@@ -27,6 +28,7 @@ from rdm.population.replay import (
 )
 from rdm.population.sharing import pulled
 from rdm.population.term import TINY, Pull, Step, Term, gradient, norm
+from rdm.timing.reads import pending, postponed, undone_by
 from rdm.timing.regions import region
 
 Look = Callable[[Tensor], None]  # what sees the first items
@@ -207,6 +209,27 @@ class Taken(NamedTuple):
     scales: Tensor  # what each member's cotangent is multiplied by
     units: Tensor  # what it is multiplied by at weight and coefficient 1
     kept: tuple[Tensor | None, Tensor | None]  # of the balance, if the step is taken
+
+
+T = TypeVar("T", Step, Taken)
+
+
+def read_at_end(run: Callable[[], T], device: torch.device, generator: torch.Generator | None = None) -> T:
+    """run(), whose numbers are read at its end, all together; or by a block around it, if there is one.
+
+    What it changes beside random states is taken back by `undone_by`, as it may run a second time.
+    """
+    if device.type == "cpu" or pending() or active():
+        return run()
+
+    def block() -> T:
+        undone_by(partial(restore_random_state, device, random_state(device)))
+        if generator is not None:
+            undone_by(partial(generator.set_state, generator.get_state()))
+        found = run()
+        return found.known() if isinstance(found, Step) else found._replace(step=found.step.known())
+
+    return postponed(block, device)[0]
 
 
 def _rows(chunks: Sequence[Chunk]) -> int:

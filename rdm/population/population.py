@@ -35,7 +35,7 @@ from rdm.matching.statistic import Cat, Summary
 from rdm.numbers import Count, check
 from rdm.population.adding import Added, Passes, Watch
 from rdm.population.handing import Handed, Sums, check_equal_on_ranks, check_given, reached
-from rdm.population.passes import Hand, Look, Measured, Once, Taken, Twice, measure
+from rdm.population.passes import Hand, Look, Measured, Once, Taken, Twice, measure, read_at_end
 from rdm.population.remembered import followed
 from rdm.population.replay import (
     Chunk,
@@ -171,7 +171,7 @@ class Population(Stateful):
             check_differentiable(items)
             if len(chunks) > 1:
                 check_rows_apart(items)
-            parameters.extend(reached(items))
+            parameters[:] = reached(items)
 
         def back(given: Sequence[Tensor], incoming: Tensor) -> list[Tensor]:
             sums = Sums(given, incoming)
@@ -251,6 +251,12 @@ class Population(Stateful):
         graph: bool = False,
     ) -> Taken:
         """Passes 1 and 2, of which nothing is kept; `look` sees the first items, with their graph if asked for."""
+        run = partial(self._pulled, generate, chunks, generator, look, graph=graph)
+        return read_at_end(run, chunks[0].noise.device, generator)
+
+    def _pulled(
+        self, generate: Generate, chunks: list[Chunk], generator: torch.Generator | None, look: Look, *, graph: bool
+    ) -> Taken:
         learn, before = torch.is_grad_enabled(), self.weighing.kept
         rows = int(total(sum(len(chunk.noise) for chunk in chunks if not chunk.idle)))
         with together():
@@ -277,8 +283,9 @@ class Population(Stateful):
         undone_by(partial(setattr, self.weighing, "kept", self.weighing.kept))
         self.weighing.kept = taken.kept
         self.weighing.keep(norms, taken.units)
-        dropped = self._write([(pull.batch, pull.left) for pull in taken.pulls], taken.passes.rows)
-        self.latest = taken.step._replace(dropped=dropped)
+        written = [(pull.batch, pull.left) for pull in taken.pulls]
+        step = lambda: taken.step._replace(dropped=self._write(written, taken.passes.rows))  # noqa: E731
+        self.latest = read_at_end(step, taken.scales.device)
         return self.latest
 
     def _weigh(self, pulls: Sequence[Pull], rows: int, units: Tensor) -> tuple[Step, Tensor]:

@@ -17,6 +17,7 @@ from rdm.matching.statistic import Cat, Factor, Summary, checked
 from rdm.population.remembered import Remembered, moved
 from rdm.population.replay import Chunk
 from rdm.randomness import stream
+from rdm.timing.reads import read
 from rdm.timing.regions import region
 
 FLOOR_DRAWS = 8
@@ -123,6 +124,12 @@ class Step(NamedTuple):
     shares: dict[str, float]  # share of the gradient that the memory leaves to the live batch
     dropped: dict[str, float]  # share of its mass that the memory lacks, dropped to stay bounded
     solvers: dict[str, dict[str, float]] = {}  # what solvers say of their error, where there are any
+
+    def known(self) -> "Step":
+        """The same, numbers in the place of tensors that hold one."""
+        said = {name: read(report) for name, report in self.solvers.items()}
+        parts = {name: read(getattr(self, name)) for name in ("coefficients", "shares", "dropped")}
+        return self._replace(solvers=said, **parts)
 
 
 class Pull(NamedTuple):

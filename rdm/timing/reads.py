@@ -6,7 +6,8 @@ everything in one piece. Where something was not as expected, or failed, the blo
 number read where it is needed: so results are the same, and an error has the words that it would have had. The next
 block expects what was found.
 
-On the CPU, and outside of such a block, numbers are read at once.
+A step of training is such a block, and so is a call of `rdm.Loss`, `rdm.Population.loss` or `.backward` outside of one.
+On the CPU, and outside of a block, numbers are read at once.
 """
 
 import math
