@@ -43,7 +43,11 @@ class Begun(Monitor):
 
     profile: Profile
     at: int
-    every: int = 1
+
+    @property
+    def every(self) -> int:  # type: ignore[override]
+        """That step, and its multiples."""
+        return self.at
 
     def prepare(self, model: nn.Module, setting: Setting, *, resumed: bool) -> None:
         """Nothing."""
@@ -78,7 +82,7 @@ def cifar() -> Case:
 def fd_loss() -> Case:
     """FD-loss in small: 256 pictures, three encoders of 1,024 to 2,048 dimensions, moments followed, four averages."""
     battery = Battery(tuple(Representation(f"{d} d", _encoder(d)) for d in (1024, 1536, 2048)))
-    model = rdm.generator("unet", patch=2, steps=1)
+    model = rdm.generator("unet", patch=2, channels=32, blocks=1, steps=1)
     options: dict[str, Any] = {"memory": rdm.EMA(0.999), "balance": SelfNormalized(), "tolerance": 1e-3}
     loss = Matching(rdm.objective("frechet"), battery, population=256, chunk=64, warm_up=4096, **options)
     return Case(model, loss, (3, 32, 32), 5, [HalfLife(items=k * 1e5) for k in (1, 2, 5, 10)])

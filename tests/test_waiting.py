@@ -14,8 +14,10 @@ from torch import nn
 
 import rdm
 from rdm.errors import NonFiniteError
+from rdm.losses.fsf_dmd import FSFDMD
 from rdm.population.population import Population
 from rdm.population.term import Step
+from rdm.randomness import seeded
 from rdm.registry import memories, objectives
 from rdm.timing.reads import later, postponed, undone_by, usual
 from rdm.training.loss import Setting
@@ -25,7 +27,7 @@ from tests.processes import ranks
 D, ROWS = 14, 16
 MEMORIES = [(name, (memories[name].examples or ({},))[0], None) for name in rdm.names("memories")]
 WAYS = [*MEMORIES, ("none", {}, 7)]  # memory, and rows in a chunk
-KINDS = "flow", "ema"  # of `tests.test_train`
+KINDS = "flow", "ema", "fsf_dmd"  # the first two of `tests.test_train`
 ALONE = "frechet", "energy", "mmd", "sliced_wasserstein"
 STEPS = 5
 
@@ -136,7 +138,17 @@ def trained(kind: str, out: Path, place: str, waits: list[str]) -> tuple[list[in
     """Waits of every step but the first, and sums of the weights of a run, which has bfloat16 nowhere."""
     from tests.test_train import run
 
-    options = {"precision": "float32", "parameters": "float32", "checkpoint_every": 99, "samples_every": 0}
+    options: dict[str, Any] = {
+        "precision": "float32",
+        "parameters": "float32",
+        "checkpoint_every": 99,
+        "samples_every": 0,
+    }
+    if kind == "fsf_dmd":
+        kind = "flow"
+        with seeded(0):
+            model = rdm.generator("mlp_flow", width=8, depth=1, map=True)
+        options |= {"model": model, "losses": [FSFDMD(batch=8)]}
     counted = Counted(waits)
     model = run(kind, out, device=place, steps=STEPS, monitors=[counted], **options)
     counts = [b - a for a, b in pairwise(counted.counts)]
