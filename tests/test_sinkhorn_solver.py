@@ -124,7 +124,7 @@ def test_kernels_too_large_to_keep_and_beyond_the_range(monkeypatch):
     wanted = pulled(rdm.Loss("sinkhorn", PAIR.y, **NEAR), PAIR.x)
     for place, name, value in (
         (schedule, "KEEP", 0),
-        (solver.Kernel, "sweep", lambda self, g: g * torch.nan),
+        (solver.Kernel, "g_of", lambda self, f: self.b * torch.nan),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, value)
