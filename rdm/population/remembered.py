@@ -75,7 +75,7 @@ class Remembered:
     @property
     def remembers(self) -> bool:
         """Whether anything is kept from step to step."""
-        return not isinstance(self.memory, NoMemory)
+        return self.solver is not None or not isinstance(self.memory, NoMemory)
 
     @property
     def live(self) -> Statistic:
