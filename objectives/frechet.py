@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from objectives._frechet_solver import FrechetSolver
-from objectives._linalg import above_rounding, graded_factor, mean_and_covariance, range_basis
+from objectives._linalg import above_rounding, graded_factor, mean_and_covariance, range_basis, symmetric_product
 from rdm.api import Moments, Objective, Real, Sum, Traits, objectives, usual
 
 
@@ -95,7 +95,11 @@ class _SquaredDistance(torch.autograd.Function):
         mean, covariance = mean_and_covariance(summary, correction=correction)
         trace = covariance.trace()
         mass, count = summary.mass, summary.count
-        eigenvalues, vectors = _eigenpairs(covariance, target.factor, count)
+        form, basis = _form(covariance, target.factor, count)
+        del covariance  # eigh takes four times as much
+        eigenvalues, vectors = torch.linalg.eigh(form)
+        vectors = vectors if basis is None else basis @ vectors
+        del form
         keep = above_rounding(eigenvalues)
         if len(keep) < len(target.factor.T) or not usual(keep.all()):
             warnings.warn(
@@ -106,27 +110,30 @@ class _SquaredDistance(torch.autograd.Function):
             )
             eigenvalues, vectors = eigenvalues[keep], vectors[:, keep]
         roots = eigenvalues.sqrt()
-        ctx.save_for_backward((target.factor @ vectors).div_(roots.sqrt()), mean, mean - target.mean, value)
-        ctx.mass, ctx.count, ctx.scale, overlap = mass, count, 1 / (1 - correction / count), roots.sum()
+        overlap = roots.sum()
+        ctx.save_for_backward((target.factor @ vectors).div_(roots.sqrt()), mean, mean - target.mean, trace - overlap)
+        ctx.mass, ctx.count, ctx.scale = mass, count, 1 / (1 - correction / count)
         ctx.of_count = -(trace - overlap) * ctx.scale * correction / count**2
         return (mean - target.mean).square().sum() + trace + target.trace - 2 * overlap
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        half, mean, shift, value = ctx.saved_tensors  # T = half half^T
+        half, mean, shift, excess = ctx.saved_tensors  # T = half half^T, excess = tr C (I - T)
         gradient = half.new_empty(len(mean) + 1, len(mean))
-        slope = torch.mm(half, half.T, out=gradient[1:]).neg_()
+        slope = symmetric_product(half, half.T, out=gradient[1:]).neg_()
         slope.diagonal().add_(1)
         slope.mul_(ctx.scale)
-        gradient[0] = 2 * (shift - slope @ mean)
+        sloped = slope @ mean
+        gradient[0] = 2 * (shift - sloped)
         gradient.div_(ctx.mass)
-        of_mass = 2 * ctx.count / ctx.mass * ctx.of_count - (value * gradient).sum() / ctx.mass
+        of_value = 2 * mean @ shift - mean @ sloped + excess  # the gradient in the moments, times these
+        of_mass = 2 * ctx.count / ctx.mass * ctx.of_count - of_value / ctx.mass
         of_squares = -((ctx.count / ctx.mass) ** 2) * ctx.of_count
         return gradient.mul_(cotangents[0]), torch.stack([of_mass, of_squares]) * cotangents[0], None, None
 
 
-def _eigenpairs(covariance: Tensor, factor: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and vectors of F^T C F; of few rows, only those on its range.
+def _form(covariance: Tensor, factor: Tensor, count: Tensor) -> tuple[Tensor, Tensor | None]:
+    """F^T C F; of few rows its form on its range, and a basis of that.
 
     n rows (Kish's `count`) give a rank below n, and the r x r form on an orthonormal basis of the range, r = n, has
     the same non-zero eigenvalues as the n x n Gram form of the rows (FastFID, Mathiasen and Hvilshoj 2020), without the
@@ -140,6 +147,5 @@ def _eigenpairs(covariance: Tensor, factor: Tensor, count: Tensor) -> tuple[Tens
         rows = math.ceil(float(count))
         basis = range_basis(product, factor, rank=rows)
         if basis is not None:
-            eigenvalues, vectors = torch.linalg.eigh(basis.T @ product(basis))
-            return eigenvalues, basis @ vectors
-    return torch.linalg.eigh(factor.T @ (covariance @ factor))
+            return basis.T @ product(basis), basis
+    return symmetric_product(factor.T, covariance @ factor), None
