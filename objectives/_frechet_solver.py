@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from objectives._frechet_step import Fit, Found, Moved, Part, multiplies_bfloat16
+from objectives._frechet_step import Fit, Found, Moved, Part, multiplies_bfloat16, without_product
 from objectives._linalg import above_rounding, mean_and_covariance, symmetric_product
 from rdm.api import CorruptFileError, Follower, Seen, Solved, Sum
 
-EVERY = 128  # steps at most from one exact one to the next
+EVERY = 256  # steps at most from one exact one to the next
 AGREES = 1e-3  # of what is found in a checkpoint with what follows from its moments
 State = dict[str, Tensor]
 
@@ -45,7 +45,7 @@ class FrechetSolver(Follower):
     (I + P)^{-1} = I - P + P^2 - P^3, and the bound is what the step moved P^2 by and the size of P^4, as P^3 falls from
     P^2, or that of P^3 without it.
 
-    Where that is more too, where the covariance is singular, and at least every 128 steps, the step is exact, by an
+    Where that is more too, where the covariance is singular, and at least every 256 steps, the step is exact, by an
     eigendecomposition in float64 whose basis the next steps take. What the followed gradient would have been off by is
     measured then, and a warning says where no bound said so.
 
@@ -140,14 +140,10 @@ class FrechetSolver(Follower):
         rows = wide.sub_(state["centre"]).to(kind) @ basis
         moments = (rows * weights.to(kind)[:, None]).T @ rows
         moments.add_(state["moments"], alpha=change.kept)
-        mass = fit.mass / fit.scale
-        mean, narrow = moved.to(kind) @ basis, (levels * mass).to(kind)
-        p = torch.addr(moments, mean, mean, alpha=-float(fit.mass))
-        p.diagonal().sub_(narrow)
-        sums = narrow[:, None] + narrow
-        y = rows[: len(centred)] - mean
-        first = Part(p.div_(sums), coarse=multiplies_bfloat16(p.device))
-        here = Moved(basis, levels, centred, y, first, sums, mass, self.tolerance)
+        mean, masses = moved.to(kind) @ basis, (levels * (fit.mass / fit.scale)).to(kind)
+        p = without_product(moments, mean, fit.mass, masses)
+        y, coarse = rows[: len(centred)] - mean, multiplies_bfloat16(p.device)
+        here = Moved(basis, levels, centred, y, Part(p, coarse=coarse), masses, self.tolerance)
         (age, plain), second = state["steps"].tolist(), state["second"]
         found = None if len(second) else here.plain(plain)
         if found is None:

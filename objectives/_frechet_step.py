@@ -68,6 +68,21 @@ class Found(NamedTuple):
     bound: float
 
 
+def without_product(moments: Tensor, mean: Tensor, mass: Tensor, masses: Tensor) -> Tensor:
+    """P_ij = O_ij / (l_i + l_j), of moments of this mass and mean in the basis; some rows at a time stay near."""
+    found = torch.empty_like(moments)
+    for rows in blocks(len(found)):
+        part = torch.addr(moments[rows], mean[rows], mean, alpha=-float(mass), out=found[rows])
+        part[:, rows].diagonal().sub_(masses[rows])
+        part.div_(masses[rows, None] + masses)
+    return found
+
+
+def blocks(length: int, size: int = 256) -> list[slice]:
+    """So many rows at a time."""
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
 class Part:
     """P, and where it may be `coarse` P in bfloat16."""
 
@@ -107,8 +122,7 @@ class Moved(NamedTuple):
     centred: Tensor  # x - mu, the live rows
     y: Tensor  # the same in the basis
     first: Part  # P without the term P L P, "r r"
-    sums: Tensor  # l_i + l_j, times `mass`, "r r"
-    mass: Tensor
+    masses: Tensor  # the levels times the mass, in the rows' type
     tolerance: float
 
     def plain(self, steps: int) -> Found | None:
@@ -125,7 +139,7 @@ class Moved(NamedTuple):
 
     def improved(self, product: Tensor | None) -> Found:
         """By one fixed-point step from a product P L P, or where that is not enough two, the other one not coarse."""
-        first, roots = self.first.value, (self.levels * self.mass).sqrt().to(self.first.value.dtype)
+        first, roots = self.first.value, self.masses.sqrt()
         p = self.first if product is None else self._without(product, coarse=False)
         sizes, bound = Sizes(0, 0, 0, 0), math.inf
         for narrow in (self.first.coarse, False):
@@ -145,7 +159,11 @@ class Moved(NamedTuple):
         return Found(pull, overlap, product, bound + error + (sizes.third if short else 0.0))
 
     def _without(self, product: Tensor, *, coarse: bool) -> Part:
-        return Part(torch.addcdiv(self.first.value, product, self.sums, value=-1), coarse=coarse)
+        first, found = self.first.value, torch.empty_like(product)
+        for rows in blocks(len(found)):
+            sums = self.masses[rows, None] + self.masses
+            torch.addcdiv(first[rows], product[rows], sums, value=-1, out=found[rows])
+        return Part(found, coarse=coarse)
 
     def _sizes(self, p: Part, before: Part | None = None) -> Sizes:
         """On a sample of the rows; of the powers of P the second is taken to the features."""

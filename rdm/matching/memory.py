@@ -153,9 +153,9 @@ class EMA(Memory):
         The live batch keeps a share 1 - beta of the gradient; the mean age of a sample is beta / (1 - beta) steps.
         With `riding` that is the share of deviations from the batch's mean, and 1 the mean's; `balanced` makes both 1.
     Cost:
-        `Sum`: one summary. `Cat`: rows of at most log(1 / floor) / (1 - beta) + 1 batches, of which a warm start is
-        one: 300 batches at the default, 3,000 at .999. Where that is too much, as for kernels of many rows a step,
-        take a smaller decay or a `Queue`.
+        `Sum`: one summary; followed within a tolerance, rows of as many bits. `Cat`: rows of at most log(1 / floor) /
+        (1 - beta) + 1 batches, of which a warm start is one: 300 batches at the default, 3,000 at .999. Where that is
+        too much, as for kernels of many rows a step, take a smaller decay or a `Queue`.
 
     Raises:
         InputError: decay outside [0, 1) or floor outside [0, 1); balanced without riding.
@@ -228,8 +228,8 @@ class Queue(Memory):
         The live batch of n rows keeps a share n / size of the gradient (1 while it is the only content); `riding` and
         `balanced` are as for `EMA`.
     Cost:
-        size d numbers. `Sum`: two summaries, and one measurement of n rows a step, whatever the size. `Cat`: a copy
-        of the rows a step.
+        size d numbers. `Sum`: two summaries, and one measurement of n rows a step, whatever the size; followed within a
+        tolerance none, and one of all rows for an exact step. `Cat`: a copy of the rows a step.
 
     Raises:
         InputError: size below 1; balanced without riding.
