@@ -118,7 +118,7 @@ def _profiled(out: Path, arguments: dict[str, Any]) -> Iterator[None]:
         if rank() == 0 and taken.steps:
             write_json(out / PROFILE, taken.record())
             total, worked = sum(taken.seconds.values()), any(name.startswith(WORK) for name in taken.seconds)
-            share = f", {taken.outside:.1%} outside generator, encoders, statistics and distances" if worked else ""
+            share = f", {taken.outside:.1%} outside generator, encoders and distances" if worked else ""
             print_table(
                 ["part of a step", "times a step", "ms a step", "share"],
                 taken.rows(),
