@@ -188,6 +188,7 @@ def _sums(
     fe, ge, u, v = ((t).to(cost.x.dtype) for t in (f / eps, g / eps, a, b))
     rows, columns = torch.zeros_like(fe), torch.zeros_like(ge)
     pulled = torch.zeros_like(cost.x) if pull else None
+    weighted = v[:, None] * cost.y if pull else cost.y
     room = cost.x.new_empty((cost.rows if pull else cost.tile) * len(cost.y))
     for i, block in cost.pieces(whole=pull):
         j, after = slice(i.start if cost.own else 0, None), i.stop - i.start
@@ -200,9 +201,9 @@ def _sums(
             columns.addmv_(tile.T, u[i])
         if pulled is not None:
             weigh_by_slope(tile, block, cost.p)
-            add_pull(pulled[i], tile, cost.x[i], cost.y[j], v[j])
+            add_pull(pulled[i], tile, cost.x[i], v[j], weighted[j])
             if cost.own:
-                add_pull(pulled[i.stop :], tile[:, after:].T, cost.x[i.stop :], cost.x[i], u[i])
+                add_pull(pulled[i.stop :], tile[:, after:].T, cost.x[i.stop :], u[i], weighted[i])
     if pulled is not None:
         pulled /= rows[:, None]
     return rows, rows if cost.own else columns, pulled
@@ -225,7 +226,7 @@ def _stable_log_sums(
         if pulled is not None:
             plan = logs.softmax(1).to(dtype)
             weigh_by_slope(plan, block, cost.p)
-            add_pull(pulled[i], plan, cost.x[i], cost.y, torch.ones_like(plan[0]))
+            add_pull(pulled[i], plan, cost.x[i], torch.ones_like(plan[0]), cost.y)
     return rows, columns + g / eps, pulled
 
 
@@ -235,9 +236,9 @@ def weigh_by_slope(plan: Tensor, block: Tensor, p: float) -> None:
         plan.mul_(torch.where(block > 0, (p * block).pow((p - 2) / p), 0.0))
 
 
-def add_pull(pulled: Tensor, plan: Tensor, x: Tensor, y: Tensor, weights: Tensor) -> None:
-    """pulled_i += sum_j plan_ij weights_j (x_i - y_j), in place."""
-    pulled.addcmul_((plan @ weights)[:, None], x).addmm_(plan, weights[:, None] * y, alpha=-1)
+def add_pull(pulled: Tensor, plan: Tensor, x: Tensor, weights: Tensor, weighted: Tensor) -> None:
+    """pulled_i += sum_j plan_ij weights_j (x_i - y_j), in place; `weighted` are the rows weights_j y_j."""
+    pulled.addcmul_((plan @ weights)[:, None], x).addmm_(plan, weighted, alpha=-1)
 
 
 class Divergence(NamedTuple):

@@ -231,7 +231,7 @@ class Sample(NamedTuple):
         f = -problem.damping(problem.eps) * problem.eps * logs.logsumexp(1)
         plan, pulled = logs.softmax(1).to(self.rows.dtype), torch.zeros_like(self.rows)
         weigh_by_slope(plan, self.costs, problem.p)
-        add_pull(pulled, plan, self.rows, self.y, torch.ones_like(plan[0]))
+        add_pull(pulled, plan, self.rows, torch.ones_like(plan[0]), self.y)
         return pulled.double().mul_((self.a * problem.moved(f))[:, None])
 
 
@@ -275,11 +275,11 @@ class Kernel:
     def ended(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """The generated rows' potential, and the mean over their plan of the cost's gradient."""
         masses, cost = self._masses(g), self.cost
-        rows, pulled = self._rows(masses), torch.zeros_like(cost.x)
+        rows, pulled, weighted = self._rows(masses), torch.zeros_like(cost.x), masses[:, None] * cost.y
         for i, block in zip(cost.slices(), self.blocks, strict=True):
             if self.problem.p != 2:
                 weigh_by_slope(block, cost.block(i), self.problem.p)
-            add_pull(pulled[i], block, cost.x[i], cost.y, masses)
+            add_pull(pulled[i], block, cost.x[i], masses, weighted)
         self.blocks.clear()  # which the slope has changed
         return self._damped(rows.double().log() + self.tops), pulled.div_(rows[:, None])
 
