@@ -10,6 +10,7 @@ from torch import Tensor
 from rdm.api import UNDIVIDED, Portion, usual
 
 BLOCK = 2**20  # projected rows handled at a time: 8 MiB as sorted keys
+INDEX = 2**28 - 1  # bits of a float64 that are 0 in what was float32, but the highest of them
 Some = slice | Tensor  # numbers of directions
 
 
@@ -30,20 +31,25 @@ def directions(rows: Tensor, projections: int, generator: torch.Generator | None
 
 
 def sort_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row sorted, and the order.
+    """Each row sorted, and the order; exact, equal values in the order of their index.
 
-    On CPU in float32 a value and its index are packed into one 64-bit integer, which numpy sorts with vector
-    instructions (2 to 3 times torch.sort's rate at 64 x 8192); exact, equal values in the order of their index.
+    On CPU in float32 the index of a value is written into the low bits that the value leaves free as float64, turned
+    where it is negative, and numpy sorts these numbers with vector instructions (5 times torch.sort's rate at
+    128 x 8192). An index below 2^28 is less than half of the last bit of float32, which rounding takes off again.
     """
-    if rows.dtype != torch.float32 or rows.device.type != "cpu":
+    if rows.dtype != torch.float32 or rows.device.type != "cpu" or rows.shape[1] > INDEX:
         return rows.sort(dim=1, stable=True)
-    bits = (rows + 0.0).view(torch.int32)  # + 0.0 turns -0.0 into 0.0
-    keys = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # an order-preserving integer: negative numbers with their bits turned
-    packed = torch.add(torch.arange(rows.shape[1]), keys.long(), alpha=2**32).numpy()
-    packed.sort(axis=1)
-    halves = torch.from_numpy(packed.view(np.int32)).view(*rows.shape, 2)  # little-endian: index, key
-    keys = halves[..., 1]
-    return (keys ^ ((keys >> 31) & 0x7FFFFFFF)).view(torch.float32), halves[..., 0].long()
+    joined = (rows + 0.0).double()  # + 0.0 turns -0.0 into 0.0
+    bits = joined.view(torch.int64)
+    low = bits >> 63  # all bits where negative
+    low &= INDEX
+    low ^= torch.arange(rows.shape[1])
+    bits |= low
+    joined.numpy().sort(axis=1)
+    order = bits >> 63
+    order ^= bits
+    order &= INDEX
+    return joined.float(), order
 
 
 def blocks(projections: int, rows: int, portion: Portion = UNDIVIDED) -> list[slice]:
