@@ -1,7 +1,8 @@
 """Objectives, forward and backward, beside their peers. The reference's own work is done once, outside the time."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 import rdm
 from benchmarks import bars
 from benchmarks.bars import Bar
-from benchmarks.measure import Candidate, interleaved, show, stages
+from benchmarks.measure import Candidate, interleaved, milliseconds, show, stages
 from rdm.matching.objective import Objective
 from rdm.matching.real import Real
 from rdm.matching.statistic import checked
@@ -39,8 +40,8 @@ def plain(value_of: Callable[[Tensor], Tensor], x: Tensor) -> Candidate:
     return run
 
 
-def mmd(device: str, *, n: int = 1024, m: int = 8192, d: int = 768, sigma: float = 40.0) -> None:
-    """Gaussian MMD, and five octaves of it, against torch.cdist with autograd, geomloss and the products alone."""
+def mmd(device: str, *, n: int = 1024, m: int = 8192, d: int = 768, sigma: float = 40.0) -> Iterator[Bar]:
+    """Gaussian MMD, in bfloat16 too, and five octaves of it, against torch.cdist, geomloss and bare products."""
     x, y = _clouds(device, n, m, d)
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -49,6 +50,7 @@ def mmd(device: str, *, n: int = 1024, m: int = 8192, d: int = 768, sigma: float
     exact = bound("mmd", x.double(), y.double(), bandwidth=sigma)()
     candidates = {
         "rdm": bound("mmd", x, y, bandwidth=sigma),
+        "rdm, bfloat16 products": bound("mmd", x, y, bandwidth=sigma, products="bfloat16"),
         "(rdm, five octaves, summed)": bound("mmd", x, y, bandwidth=[sigma * 2.0**k for k in range(-2, 3)]),
         "rdm, 4096 random features": bound("mmd_rff", x, y, bandwidth=sigma, features=4096),
         "torch.cdist, autograd": plain(_naive(kernel, x, y, exact), x),
@@ -56,19 +58,38 @@ def mmd(device: str, *, n: int = 1024, m: int = 8192, d: int = 768, sigma: float
         "(its two matrix products)": _products(x, y),
     }
     show(f"mmd, gaussian, {n} x {m} x {d}", interleaved(candidates, exact, repeats=5, device=device))
+    yield from _of_products("mmd", candidates, device)
 
 
-def energy(device: str, *, n: int = 1024, m: int = 8192, d: int = 768) -> None:
+def energy(device: str, *, n: int = 1024, m: int = 8192, d: int = 768) -> Iterator[Bar]:
     """Energy distance against torch.cdist with autograd, geomloss and the products alone."""
     x, y = _clouds(device, n, m, d)
     exact = bound("energy", x.double(), y.double())()
     candidates = {
         "rdm": bound("energy", x, y),
+        "rdm, bfloat16 products": bound("energy", x, y, products="bfloat16"),
         "torch.cdist, autograd": plain(_naive(lambda a, b: -torch.cdist(a, b), x, y, exact), x),
         "geomloss, x 2": plain(_geomloss("energy", y, blur=1.0), x),
         "(its two matrix products)": _products(x, y),
     }
     show(f"energy, {n} x {m} x {d}", interleaved(candidates, exact, repeats=5, device=device))
+    yield from _of_products("energy", candidates, device)
+
+
+def _of_products(name: str, candidates: Mapping[str, Candidate], device: str) -> Iterator[Bar]:
+    """The shortest of interleaved repeats beside each other: bare products, float32, bfloat16."""
+    chosen = [candidates[each] for each in ("(its two matrix products)", "rdm", "rdm, bfloat16 products")]
+    products, single, rounded = fastest(chosen, device)
+    yield Bar(f"{name}: of its matrix products", single / products, most=1.05)
+    known = Path("/proc/cpuinfo")
+    if device != "cpu" or known.exists() and "avx512_bf16" in known.read_text():
+        yield Bar(f"{name}: float32, of bfloat16 products", single / rounded, least=3)
+
+
+def fastest(candidates: list[Candidate], device: str, repeats: int = 20) -> list[float]:
+    """Milliseconds of each, the least of interleaved repeats."""
+    rounds = [[milliseconds(run, device) for run in candidates] for _ in range(repeats)]
+    return [min(times) for times in zip(*rounds, strict=True)]
 
 
 def _clouds(device: str, n: int, m: int, d: int) -> tuple[Tensor, Tensor]:
@@ -146,7 +167,7 @@ def frechet(device: str, *, d: int = 1024) -> None:
         show(f"frechet, n = {n}, d = {d}, power-law spectra", rows)
 
 
-def sliced(device: str) -> None:
+def sliced(device: str) -> Iterator[Bar]:
     """Sliced Wasserstein against POT on the same directions, of equal and unequal sizes."""
     import ot
 
@@ -165,10 +186,10 @@ def sliced(device: str) -> None:
             "rdm": bound("sliced_wasserstein", x, y, projections=projections),
             "POT": plain(pot, x),
         }
-        show(
-            f"sliced_wasserstein, {n} x {m} x {d}, {projections} directions",
-            interleaved(candidates, exact, repeats=5, device=device),
-        )
+        title = f"sliced_wasserstein, {n} x {m} x {d}"
+        show(f"{title}, {projections} directions", interleaved(candidates, exact, repeats=5, device=device))
+        ours, theirs = fastest(list(candidates.values()), device, 5)
+        yield Bar(f"{title}: POT, of rdm", theirs / ours, least=12)
 
 
 def sinkhorn(device: str, *, n: int = 2048, d: int = 512, blur: float = 0.3, scaling: float = 0.73) -> None:
@@ -247,7 +268,10 @@ LARGE = {"resampled": {"objective": "energy", "rows": 1024}, "sinkhorn": {"diame
 
 
 def run(device: str, only: str | None = None) -> None:
-    """All of them, or the one of that name."""
+    """All of them, or the one of that name, with the bars that they hold."""
+    found: list[Bar] = []
     for benchmark in (mmd, energy, frechet, sliced, sinkhorn, references):
         if only in (None, benchmark.__name__):
-            benchmark(device)
+            found += benchmark(device) or ()
+    if found:
+        bars.show(found)
