@@ -15,7 +15,7 @@ from torch import Tensor
 from objectives._sides import Side, squared_pairs
 from rdm.api import squared_distances, usual
 
-STRIP = 2**19  # pairs whose values and slopes are formed at a time: 2 MiB in float32
+STRIP = 2**17  # pairs whose values and slopes are formed at a time: .5 MiB each in float32
 NEAR = 2**15  # epsilons of the squared distance from the mean below which a pair's own is too rough for a cusp
 ROUGH = 2**11  # the same where products are rounded to bfloat16
 
@@ -109,14 +109,16 @@ class Radial(Kernel):
         double, negative = x.dtype == torch.float64, not self.singular and self._sees(x, y)
         if not (self.singular and double):
             squared_pairs(x, i, y, j, out)
+        largest = x.norms[i].max() + y.norms[j].max() if self.singular else None
+        room = None if out.dtype == x.rows.dtype else x.rows.new_empty(out.shape)
         for rows in parts(out):
             exact, zero = self.singular and double, None
-            work = out[rows] if out.dtype == x.rows.dtype else out[rows].to(x.rows.dtype)
+            work = out[rows] if room is None else room[: rows.stop - rows.start].copy_(out[rows])
             own = slice(i.start + rows.start, i.start + rows.stop)
-            if self.singular and not double:
+            if largest is not None and not double:
                 if same:
                     work.diagonal(rows.start).fill_(torch.inf)
-                exact = _nearby(work, x, own, y, j)
+                exact = _nearby(work, x, largest)
             if exact:
                 work = squared_distances(x.rows[own].double(), y.rows[j].double(), coinciding=True)
             elif negative:
@@ -150,8 +152,7 @@ def parts(tile: Tensor) -> Iterator[slice]:
     return (slice(start, min(start + height, len(tile))) for start in range(0, len(tile), height))
 
 
-def _nearby(squared: Tensor, x: Side, i: slice, y: Side, j: slice) -> bool:
+def _nearby(squared: Tensor, x: Side, largest: Tensor) -> bool:
     """Whether some pair is so near that its squared distance has lost the digits that a cusp needs."""
-    largest = x.norms[i].max() + y.norms[j].max()
     near = NEAR if x.products == "float32" else ROUGH
     return usual(squared.amin() < near * torch.finfo(x.rows.dtype).eps * largest, False)
