@@ -221,7 +221,7 @@ def sinkhorn(device: str, *, n: int = 2048, d: int = 512, blur: float = 0.3, sca
         "rdm, diameter given": bound("sinkhorn", x, y, diameter=widest, **options),
         "geomloss, tensorized": plain(peer, x),
     }
-    rows = interleaved(candidates, plain(peer, x.double())(), repeats=5, device=device)
+    rows = interleaved(candidates, plain(peer, x.double())(), repeats=9, device=device)
     show(f"sinkhorn, {size}, {sweeps} sweeps, debiased", rows)
     cold, _, theirs = (row.milliseconds for row in rows)
     candidates = {
@@ -229,7 +229,7 @@ def sinkhorn(device: str, *, n: int = 2048, d: int = 512, blur: float = 0.3, sca
         f"rdm, {sweeps} sweeps": candidates["rdm"],
         f"geomloss, {sweeps} sweeps": candidates["geomloss, tensorized"],
     }
-    rows = interleaved(candidates, started(1e-10, torch.float64)(), repeats=5, device=device)
+    rows = interleaved(candidates, started(1e-10, torch.float64)(), repeats=9, device=device)
     show(f"sinkhorn, {size}, debiased, against the solution", rows)
     warm, _, other = (row.milliseconds for row in rows)
     bars.show(

@@ -124,10 +124,8 @@ class SinkhornSolver(Starter):
             if not whole:
                 return None
             rates = [rates[-1], min(error / first, 1.0) if first > 0 else 0.0]
-            g, bound, done = (
-                passed[-1],
-                *self._bound(sample, passed, error, max(rates), sweeper.rounding(sample.exponent)),
-            )
+            g, rounding = passed[-1], sweeper.rounding(sample.exponent)
+            bound, done = self._bound(sample, passed, error, max(rates), rounding)
             best = Found(g, error, min(bound, 1.0), count)
             if done or count >= MOST:
                 break
