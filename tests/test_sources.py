@@ -21,6 +21,7 @@ from safetensors.torch import save_file as torch_save_file
 
 import rdm
 from rdm.__main__ import main
+from rdm.data import sound
 from rdm.data.items import first_item
 from rdm.data.sound import resample
 from rdm.data.source import BrokenItem, Form, Given, centre_crop, hashed, open_source
@@ -175,6 +176,8 @@ def test_resampled_tones_are_those_of_the_new_rate_and_what_it_cannot_hold_is_go
     assert found.shape == after.shape
     inner = slice(len(after) // 4, -len(after) // 4)
     assert np.abs(found - np.sin(2 * np.pi * low * after))[inner].max() < 1e-3
+    weights = sum(kernel.nbytes for kernel in sound._kernels(old // math.gcd(old, new), new // math.gcd(old, new))[1])
+    assert weights <= 8 * 16001 * (256 + 70)  # 2 GB for 16,000 and 16,001 as one product
     if new < old:
         assert np.abs(resample(np.sin(2 * np.pi * high * before), old, new))[inner].max() < 1e-3
 

@@ -7,6 +7,7 @@ import numpy as np
 
 ZEROS = 32  # zero crossings of the filter on either side
 ROLLOFF = 0.95  # of the lower of both Nyquist frequencies, where the filter begins to fall
+PHASES = 256  # weighted together, so that rates without a common divisor take no table of their product
 
 
 def resample(sound: np.ndarray, old: int, new: int) -> np.ndarray:
@@ -25,18 +26,25 @@ def resample(sound: np.ndarray, old: int, new: int) -> np.ndarray:
         return sound
     shared = math.gcd(old, new)
     old, new = old // shared, new // shared
-    width, kernel = _kernel(old, new)
-    padded = np.pad(sound.astype(np.float64), (width, width + old))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[1])[::old]
-    found = (frames @ kernel.T).reshape(-1)[: -(-len(sound) * new // old)]
-    return found.astype(np.float32)
+    width, kernels = _kernels(old, new)
+    padded = np.pad(sound.astype(np.float64), (width, width + 2 * old + 2))
+    found = np.empty((-(-len(sound) // old), new), np.float32)
+    for first, kernel in zip(range(0, new, PHASES), kernels, strict=True):
+        frames = np.lib.stride_tricks.sliding_window_view(padded[first * old // new :], kernel.shape[1])[::old]
+        found[:, first : first + PHASES] = frames[: len(found)] @ kernel.T
+    return found.reshape(-1)[: -(-len(sound) * new // old)]
 
 
 @lru_cache(maxsize=8)
-def _kernel(old: int, new: int) -> tuple[int, np.ndarray]:
-    """Samples before each frame of `old`, and the weights of the `new` samples that it becomes."""
+def _kernels(old: int, new: int) -> tuple[int, list[np.ndarray]]:
+    """Samples before each of the `new` samples that a frame of `old` becomes, and their weights, some at a time."""
     cutoff = ROLLOFF * min(old, new)
     width = math.ceil(ZEROS * old / cutoff)
-    at = np.arange(-width, width + old)[None] / old - np.arange(new)[:, None] / new
-    crossings = (at * cutoff).clip(-ZEROS, ZEROS)
-    return width, np.sinc(crossings) * np.cos(crossings * math.pi / (2 * ZEROS)) ** 2 * cutoff / old
+    kernels = []
+    for first in range(0, new, PHASES):
+        phases = np.arange(first, min(first + PHASES, new))
+        reach = np.arange(-width, width + 1 + math.ceil(len(phases) * old / new))
+        at = (reach + first * old // new)[None] / old - phases[:, None] / new
+        crossings = (at * cutoff).clip(-ZEROS, ZEROS)
+        kernels.append(np.sinc(crossings) * np.cos(crossings * math.pi / (2 * ZEROS)) ** 2 * cutoff / old)
+    return width, kernels
