@@ -138,7 +138,7 @@ class FrechetSolver(Follower):
         moved = fit.mean - state["centre"]
         centred = (wide[: len(seen.live.value)] - fit.mean).to(kind)
         rows = wide.sub_(state["centre"]).to(kind) @ basis
-        moments = (rows * weights.to(kind)[:, None]).T @ rows
+        moments = symmetric_product((rows * weights.to(kind)[:, None]).T, rows)
         moments.add_(state["moments"], alpha=change.kept)
         mean, masses = moved.to(kind) @ basis, (levels * (fit.mass / fit.scale)).to(kind)
         p = without_product(moments, mean, fit.mass, masses)
