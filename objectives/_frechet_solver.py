@@ -43,7 +43,7 @@ class FrechetSolver(Follower):
     where all commutes, and the bound is half the size of P^2; twice its size without P^2. Where that is more than the
     tolerance, P takes a fixed-point step, P_ij = (O - P L P)_ij / (l_i + l_j), from that of the step before,
     (I + P)^{-1} = I - P + P^2 - P^3, and the bound is what the step moved P^2 by and the size of P^4, as P^3 falls from
-    P^2, or that of P^3 without it.
+    P^2, or that of P^3 without it. The bound is the gradient's: the value has none, and was seen off by a tolerance.
 
     Where that is more too, where the covariance is singular, and at least every 256 steps, the step is exact, by an
     eigendecomposition in float64 whose basis the next steps take. What the followed gradient would have been off by is
