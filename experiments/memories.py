@@ -1,9 +1,10 @@
-"""Tables and picture of a study of memories: python -m experiments.memories SWEEP_OR_CSV [--out FOLDER].
+"""Tables and picture of a study of memories: python -m experiments.memories SWEEP_OR_CSV ... [--out FOLDER].
 
 A study is a sweep over "objective", "population" ("batch 8", "batch 8, queue", "batch 8 of 32", ...), "training" and
 the seed. Of its folder (`rdm sweep experiments/spiral/memories.gin`) memories.csv is written to FOLDER, a row a
 finished cell and seed, with the figures named, of which the first is what the tables are of; from then on that file is
-enough. Smaller figures are better.
+enough. Of several folders and files it is one study: a later one adds its cells and seeds, and replaces those that an
+earlier one has, too. Smaller figures are better.
 """
 
 import argparse
@@ -12,10 +13,11 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rdm.errors import InputError
 from rdm.files.store import write_text
 from rdm.matching.metric import student
 
@@ -93,10 +95,33 @@ def mean(values: list[float]) -> Cell | None:
     return Cell(statistics.mean(values), error * (QUANTILES.get(freedom) or student(freedom)))
 
 
-def read(place: Path, figures: Sequence[str] = ()) -> Found:
-    """The cells of a sweep's folder, with these figures, or of the file that was written of one."""
+def read(places: Iterable[Path], figures: Sequence[str] = ()) -> Found:
+    """The cells of sweeps' folders, with these figures, and of files that were written of some.
+
+    Of equal cells and seeds the last counts, at the place of the first.
+
+    Raises:
+        InputError: no finished point; places whose figures differ.
+    """
+    merged: dict[tuple[str, ...], dict[str, str]] = {}
+    for place in places:
+        for row in _rows(place, figures):
+            first = next(iter(merged.values()), row)
+            if row.keys() != first.keys():
+                had, has = (", ".join(each) for each in (first, row))
+                raise InputError(f"{place}: expected the columns {had}; got {has}; name the same --figures")
+            merged[tuple(row[key] for key in (*KEYS, "seed"))] = row
+    if not merged:
+        raise InputError("no finished point; run `rdm sweep` first")
+    return Found(list(merged.values()))
+
+
+def _rows(place: Path, figures: Sequence[str]) -> list[dict[str, str]]:
+    """A finished cell and seed each."""
     if place.is_file():
-        return Found(list(csv.DictReader(place.read_text().splitlines())))
+        return list(csv.DictReader(place.read_text().splitlines()))
+    if not (place / "sweep.csv").exists():
+        raise InputError(f"{place}: expected a sweep's folder or a file written of one; run `rdm sweep` first")
     rows = []
     for row in csv.DictReader((place / "sweep.csv").read_text().splitlines()):
         if row["status"] == "done":
@@ -104,7 +129,7 @@ def read(place: Path, figures: Sequence[str] = ()) -> Found:
             share = next(value for name, value in last.items() if name.startswith("gradient_share/"))
             found = {name: f"{float(row[name]):.5g}" for name in (*figures, "seconds")} | {COSTS[1]: f"{share:.3g}"}
             rows.append({**{key: row[key] for key in KEYS}, "seed": row["rdm.train.seed"], **found})
-    return Found(rows)
+    return rows
 
 
 def as_csv(found: Found) -> str:
@@ -176,17 +201,21 @@ def draw(found: Found, out: Path) -> None:
 def main() -> None:
     """Write what --out asks for, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("place", type=Path)
+    parser.add_argument("places", type=Path, nargs="+", metavar="SWEEP_OR_CSV")
     parser.add_argument("--figures", default="distance,recall,off plane", help="columns of sweep.csv")
     parser.add_argument("--away", type=float, default=math.inf, help="what has run away")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="folder to write to")
+    parser.add_argument("--name", default="memories", help="of the file and the picture there")
     options = parser.parse_args()
-    found = read(options.place, options.figures.split(","))
+    try:
+        found = read(options.places, options.figures.split(","))
+    except InputError as error:
+        parser.error(str(error))
     for training in found.named(2):
         print(f"{training}\n\n{table(found, training, options.away)}\n\n{costs(found, training)}\n")
     if options.out:
-        write_text(options.out / "memories.csv", as_csv(found))
-        draw(found, options.out / "memories.png")
+        write_text(options.out / f"{options.name}.csv", as_csv(found))
+        draw(found, options.out / f"{options.name}.png")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import rdm
-from experiments.memories import Found, as_csv, draw, read, table
+from experiments.memories import Found, as_csv, draw, main, read, table
+from rdm.errors import InputError
 from rdm.losses._pairings import pairings, warn_of_pairings
 
 TABLES = {"spiral": "spiral/spiral.csv", "memories": "spiral/memories.csv", "digits": "digits/memories.csv"}
@@ -78,7 +79,7 @@ def test_the_pages_quote_the_tables():
     pages["number_words/README.md"] = math.inf
     for name, away in pages.items():
         place = ROOT / "experiments" / name
-        found, page = read(place.with_name("memories.csv")), place.read_text()
+        found, page = read([place.with_name("memories.csv")]), place.read_text()
         assert {len(cell) for cell in found.cells.values()} == {3}, "a seed is missing"
         assert len(found.cells) == math.prod(len(found.named(axis)) for axis in range(3)), "a cell is missing"
         for training in found.named(2):
@@ -110,9 +111,39 @@ def test_how_far_a_memory_goes(tmp_path):
     assert alone is not None and alone.mean == pytest.approx(2.5) and alone.half == pytest.approx(4.303 * 0.1 / 3**0.5)
     assert found.way("energy", "batch 32, queue", "t") is None and "(50 ± 0 %)" in table(found, "t")
     (tmp_path / "m.csv").write_text(as_csv(found))
-    assert read(tmp_path / "m.csv").cells == found.cells
+    assert read([tmp_path / "m.csv"]).cells == found.cells
     draw(found, tmp_path / "m.png")
     assert (tmp_path / "m.png").stat().st_size > 1000
+
+
+def test_a_later_sweep_completes_a_study_and_replaces_what_it_has_again(tmp_path, monkeypatch, capsys):
+    """A file of two seeds, and a sweep that has the second anew, a third and one that failed."""
+
+    def cells(*rows: tuple[int, float]) -> str:
+        head = "objective,population,training,seed,distance,seconds,gradient share\n"
+        return head + "".join(f'energy,"batch 8, queue","t, 1",{seed},{value},9,1\n' for seed, value in rows)
+
+    (tmp_path / "m.csv").write_text(cells((1, 5.0), (0, 1.0)))
+    sweep = tmp_path / "sweep"
+    (sweep / "p").mkdir(parents=True)
+    (sweep / "p" / "log.jsonl").write_text('{"gradient_share/pixels": 0.25}\n')
+    lines = [f'energy,"batch 8, queue","t, 1",{s},{v},done,p,8' for s, v in ((1, 2.0), (2, 3.0))]
+    lines += ['energy,"batch 8, queue","t, 1",3,,failed,q,']
+    head = "objective,population,training,rdm.train.seed,distance,status,folder,seconds"
+    (sweep / "sweep.csv").write_text("\n".join([head, *lines]) + "\n")
+    found = read([tmp_path / "m.csv", sweep], ["distance"])
+    key = "energy", "batch 8, queue", "t, 1"
+    assert found.values(key) == [1, 2, 3] and found.values(key, "gradient share") == [1, 0.25, 0.25]
+    assert read([sweep, tmp_path / "m.csv"], ["distance"]).values(key) == [1, 5, 3]
+    arguments = ["memories", str(tmp_path / "m.csv"), str(sweep), "--figures", "distance", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", [*arguments, "--name", "whole"])
+    main()
+    assert "| batch 8, queue | 2.00 ± 2.48 |" in capsys.readouterr().out
+    assert read([tmp_path / "whole.csv"]).cells == found.cells and (tmp_path / "whole.png").stat().st_size > 1000
+    (tmp_path / "other.csv").write_text(cells((0, 1.0)).replace("distance", "recall"))
+    for places, said in (([tmp_path / "m.csv", tmp_path / "other.csv"], "columns"), ([tmp_path / "none"], "rdm sweep")):
+        with pytest.raises(InputError, match=said):
+            read(places)
 
 
 def test_a_population_of_which_some_are_live_goes_its_way_too():
