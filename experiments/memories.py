@@ -142,7 +142,7 @@ def as_csv(found: Found) -> str:
 def table(found: Found, training: str, away: float = math.inf) -> str:
     """A row a population, a column an objective: the first figure, and the way that the population goes.
 
-    Figures beyond `away` have run away.
+    Populations of which this training has no cell are left out. Figures beyond `away` have run away.
     """
     objectives = [o for o in found.named(0) if any(k[0] == o and k[2] == training for k in found.cells)]
     lines = [
@@ -150,6 +150,8 @@ def table(found: Found, training: str, away: float = math.inf) -> str:
         "|" + " --- |" * (1 + len(objectives)),
     ]
     for population in found.named(1):
+        if not any(key[1:] == (population, training) for key in found.cells):
+            continue
         cells = []
         for objective in objectives:
             cell, way = found.cell((objective, population, training)), found.way(objective, population, training)

@@ -20,6 +20,7 @@ class Pairing(NamedTuple):
 
     objective: str
     memory: str
+    riding: bool  # whether it is riding memories that failed
     rate: float  # from which on
     table: str  # of the figures, under experiments/
     training: str  # its cells, and the figures in them
@@ -34,20 +35,23 @@ class Pairing(NamedTuple):
 def pairings() -> tuple[Pairing, ...]:
     """All rows."""
     with Path(__file__).with_name("pairings.csv").open(newline="") as file:
-        return tuple(Pairing(**{**row, "rate": float(row["rate"])}) for row in csv.DictReader(file))
+        typed = ({**row, "riding": row["riding"] == "yes", "rate": float(row["rate"])} for row in csv.DictReader(file))
+        return tuple(Pairing(**row) for row in typed)
 
 
 def warn_of_pairings(objective: Objective | Mapping[str, Objective], memory: Memory | None, rate: float | None) -> None:
     """Warn, in one line for each, of pairings that failed at this learning rate or a smaller one."""
-    if memory is None or memory.riding or rate is None:
+    if memory is None or rate is None:
         return
     known = {entry.build: name for registry in (objectives, memories) for name, entry in registry.items()}
     chosen = objective.values() if isinstance(objective, Mapping) else [objective]
     names = {known.get(type(each)) for given in chosen for each in _nested(given)}
     for row in pairings():
-        if row.objective in names and row.memory == known.get(type(memory)) and rate >= row.rate:
+        same = (row.memory, row.riding) == (known.get(type(memory)), memory.riding)
+        if row.objective in names and same and rate >= row.rate:
+            memory_said = f"{row.memory}, riding" if row.riding else row.memory
             warnings.warn(
-                f"{row.objective} with a memory ({row.memory}) at a rate of {row.rate:g} or more failed in the spiral "
+                f"{row.objective} with a memory ({memory_said}) at a rate of {row.rate:g} or more failed in the spiral "
                 f"study: distance {row.found}, {row.without} without; {row.remedy}",
                 stacklevel=2,
             )
