@@ -232,15 +232,20 @@ def test_fresh_distances_are_those_of_the_samples_and_their_ratios_to_the_fresh_
 def test_the_alarm_is_said_when_it_begins():
     fresh = Fresh(rdm.objective("frechet"), BATTERY)
     first = {"fresh_held_out/pixels": 2.0}
-    good = {"fresh_ratio/pca": 1.2, "fresh_held_out/pixels": 2.5}
-    gamed = {"fresh_ratio/pca": 0.9, "fresh_held_out/pixels": 2.5}
-    better = {"fresh_ratio/pca": 0.9, "fresh_held_out/pixels": 1.5}
+    good = {"fresh_ratio/pca": 1.2, "fresh_held_out/pixels": 2.5, "fresh_ratio/pixels": 1.2}
+    gamed = good | {"fresh_ratio/pca": 0.9}
+    better = gamed | {"fresh_held_out/pixels": 1.5}
     assert fresh.alarm({}, gamed) is None  # the first measurement
     assert fresh.alarm(first, good) is None and fresh.alarm(first, better) is None
     said = fresh.alarm(first, gamed)
-    assert said is not None and "pca" in said and "pixels" in said and "\n" not in said
+    assert said is not None and "pca (0.9)" in said and "pixels" in said and "\n" not in said
     assert fresh.alarm(first, gamed) is None  # once
     assert fresh.alarm(first, good) is None and fresh.alarm(first, gamed) is not None
+    # A held-out distance that has fallen may be far from real all the same; one that has risen may be near.
+    assert fresh.alarm(first, good) is None and fresh.alarm(first, gamed | {"fresh_ratio/pixels": 0.7}) is None
+    said = fresh.alarm({}, better | {"fresh_ratio/pixels": 4.2})
+    assert said is not None and "pixels (4.2)" in said
+    assert fresh.alarm({}, good | {"fresh_ratio/pixels": 4.2}) is None  # no encoder of training below its floor
 
 
 class Brighter(Loss):

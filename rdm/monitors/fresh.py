@@ -1,5 +1,6 @@
 """Distances of fresh samples, without memory."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from rdm.api import (
     world_size,
 )
 
+FAR = 1.5  # of fresh real items' distance: beyond what draws of real items differ by, squared distances included
+
 
 @monitors.register("fresh")
 class Fresh(Monitor):
@@ -36,7 +39,8 @@ class Fresh(Monitor):
     The loss's own `distance/NAME` is of the live batch and what a memory adds; a collapse that moves fills an average
     and fools it. Here the samples are of one model and its own noise alone: `fresh/NAME`, `fresh_held_out/NAME`, and
     `fresh_ratio/NAME` to the floor, the distance of as many fresh real rows, where the reference has them. A line is
-    said when the ratio of a member that is trained on falls below 1 while a held-out distance is above its first.
+    said when the ratio of a member that is trained on falls below 1 while that of a held-out one is above 1.5, or above
+    1 and its distance above its first: from there on the loss asks for what real items do not have.
 
     Args:
         objective: as that of the loss; a mapping by name gives each member its own, held-out ones included.
@@ -115,13 +119,24 @@ class Fresh(Monitor):
 
     def alarm(self, first: Mapping[str, float], now: Mapping[str, float]) -> str | None:
         """One line when the loss begins to be gamed."""
-        below = [name for name in self._trained if now.get(f"fresh_ratio/{name}", 1.0) < 1]
-        risen = [n for n, value in now.items() if n.startswith("fresh_held_out/") and value > first.get(n, value)]
-        before, self._alarmed = self._alarmed, bool(below and risen)
+        ratios = {each.name: now.get(f"fresh_ratio/{each.name}", 1.0) for each in self.battery.members}
+        held_out = [name for name in ratios if name not in self._trained]
+        risen = {name for name in held_out if _grown(f"fresh_held_out/{name}", first, now)}
+        below = {name: ratios[name] for name in self._trained if ratios[name] < 1}
+        far = {name for name in held_out if ratios[name] > FAR}
+        worse = {name: ratios[name] for name in held_out if ratios[name] > 1 and name in risen | far}
+        before, self._alarmed = self._alarmed, bool(below and worse)
         if before or not self._alarmed:
             return None
-        worse = ", ".join(name.partition("/")[2] for name in risen)
         return (
-            f"the loss may be gamed: samples are nearer to the reference than fresh real items under "
-            f"{', '.join(below)}, and farther than at first under {worse}, held out"
+            f"the loss may be gamed: samples are nearer to the reference than as many fresh real items under "
+            f"{_listed(below)} times their distance, but not under {_listed(worse)}, held out"
         )
+
+
+def _grown(key: str, first: Mapping[str, float], now: Mapping[str, float]) -> bool:
+    return key in now and now[key] > first.get(key, math.inf)
+
+
+def _listed(ratios: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} ({ratio:.2g})" for name, ratio in ratios.items())
