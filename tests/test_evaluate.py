@@ -118,6 +118,8 @@ def test_wrong_settings():
         evaluation(fresh=None)
     with pytest.raises(InputError, match="n is of items drawn against a file"):
         evaluation(n=5)
+    with pytest.raises(InputError, match="condition is of items drawn against a file"):
+        evaluation(condition="all")
     with pytest.raises(InputError, match="expected a file at none.safetensors; there is none"):
         evaluation(reference="none.safetensors", fresh=None)
     with pytest.raises(InputError, match="has its own fresh split; leave fresh out"):

@@ -205,7 +205,7 @@ def test_refusals_are_one_line(run, tmp_path, capsys):
         ([str(run), "--out", str(tmp_path / "there.npz")], "there.npz exists already; give another --out"),
         ([str(run), "--out", str(tmp_path / "x.npz"), "--n", "0"], "--n must be a"),
         ([str(run), "--out", str(tmp_path / "x.npz"), "--condition", "10"], "expected classes from 0 to 9; got 10"),
-        ([str(run), "--out", str(tmp_path / "x.npz"), "--condition", "cat"], "--condition takes classes as '3,5'"),
+        ([str(run), "--out", str(tmp_path / "x.npz"), "--condition", "cat"], "condition takes classes as '3,5'"),
         ([str(run), "--out", str(tmp_path / "x.npz"), "--steps", "0"], "--steps must be a"),
     ):
         capsys.readouterr()

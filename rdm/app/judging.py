@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from rdm.app.sampling import classes_of, device, trained
+from rdm.app.sampling import device, trained
 from rdm.data.items import Items, first_item
 from rdm.data.source import Form, Source, hashed, open_source
 from rdm.distributed import rank
@@ -15,7 +15,7 @@ from rdm.errors import InputError
 from rdm.files.checkpoint import is_run
 from rdm.files.store import write_bytes, write_json
 from rdm.judging.against import drawing_for
-from rdm.judging.drawing import Drawing
+from rdm.judging.drawing import Drawing, classes_of
 from rdm.judging.samples import Verdict, as_json, distance_named, encode, judge
 from rdm.judging.training_set import agreed, channels_of, is_reference, one_rate, rates_of, training_features
 from rdm.matching.representation import Battery

@@ -14,7 +14,7 @@ from rdm.files.checkpoint import complete_checkpoints, load_weights
 from rdm.files.item_sets import FORMS, Block, form_of
 from rdm.files.store import digest, read_json, read_tensors, remove_folder, write_json, write_tensors
 from rdm.generators.protocol import Generator
-from rdm.judging.drawing import BATCH, Drawing, in_steps
+from rdm.judging.drawing import BATCH, Drawing, classes_of, in_steps
 from rdm.numbers import Count, Seed, validated
 from rdm.progress import progress, stop_requests
 from rdm.randomness import seeded
@@ -72,18 +72,6 @@ def published(name: str, weights: Path, steps: int | None, arguments: Mapping[st
         raise InputError(f"--weights belongs to a generator's name (`rdm list generators`), not to a run; got {name!r}")
     model = generators.build(name, weights=str(weights), **arguments)
     return Trained(in_steps(model.to(device()).eval(), steps), None)
-
-
-def classes_of(text: str | None, generator: Generator) -> list[int] | None:
-    """Classes as the command line gives them: "3,5", or "all" of the generator's in turn."""
-    if text is None:
-        return None
-    if text == "all" and generator.classes:
-        return list(range(generator.classes))
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(f"--condition takes classes as '3,5', or 'all' of a generator's; got {text!r}") from None
 
 
 @validated

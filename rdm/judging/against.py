@@ -12,7 +12,7 @@ from rdm.data.dataset import Dataset
 from rdm.errors import InputError
 from rdm.files.pictures import grid_png
 from rdm.generators.protocol import Generator
-from rdm.judging.drawing import Drawing, Samples
+from rdm.judging.drawing import Drawing, Samples, classes_of
 from rdm.judging.monitors import accuracy, copies, spread
 from rdm.judging.samples import encode, judge
 from rdm.judging.training_set import channels_of, training_features
@@ -106,6 +106,7 @@ class AgainstFile:
     n: int | None
     conditions: Conditions | None
     train: str | Reference | None = None
+    condition: str | None = None  # classes to ask for in turn
 
     def check(self) -> None:
         """Refuse a reference whose encoders nobody says."""
@@ -144,7 +145,8 @@ class AgainstFile:
         return found
 
     def _drawing(self, generator: Generator) -> Drawing:
-        drawing = drawing_for(self.file, generator, n=self.n, seed=self.seed)
+        classes = classes_of(self.condition, generator)
+        drawing = drawing_for(self.file, generator, n=self.n, seed=self.seed, condition=classes)
         return replace(drawing, conditions=self.conditions)
 
     def _encoders(self, device: torch.device) -> Encoders:

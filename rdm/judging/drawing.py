@@ -106,6 +106,18 @@ def _numbers(condition: Any) -> Tensor | None:
     return numbers.cpu()
 
 
+def classes_of(text: str | None, generator: Generator) -> list[int] | None:
+    """Classes as text: "3,5", or "all" of the generator's in turn."""
+    if text is None:
+        return None
+    if text == "all" and generator.classes:
+        return list(range(generator.classes))
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"condition takes classes as '3,5', or 'all' of a generator's; got {text!r}") from None
+
+
 def in_steps(generator: Generator, steps: int | None) -> Generator:
     """The generator, where given so many steps of its solver."""
     if steps is None:

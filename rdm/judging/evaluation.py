@@ -76,6 +76,7 @@ class Evaluation(Judge):
         n: items to draw against a file; by default as many as its fresh split has.
         train: what the generator was trained on, for metrics that look for copies: items, or a reference that keeps
             every row. Of items in memory the reference is.
+        condition: classes that generators are asked for in turn against a file, as text: "3,5", or "all" of their own.
     """
 
     reference: Dataset | Reference | str | Mapping[str, str]
@@ -89,6 +90,7 @@ class Evaluation(Judge):
     conditions: Conditions | None = None
     n: Count | None = None
     train: Reference | str | None = None
+    condition: str | None = None
 
     def __post_init__(self) -> None:
         check_file_names(self.compare or {}, what="compare", taken=(REAL, THIS))  # each is a column and a picture
@@ -136,6 +138,8 @@ class Evaluation(Judge):
         assert isinstance(self.reference, Dataset)
         if self.n is not None:
             raise InputError("n is of items drawn against a file; in memory they are as many as the fresh split's")
+        if self.condition is not None:
+            raise InputError("condition is of items drawn against a file; in memory it is the fresh split's")
         if self.train is not None:
             raise InputError(
                 "train is of a file; of items in memory the reference is what the generator was trained on"
@@ -151,7 +155,7 @@ class Evaluation(Judge):
         asked = None if self.metrics is None else measures(self.metrics, resamples=self.resamples)
         assert not isinstance(self.reference, Dataset)
         file = as_reference(self.reference)
-        options = {"n": self.n, "conditions": self.conditions, "train": self.train}
+        options = {"n": self.n, "conditions": self.conditions, "train": self.train, "condition": self.condition}
         return AgainstFile(file, self.battery, asked, self.judge, self.seed, **options)
 
     def _on(self, device: torch.device) -> "Evaluation":
