@@ -22,6 +22,44 @@ ROOT = Path(__file__).parent.parent
 STUDY = ROOT / "experiments" / "cifar10"
 
 
+FREE = """
+import experiments.cifar10.free
+
+rdm.train.model = @generators.free_pictures()
+generators.free_pictures.data = @datasets.files()
+datasets.files.path = 'real.npz'
+generators.free_pictures.count = 40
+generators.free_pictures.start = 'noise'
+rdm.train.losses = [@losses.matching()]
+rdm.train.steps = 40
+rdm.train.samples_every = None
+rdm.train.monitors = [@monitors.fresh()]
+rdm.train.optimizer = @optimizers.adam
+optimizers.adam.lr = 0.1
+losses.matching.objective = @objectives.mmd()
+losses.matching.battery = @rdm.battery()
+losses.matching.reference = 'real.safetensors'
+losses.matching.population = 40
+rdm.battery.members = [@representations.random_convolutions()]
+rdm.battery.held_out = [@representations.pixels(), @representations.pca(), @other/representations.random_convolutions()]
+representations.pca.components = 16
+representations.random_convolutions.channels = None
+other/representations.random_convolutions.seed = 1
+other/representations.random_convolutions.name = 'held_out_convolutions'
+rdm.train.evaluation = @rdm.evaluation()
+rdm.evaluation.reference = 'real.safetensors'
+rdm.evaluation.battery = @rdm.battery()
+rdm.evaluation.metrics = ['mmd_r']
+rdm.evaluation.n = 40
+rdm.evaluation.condition = 'all'
+monitors.fresh.objective = @objectives.mmd()
+monitors.fresh.battery = @rdm.battery()
+monitors.fresh.reference = 'real.safetensors'
+monitors.fresh.population = 40
+monitors.fresh.every = 20
+"""
+
+
 @pytest.fixture
 def data(tmp_path, monkeypatch) -> Path:
     """A folder for RDM_DATA with 40 coloured pictures a split, and the encoders where there are any."""
@@ -99,3 +137,25 @@ def test_the_study_runs_shrunk(data, tmp_path, monkeypatch):
     assert {"sw_r/mean of 5 held out", "mmd_r/mean of 5 held out", "mmd_r/mobilenetv1_025"} <= set(found)
     logged = json.loads(Path("run/log.jsonl").read_text().splitlines()[-1])
     assert logged["step"] == 2 and 0 < logged["gradient_share/mobilenetv1_025"] < 1
+
+
+@pytest.mark.filterwarnings("default:gaming alarm")
+def test_free_pictures_under_one_encoder_go_below_the_real_floor_and_are_warned_of(tmp_path, monkeypatch, capsys):
+    """Untrained networks are enough: one is pleased beyond real data, others are not, and both alarms say so."""
+    monkeypatch.chdir(tmp_path)
+    made = ["--battery", "untrained", "--split", "0.5", "--sample", "60", "--out", "real.safetensors"]
+    tiles = np.random.default_rng(0).integers(0, 256, (120, 4, 4, 3), np.uint8)
+    np.savez("real.npz", images=tiles.repeat(2, 1).repeat(2, 2))
+    assert main(["reference", "real.npz", *made]) == 0
+    Path("free.gin").write_text(FREE)
+    assert main(["train", "free.gin", "--out", "run"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("the loss may be gamed") == said.count("gaming alarm: mmd_r") == 1
+    logged = json.loads(Path("run/log.jsonl").read_text().splitlines()[-1])
+    ratios = {name: logged[f"fresh_ratio/{name}"] for name in ("random_convolutions", "pca", "held_out_convolutions")}
+    assert ratios.pop("random_convolutions") < 0.2 and min(ratios.values()) > 1.5
+    asked = "--reference real.safetensors --metrics mmd_r -n 40 --condition all --trust-config --json verdict.json"
+    assert main(["evaluate", "run", *asked.split()]) == 0  # every picture once, as the run's own evaluation
+    found = [json.loads(Path(name).read_text())["metrics"] for name in ("run/result.json", "verdict.json")]
+    one, other = (each["mmd_r/random_convolutions"]["value"] for each in found)
+    assert one == other < 0.2
