@@ -111,7 +111,7 @@ def test_the_pages_quote_the_tables():
             rounding = 0.5 if mean > 10 else 0.0005 if mean < 1 else 0.005
             assert float(said) == pytest.approx(mean, rel=0, abs=1.01 * rounding), (said, name, objective, population)
         figure = r"-?\d+(?:\.\d+)? ± \d+(?:\.\d+)?(?: %)?"
-        for objective, said in re.findall(rf"`(\w+)`:? ({figure})", plain):
+        for objective, said in re.findall(rf"`(\w+)`(?: \||:)? ({figure})", plain):
             assert said in seen[objective], (objective, said)
         if text in (PAGE.read_text(), page_of("memories")):
             assert set(re.findall(figure, plain)) <= set().union(*seen.values())

@@ -34,6 +34,16 @@ def test_the_data_are_a_plane_with_two_turns():
     assert not torch.equal(data.images, rdm.dataset("spiral", seed=1).images)
 
 
+@pytest.mark.parametrize("dimension", [2, 8, 512])
+def test_the_same_points_whatever_the_dimension(dimension):
+    """Distances are those in R^64, so that bandwidths keep their meaning, and the score knows the plane."""
+    here, there = (rdm.dataset("spiral", n=300, dimension=d).images for d in (dimension, 64))
+    assert torch.cdist(here.double(), here.double()).allclose(torch.cdist(there.double(), there.double()), atol=1e-5)
+    found = [SpiralScore().measure(items) for items in (here, there)]
+    assert found[0]["distance"].value == pytest.approx(found[1]["distance"].value, abs=1e-5)
+    assert found[0]["off plane"].value < 1e-6
+
+
 def test_the_score_sees_a_missing_turn_and_a_displacement():
     images = rdm.dataset("spiral", n=4000).images
     inner = images[images.norm(dim=1) < 1.5]
