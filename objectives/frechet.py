@@ -12,6 +12,8 @@ from objectives._frechet_solver import FrechetSolver
 from objectives._linalg import above_rounding, graded_factor, mean_and_covariance, range_basis, symmetric_product
 from rdm.api import Moments, Objective, Real, Sum, Traits, objectives, usual
 
+UNSEEN = 1e-3  # of the distance, which a population without some of the reference's directions may be too far by
+
 
 class GaussianTarget(NamedTuple):
     """The reference's Gaussian fit, about its own mean."""
@@ -36,7 +38,8 @@ class Frechet(Objective):
     map, dD/dC_g = I - T, so that equal rows are pulled along x_i -> mu_r + T (x_i - mu_g).
 
     Where C_g is singular on the reference's directions (a population of at most d rows), value and gradient are
-    exact on the rank that there is (the gradient is the one of least norm) and a warning says so, once.
+    exact on the rank that there is (the gradient is the one of least norm). A warning says so, once, if the reference's
+    variance where C_g has none, by which more rows could lower the value, is over a thousandth of it.
 
     Shapes:
         features: n d; weights: n; result ().
@@ -100,21 +103,24 @@ class _SquaredDistance(torch.autograd.Function):
         eigenvalues, vectors = torch.linalg.eigh(form)
         vectors = vectors if basis is None else basis @ vectors
         del form
-        keep = above_rounding(eigenvalues)
+        keep, lacking = above_rounding(eigenvalues), None
         if len(keep) < len(target.factor.T) or not usual(keep.all()):
+            lacking = _variance(target.factor, vectors[:, ~keep]) if basis is None else target.trace
+            eigenvalues, vectors = eigenvalues[keep], vectors[:, keep]
+        roots = eigenvalues.sqrt()
+        overlap = roots.sum()
+        distance = (mean - target.mean).square().sum() + trace + target.trace - 2 * overlap
+        if lacking is not None and lacking > UNSEEN * distance:
             warnings.warn(
                 f"frechet: the population's covariance is singular on the reference's {len(target.factor.T)} "
                 "directions (fewer rows than dimensions, or collapsed features); exact on the rank that there is, but "
                 "biased upwards: give more items (in training a larger population, or a memory)",
                 stacklevel=2,
             )
-            eigenvalues, vectors = eigenvalues[keep], vectors[:, keep]
-        roots = eigenvalues.sqrt()
-        overlap = roots.sum()
         ctx.save_for_backward((target.factor @ vectors).div_(roots.sqrt()), mean, mean - target.mean, trace - overlap)
         ctx.mass, ctx.count, ctx.scale = mass, count, 1 / (1 - correction / count)
         ctx.of_count = -(trace - overlap) * ctx.scale * correction / count**2
-        return (mean - target.mean).square().sum() + trace + target.trace - 2 * overlap
+        return distance
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, Tensor, None, None]:
@@ -130,6 +136,16 @@ class _SquaredDistance(torch.autograd.Function):
         of_mass = 2 * ctx.count / ctx.mass * ctx.of_count - of_value / ctx.mass
         of_squares = -((ctx.count / ctx.mass) ** 2) * ctx.of_count
         return gradient.mul_(cotangents[0]), torch.stack([of_mass, of_squares]) * cotangents[0], None, None
+
+
+def _variance(factor: Tensor, vectors: Tensor) -> Tensor:
+    """The reference's variance on F v, where the population has none: all that the distance can fall by, filled in.
+
+    With S their span the distance is tr P C_r P of it and the distance on the complement, to which no population of
+    the same law there is nearer (test: test_frechet.py).
+    """
+    span, _ = torch.linalg.qr(factor @ vectors)
+    return (factor.T @ span).square().sum()
 
 
 def _form(covariance: Tensor, factor: Tensor, count: Tensor) -> tuple[Tensor, Tensor | None]:

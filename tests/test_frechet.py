@@ -74,6 +74,23 @@ def test_fewer_rows_than_dimensions_is_exact_on_the_rank_and_warns():
     assert (gradient - expected).norm() <= 1e-7 * expected.norm()
 
 
+@pytest.mark.parametrize("share, warned", [(0.5e-3, False), (2e-3, True)])
+def test_directions_by_which_the_value_could_not_fall_are_not_warned_of(share, warned):
+    """Where the population has no variance the distance is the reference's; rows there can take away no more."""
+    x, y = power_law(6, 200, 0.0, 0), power_law(6, 500, 0.0, 1)
+    y = (y - y.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(y.T))).T  # of covariance 1
+    x[:, 4:] = 0
+    seen = rdm.distance("frechet", 2 * x[:, :4], y[:, :4])
+    unseen = seen * share / (1 - share)
+    y[:, 4:] *= (unseen / 2).sqrt()
+    turn = torch.linalg.qr(power_law(6, 6, 0.0, 2)).Q
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        got = rdm.distance("frechet", 2 * x @ turn, y @ turn)
+    assert math.isclose(got, seen + unseen, rel_tol=1e-9)
+    assert bool(caught) == warned
+
+
 def test_the_warning_comes_once():
     x, y = torch.randn(5, 9), torch.randn(50, 9)
     with warnings.catch_warnings(record=True) as caught:
