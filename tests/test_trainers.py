@@ -1,6 +1,8 @@
 """A population's loss in every trainer of people's: the exact gradient, or an error in words."""
 
 import contextlib
+import copy
+import io
 import itertools
 import os
 from collections.abc import Iterator
@@ -271,6 +273,13 @@ def test_a_loss_without_backward_changes_nothing(problem, chunk, without):
     assert written != before and repr(population.state()) == written
 
 
+def saved(tensor: Tensor) -> io.BytesIO:
+    file = io.BytesIO()
+    torch.save(tensor, file)
+    file.seek(0)
+    return file
+
+
 def test_what_cannot_be_exact_is_an_error_in_words(problem):
     population, net, noise = problem.population(7), problem.net.eval(), problem.noise
     with pytest.raises(InputError, match="noise must not require a gradient; compute it inside generate"):
@@ -289,8 +298,13 @@ def test_what_cannot_be_exact_is_an_error_in_words(problem):
     torch.optim.SGD(net.parameters(), 1.0).step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         value.backward()
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        population.backward(net, noise).loss.backward()
+    added = population.backward(net, noise).loss
+    for wanted in (added, torch.amp.GradScaler("cpu").scale(added), added / 2):  # accelerate, lightning divide
+        with pytest.raises(InputError, match=r"added the gradient of its loss already; take .*Population.loss"):
+            wanted.backward()
+    (added + net[0].weight.square().sum()).backward()  # another loss beside has one
+    kept = torch.load(saved(added), weights_only=True), copy.deepcopy(added), torch.stack([added, added]).mean()
+    assert {type(each) for each in kept} == {Tensor} and {f"{each:.9f}" for each in kept} == {f"{added:.9f}"}
     with torch.no_grad(), pytest.raises(InputError, match="weighs by gradients and has none yet"):
         Problem(problem.objective, rdm.NoMemory(), rdm.balance("gradient_norm")).population(7).loss(net, noise)
 

@@ -113,6 +113,25 @@ class Added:
             self._watch.leave()
 
 
+class AddedLoss(Tensor):
+    """A loss whose gradient has been added already: any tensor, but that trainers which want to take one are told."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """What the function makes of a plain tensor; multiples and sums, as loss scales make them, stay of this kind.
+
+        Raises:
+            InputError: backward() is called, and nothing with a gradient was added.
+        """
+        plain = [each.as_subclass(Tensor) if isinstance(each, cls) else each for each in args]
+        if func is Tensor.backward and not plain[0].requires_grad:
+            raise InputError(f"Population.backward has added the gradient of its loss already; {REMEDY}, in its place")
+        with torch._C.DisableTorchFunctionSubclass():
+            found = func(*plain, **(kwargs or {}))
+        linear = func.__name__.strip("_") in ("mul", "rmul", "div", "truediv", "add", "radd", "sum", "mean")
+        return found.as_subclass(cls) if linear else found
+
+
 def _refuse_unscaled(ref: weakref.ref[Tensor], left: Tensor, optimizer: Optimizer, *_: Any) -> None:
     """Refuse that a gradient comes to the optimizer divided by a loss scale, which it never had.
 

@@ -33,7 +33,7 @@ from rdm.matching.objective import Objective, by_member
 from rdm.matching.representation import Battery, Representation
 from rdm.matching.statistic import Cat, Summary
 from rdm.numbers import Count, check
-from rdm.population.adding import Added, Passes, Watch
+from rdm.population.adding import Added, AddedLoss, Passes, Watch
 from rdm.population.handing import Handed, Sums, check_equal_on_ranks, check_given, reached
 from rdm.population.passes import Hand, Look, Measured, Once, Taken, Twice, measure, read_at_end
 from rdm.population.remembered import followed
@@ -213,7 +213,8 @@ class Population(Stateful):
         """
         with torch.enable_grad():
             hand, chunks = Added(passes, self._watch, scale), self._chunks(noise, condition, weights, generator)
-            return self._take(self._forward(generate, chunks, generator, self._look), hand)
+            step = self._take(self._forward(generate, chunks, generator, self._look), hand)
+        return step._replace(loss=step.loss.as_subclass(AddedLoss))
 
     def warm_up(self, generate: Generate, noise: Tensor, condition: Condition | None = None) -> None:
         """Write one batch of any size to the memory, chunk by chunk and without gradient, before the first step."""
