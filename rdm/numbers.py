@@ -38,7 +38,11 @@ class ParameterError(InputError):
     """A parameter of another type or outside its range; `parameter` is its name, `text` the error without the owner."""
 
     def __init__(self, owner: str, parameter: str, expected: Any, value: object):
-        self.parameter, self.text = parameter, f"{parameter} must be {words(expected)}; got {_shown(value)}"
+        self.value, self.parameter, self.text = (
+            value,
+            parameter,
+            f"{parameter} must be {words(expected)}; got {_shown(value)}",
+        )
         super().__init__(f"{owner}: {self.text}" if owner else self.text)
 
 

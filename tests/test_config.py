@@ -83,7 +83,8 @@ def test_each_member_has_its_own_objective_by_scopes(write):
         ("objectives.frechet.corection = 0", "no parameter 'corection'; did you mean 'correction'"),
         ("rdm.train.stepz = 3", "rdm.train has no parameter 'stepz'; did you mean 'steps'"),
         ("rdm.train.losses = [@losses.machting()]", "unknown name 'losses.machting'; did you mean 'losses.matching'"),
-        ("rdm.train.steps = = 3", "--bind"),
+        ("rdm.train.steps = = 3", "--bind.*Unable to parse value; a line binds NAME = VALUE"),
+        ("zzz.number = 3", "unknown name 'zzz'; `rdm list` names what there is"),
     ],
 )
 def test_unknown_names_come_with_the_nearest(write, binding, message):
@@ -129,6 +130,9 @@ def test_bindings_that_nothing_reads_come_with_the_line_that_is_missing(write, b
     config.load(write(BASE + binding))
     if message is None:  # a sweep's file trains too
         assert config.plan()["steps"] == 2
+        config.load(write(BASE + binding), ["rdm.train.losses = [@losses.matching()]"])
+        with pytest.raises(InputError, match="needs 'objective'.*the file holds a grid, whose points `rdm sweep` trai"):
+            config.plan(alone=True)
     else:
         with pytest.raises(InputError, match=f"x.gin:6: nothing reads .*{message}"):
             config.plan()
@@ -176,6 +180,12 @@ augmentations.jitter.shift = 2
     ("rdm.train.optimizer = @optimizers.adamw()", r"x.gin:6: optimizers.adamw needs 'params'; .* without \(\)"),
     ("rdm.train.optimizer = @optimizers.sgd\noptimizers.sgd.lr = 0", "x.gin:7: .*lr must be"),
     ("rdm.train.optimizer = @optimizers.sgd\noptimizers.sgd.lr = 'x'", "x.gin:7: optimizers.sgd: "),
+    ("rdm.train.optimizer = @optimizers.adam\noptimizers.adam.lr = 1e-3\noptimizers.adam.betas = 0.9",
+     "optimizers.adam: 'float' object is not subscriptable; it was given lr by .*x.gin:7, betas by .*x.gin:8$"),
+    ("rdm.train.losses = [@losses.matching()]\nlosses.matching.objective = 'mmd'",
+     r"x.gin:7: losses.matching.objective must be .*; got 'mmd'; refer to it by @objectives.mmd\(\)$"),
+    ("rdm.train.data = 'digits'", r"x.gin:6: rdm.train.data must be .*'; refer to it by @datasets.digits\(\)$"),
+    ("rdm.train.trackers = ['wandb']", r"x.gin:6: .*; refer to it by \[@trackers.wandb\(\)\]$"),
 ])  # fmt: skip
 def test_errors_carry_the_file_and_line_they_came_from(write, text, message):
     write("\n\nrdm.train.stepz = 3\n", "inner.gin")

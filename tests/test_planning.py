@@ -267,6 +267,14 @@ def test_a_plan_needs_neither_weights_nor_data_nor_the_device(tmp_path, monkeypa
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_a_dry_run_puts_aside_is_checked_as_a_run_does(tmp_path, capsys):
+    path = tmp_path / "absent.gin"
+    for text in ("rdm.train.device = 'gpu'", "rdm.train.data = 'digits'"):
+        path.write_text(f"{ABSENT}{text}\n")
+        assert main(["train", str(path), "--dry-run"]) == 2
+        assert f"absent.gin:{ABSENT.count(chr(10)) + 1}: {text.split()[0]} must be" in capsys.readouterr().err
+
+
 def test_a_plan_counts_what_follows_from_the_sizes(tmp_path):
     """Of linear layers: Adam keeps two numbers a weight, a pass takes two flops a weight and row, backward four."""
     path = tmp_path / "absent.gin"

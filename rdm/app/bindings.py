@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rdm.errors import InputError
+from rdm.errors import InputError, RestrictedError
 from rdm.registry import EXPERIMENTS
 
 MOST_FILES = 500  # included by one file, each time it is
@@ -63,6 +63,16 @@ def read(path: Path, admit: Callable[[Path, Path], None]) -> Text:
     """
     lines = list(_lines(path, admit, (), []))
     return Text("".join(f"{line}\n" for line, _ in lines), tuple(place for _, place in lines) or (str(path),))
+
+
+def within(root: Path) -> Callable[[Path, Path], None]:
+    """Refuse includes from outside a folder, but for the package's own files."""
+
+    def admit(path: Path, included: Path) -> None:
+        if not any(included.resolve().is_relative_to(place) for place in (root, EXPERIMENTS)):
+            raise RestrictedError(f"{path}: restricted mode refuses to include {included} from outside {root}")
+
+    return admit
 
 
 def _lines(

@@ -60,7 +60,7 @@ def train_run(
                 raise InputError(f"{out} holds a run already; give --resume to go on with it, or another --out")
         with seeded(config.seed()):
             with together():
-                arguments = config.plan()
+                arguments = config.plan(alone=True)
                 evaluation = arguments.pop("evaluation", None)
                 text = config.operative()
                 _check_same_configuration(out, text)

@@ -26,8 +26,8 @@ from rdm.errors import CorruptFileError, InputError, MismatchError, NonFiniteErr
 from rdm.files.checkpoint import is_run
 from rdm.judging.evaluation import Evaluation, Judge
 from rdm.matching.representation import assemble
-from rdm.numbers import Seed, check, check_given
-from rdm.registry import EXPERIMENTS, registries
+from rdm.numbers import ParameterError, Seed, check, check_given
+from rdm.registry import registries
 from rdm.scaling.modules import Compile
 from rdm.training.augmentation import Jitter
 from rdm.training.loop import train
@@ -47,8 +47,6 @@ CORE: dict[str, Callable[..., Any]] = {
     "rdm.evaluation": Evaluation,
 }
 BY_COMMAND = ("out", "resume", "cache", "prepared")  # arguments of `train` that the command line gives
-
-
 UNRESTRICTED = "leave --restricted out if you trust the file"
 MACRO = "gin.macro"
 # whose type says more than the place would
@@ -70,7 +68,10 @@ def load(path: Path, binds: Iterable[str] = (), *, restricted: bool = False, rem
     global _confinement, _written
     _register_all()
     root = Path(path).resolve().parent
-    parts = [bindings.read(Path(path), _admit(root) if restricted else lambda *_: None), *map(bindings.given, binds)]
+    parts = [
+        bindings.read(Path(path), bindings.within(root) if restricted else lambda *_: None),
+        *map(bindings.given, binds),
+    ]
     gin.clear_config()
     _written = []
     _confinement = (f"what {path} names", remedy) if restricted else None
@@ -98,15 +99,22 @@ def load_run(folder: Path, *, trusted: bool) -> None:
     load(folder / "config.gin", restricted=not trusted, remedy="give --trust-config if you trust who made that folder")
 
 
-def plan() -> dict[str, Any]:
+def plan(*, alone: bool = False) -> dict[str, Any]:
     """Build the arguments of `train` that the configuration binds, and `evaluation` (None without one).
+
+    `alone`, as of a run that no sweep asked for, errors say where a grid is bound, which may be what is missing.
 
     Raises:
         InputError: a required argument is not bound, or one cannot be used.
         RestrictedError: in restricted mode, something that would be fetched, run or unpickled.
     """
     with _confined():
-        return _built()
+        try:
+            return _built()
+        except InputError as error:
+            if not alone or value("rdm.sweep.grid") is None:
+                raise
+            raise InputError(f"{error}; the file holds a grid, whose points `rdm sweep` trains") from error
 
 
 def _confined() -> contextlib.AbstractContextManager[None]:
@@ -124,6 +132,18 @@ def aside(name: str, instead: Any = None) -> Callable[[], Any]:
             return copy.deepcopy(found)  # which is how gin builds what a reference names
 
     return build
+
+
+def check_argument(name: str, given: Any) -> None:
+    """Refuse what `train` does not take under this name, as `plan` does, of what was put aside.
+
+    Raises:
+        InputError: so it is, with the line that bound it.
+    """
+    try:
+        _plan(**{name: given})
+    except ParameterError as error:
+        raise placed(error, _written, _registered, "rdm.train") from error
 
 
 def _built() -> dict[str, Any]:
@@ -157,9 +177,8 @@ def grid() -> dict[str, Any]:
 
 def seed() -> int:
     """The seed that the configuration binds, 0 by default."""
-    found = value("rdm.train.seed")
-    if found is None:
-        return 0
+    bound = value("rdm.train.seed")
+    found = 0 if bound is None else bound
     check("rdm.train.seed", found, Seed)
     return found
 
@@ -217,16 +236,6 @@ def _register_all() -> dict[str, Callable[..., Any]]:
     return _registered
 
 
-def _admit(root: Path) -> Callable[[Path, Path], None]:
-    """Refuse includes from outside a folder, but for the package's own files."""
-
-    def admit(path: Path, included: Path) -> None:
-        if not any(included.resolve().is_relative_to(place) for place in (root, EXPERIMENTS)):
-            raise RestrictedError(f"{path}: restricted mode refuses to include {included} from outside {root}")
-
-    return admit
-
-
 def _import(part: Text) -> None:
     """Import what a part imports, so that members of registries that it registers are known by their names there."""
     if "__gin__" in part.text:
@@ -236,11 +245,8 @@ def _import(part: Text) -> None:
             try:
                 importlib.import_module(statement.module)
             except ModuleNotFoundError as error:
-                place, remedy = (
-                    part.place(statement.location.line_num),
-                    "install it, or say where it is: PYTHONPATH=FOLDER",
-                )
-                raise InputError(f"{place}: no module {error.name!r} is found; {remedy}") from error
+                place, remedy = part.place(statement.location.line_num), "say where it is: PYTHONPATH=FOLDER"
+                raise InputError(f"{place}: no module {error.name!r} is found; install it, or {remedy}") from error
             _register_all()
 
 

@@ -62,14 +62,19 @@ def outlined() -> Outline:
         InputError: as `rdm.app.config.plan`.
     """
     device, data, absent = config.aside("rdm.train.device", "cpu")() or "cpu", None, ""
+    try:
+        torch.device(device)  # which need not be here
+    except RuntimeError:
+        config.check_argument("device", device)
     build = config.aside("rdm.train.data")
     config.aside("rdm.train.evaluation")
     try:
         data = build()
     except Exception as error:  # whatever an absent data set ends in
         absent = first_line(error)
+    config.check_argument("data", data)
     with (sizes := Sizes())():
-        return Outline(config.plan(), sizes, data, absent, str(device))
+        return Outline(config.plan(alone=True), sizes, data, absent, str(device))
 
 
 def _ranks() -> int:

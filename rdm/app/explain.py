@@ -21,23 +21,37 @@ def own_text(error: BaseException) -> str:
     return " ".join(str(error).split("\n  In call to configurable")[0].split())
 
 
-def placed(error: Exception, written: Sequence[Binding], known: Known) -> InputError:
-    """An error of what was being built, with the line that bound the parameter and the parameter's full name."""
+def placed(error: Exception, written: Sequence[Binding], known: Known, name: str | None = None) -> InputError:
+    """An error of building what is called `name`, or gin says it is, with the line that bound the parameter."""
     called = re.search(r"In call to configurable '(\w+)' \((.*?)\)(?: in scope '.*')?(?:\n|$)", str(error))
-    name = next((full for full, build in known.items() if called and str(build) == called[2]), None)
+    name = name or next((full for full, build in known.items() if called and str(build) == called[2]), None)
     text = own_text(error).partition(" No values supplied by Gin")[0]
     if lacking := re.search(r"missing \d+ required .*?: '(\w+)'", text):
         text = f"{name or 'it'} needs {lacking[1]!r}; bind it, or refer to it without ()"
         found = [b for b in written if any(reference.name == name for reference in b.references)]
     elif isinstance(error, ParameterError):
         joint = "." if error.parameter.isidentifier() else ": "
-        text = f"{name}{joint}{error.text}" if name else text
+        text = f"{name}{joint}{error.text}{_reference(error, known.get(name or ''), known)}" if name else text
         found = [b for b in written if b.name == name and b.parameter == error.parameter]
     else:
         own = [b for b in written if name in (None, b.name)]
         found = [b for b in own if re.search(rf"\b{b.parameter}\b", text)] or (own if len(own) == 1 else [])
-        text = f"{name}: {text}" if name and name != "rdm.train" else text
+        if name and name != "rdm.train":
+            given = {b.parameter: b.place for b in own} if not found else {}
+            where = ", ".join(f"{parameter} by {place}" for parameter, place in given.items())
+            text = f"{name}: {text}" + (f"; it was given {where}" if where else "")
     return InputError(f"{found[-1].place}: {text}" if found else text)
+
+
+def _reference(error: ParameterError, build: Callable[..., Any] | None, known: Known) -> str:
+    """How gin refers to the member that a text names, where the parameter takes one."""
+    hint = {} if build is None else hints_of(_function(build))
+    texts = error.value if isinstance(error.value, list | tuple) else [error.value]
+    for text in [each for each in texts if isinstance(each, str) and error.parameter in hint]:
+        for full, made in known.items():
+            if full.endswith(f".{text}") and (line := _slot(hint[error.parameter], made, f"@{full}")):
+                return f"; refer to it by {line}"
+    return ""
 
 
 def missing(binding: Binding, reached: set[str], known: Known) -> str:
@@ -90,6 +104,8 @@ def in_one_line(error: Exception, part: Text, known: Known) -> InputError:
         full = next((name for name in known if name == match[1] or name.endswith(f".{match[1]}")), None)
         accepted = inspect.signature(known[full]).parameters if full else ()
         return UnknownNameError(f"{place}: {match[1]} has no parameter {match[2]!r}{nearest(match[2], accepted)}")
+    if isinstance(error, SyntaxError):
+        text = f"{text.removesuffix('.')}; a line binds NAME = VALUE, as rdm.train.steps = 100"
     return InputError(f"{place}: {text}")
 
 
@@ -102,5 +118,5 @@ def _line_of(error: Exception, default: int) -> int:
 
 def _nearest_configurable(name: str, known: Iterable[str]) -> str:
     short = {full.rsplit(".", 1)[1]: full for full in known}
-    hint = nearest(name, known)
-    return hint if "did you mean" in hint else nearest(name.rsplit(".", 1)[-1], [*short])
+    hints = nearest(name, known), nearest(name.rsplit(".", 1)[-1], [*short])
+    return next((hint for hint in hints if "did you mean" in hint), "; `rdm list` names what there is")
