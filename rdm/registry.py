@@ -59,6 +59,8 @@ class Entry(NamedTuple):
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return "; did you mean 'x'?" for the closest of `names`, or "; known: ..." when none is close."""
     names = sorted(names)
+    if not names:
+        return "; there are none"
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
 

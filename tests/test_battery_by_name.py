@@ -40,6 +40,8 @@ def test_how_encoders_run_is_an_argument_of_every_battery():
 @pytest.mark.parametrize("text, arguments, kind, message", [
     ("pixel", {}, UnknownNameError, "unknown battery or representation 'pixel'; did you mean 'pixels'"),
     ("pixels,pcaa", {}, UnknownNameError, "did you mean 'pca'"),
+    ("pixels,untrained", {}, InputError, "'untrained' is a battery, which goes alone"),
+    ("pixels", {"feature": 3}, InputError, "has no argument 'feature'; there are none"),
     ("pixels,", {}, UnknownNameError, "representation ''"),
     ("pixels,pixels", {}, InputError, "each representation once"),
     ("pixels,pca", {"pca.component": 3}, InputError, "no hyperparameter 'component'; did you mean 'components'"),

@@ -149,7 +149,7 @@ def test_refusals_are_one_line(made, tmp_path, capsys, monkeypatch):
     for arguments, message in (
         ([str(tmp_path / "wide.npy"), "--reference", reference], "items of shape [1, 7, 7]"),
         ([str(tmp_path / "rows.npy"), "--reference", reference], "samples have features ['features']"),
-        ([str(made / "noisy.npy"), "--reference", reference, "--metrics", "fid"], "unknown metric 'fid'"),
+        ([str(tmp_path / "none"), "--reference", reference, "--metrics", "fd,fid"], "unknown metric 'fid'"),
         (
             [str(made / "noisy.npy"), "--reference", reference, "--metrics", "kid_spread"],
             "kid_spread needs at least 1000",

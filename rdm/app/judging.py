@@ -16,6 +16,7 @@ from rdm.files.checkpoint import is_run
 from rdm.files.store import write_bytes, write_json
 from rdm.judging.against import drawing_for
 from rdm.judging.drawing import Drawing, classes_of
+from rdm.judging.measures import measures
 from rdm.judging.samples import Verdict, as_json, distance_named, encode, judge
 from rdm.judging.training_set import agreed, channels_of, is_reference, one_rate, rates_of, training_features
 from rdm.matching.representation import Battery
@@ -165,6 +166,7 @@ def evaluate_samples(
         raise InputError(f"--chart is drawn as SVG: expected FILE.svg; got {chart.name!r}")
     for name in filter(None, (per_class, per_item)):
         distance_named(name)
+    measures(names or ())  # refused before an item is read
     file = Reference.load(reference)
     given = named_encoder(file, reference, battery, member, arguments or {})
     file = file if given is None else given[0]

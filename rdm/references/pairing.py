@@ -46,6 +46,8 @@ def battery_by_name(text: str, arguments: Mapping[str, Any]) -> Battery:
 def _of_representations(text: str, arguments: Mapping[str, Any]) -> Battery:
     given: dict[str, dict[str, Any]] = {name.strip(): {} for name in text.split(",")}
     for name in given:
+        if name in batteries:
+            raise InputError(f"{name!r} is a battery, which goes alone; got {text!r}; leave the others out")
         if name not in representations:
             close = nearest(name, [*batteries, *representations])
             raise UnknownNameError(f"unknown battery or representation {name!r}{close}")
