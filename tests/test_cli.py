@@ -92,6 +92,10 @@ def test_show_gives_docstring_parameters_defaults_and_an_example(capsys):
     assert "licence: Apache-2.0" in text and "weights: " in text
     assert "default 'pool3'; 'pool3' or 'logits'" in text and "default 299; a whole number" in text
     assert "did you mean 'frechet'" in printed(capsys, "show", "frechett", status=2)
+    text = printed(capsys, "show", "digits/mmd_exact.gin")
+    assert "include 'post_train.gin'" in text and "\nin a shell: rdm train digits/mmd_exact\n" in text
+    assert "rdm sweep spiral/memories" in printed(capsys, "show", "spiral/memories")
+    assert "did you mean 'digits/flow'" in printed(capsys, "show", "digits/flows", status=2)
 
 
 @pytest.mark.parametrize("kind", sorted(registries))

@@ -6,7 +6,9 @@ another Python asks.
 
 import contextlib
 import hashlib
+import itertools
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import PathFinder
@@ -76,8 +78,10 @@ def experiments() -> list[Row]:
 
 
 def _comment(path: Path) -> str:
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
-    return first.lstrip("# ") if first.startswith("#") else ""
+    """The first sentence of the comment that it begins with."""
+    lines = itertools.takewhile(lambda line: line.strip("# "), path.read_text(encoding="utf-8").splitlines())
+    said = " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
+    return re.split(r"(?<=\.)\s(?=[A-Z])", said)[0]
 
 
 def _held(place: Path, stamp: str) -> Index | None:

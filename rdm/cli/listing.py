@@ -30,7 +30,7 @@ def list_members(kind: str | None, *, as_json: bool = False, weights: bool = Fal
     for each, rows in found.items():
         say(f"{each}:", file=sys.stdout)
         for row in rows:
-            line = f"  {row.name:<{NAME}}{row.text}"
+            line = f"  {row.name:<{NAME - 1}} {row.text}"
             for part in _lines(line, width):
                 say(part, file=sys.stdout)
 

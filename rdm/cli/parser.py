@@ -134,7 +134,8 @@ def _members_parsers(commands: Any, whole: argparse.ArgumentParser) -> None:
     listing.set_defaults(run=running.list_members)
 
     showing = commands.add_parser("show", help="a member's docstring, parameters, defaults, and how to name it")
-    _names(showing.add_argument("name", metavar="NAME", help="as mmd or metrics.mmd"), completion.members_of())
+    shown = showing.add_argument("name", metavar="NAME", help="as mmd, metrics.mmd or digits/flow")
+    _names(shown, lambda: [*completion.members_of()(), *completion.gin_files()])
     showing.set_defaults(run=running.show)
 
     demo = commands.add_parser("demo", help="post-train a one-step generator of digits here, in a few minutes")

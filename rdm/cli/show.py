@@ -1,13 +1,14 @@
-"""`rdm show NAME`: a member as its docstring says, its parameters and defaults, and how to name it."""
+"""`rdm show NAME`: a gin file of the package; or a member as its docstring says, its parameters, how to name it."""
 
 import inspect
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+from rdm.cli.index import experiments
 from rdm.errors import UnknownNameError
 from rdm.numbers import hints_of, words
-from rdm.registry import Entry, nearest, registries
+from rdm.registry import EXPERIMENTS, Entry, nearest, registries
 from rdm.terminal import say
 
 BUILT = {  # what `rdm` has a function for
@@ -23,14 +24,26 @@ BUILT = {  # what `rdm` has a function for
 
 
 def show(name: str) -> None:
-    """Print every member of a name, or the one of a kind as "objectives.mmd".
+    """Print every member of a name, or the one of a kind as "objectives.mmd"; or a gin file of the package's own.
 
     Raises:
         UnknownNameError: none is called so.
     """
+    own = name.removesuffix(".gin").removeprefix("experiments/")
+    if own in (row.name for row in experiments()):
+        for line in _file(own):
+            say(line, file=sys.stdout)
+        return
     for number, (kind, entry) in enumerate(_called(name)):
         for line in ([""] if number else []) + list(_page(kind, entry)):
             say(line, file=sys.stdout)
+
+
+def _file(name: str) -> list[str]:
+    text = (EXPERIMENTS / f"{name}.gin").read_text(encoding="utf-8")
+    command = "sweep" if "rdm.sweep.grid" in text else "train"
+    named = f"in a shell: rdm {command} {name}", f"in gin:     include '{name}'"
+    return [f"{name} (experiment)", "", *text.rstrip().splitlines(), "", *named]
 
 
 def _called(name: str) -> list[tuple[str, Entry]]:
@@ -40,7 +53,10 @@ def _called(name: str) -> list[tuple[str, Entry]]:
     found = [(k, registries[k][rest]) for k in kinds if k in registries and rest in registries[k]]
     if not found:
         every = {member for registry in registries.values() for member in registry}
-        raise UnknownNameError(f"no member is called {name!r}{_nearest(rest, every)}")
+        every |= {row.name for row in experiments()}
+        raise UnknownNameError(
+            f"no member is called {name!r}{_nearest(rest if kinds[0] in registries else name, every)}"
+        )
     return found
 
 
