@@ -16,9 +16,10 @@ from rdm.errors import InputError
 from rdm.losses._pairings import pairings, warn_of_pairings
 
 TABLES = {"spiral": "spiral/spiral.csv", "memories": "spiral/memories.csv", "digits": "digits/memories.csv"}
+TABLES |= {"dimension": "spiral/dimension.csv"}
 TABLES |= {"sound": "spoken_digits/memories.csv", "words": "number_words/memories.csv"}
 TRAININGS = {"digits": "trained, 5e-4", "sound": "trained, 5e-4", "words": "trained, 3e-4"}
-FIRST = dict.fromkeys(("spiral", "memories"), "distance") | {"words": "pairs"}
+FIRST = dict.fromkeys(("spiral", "memories", "dimension"), "distance") | {"words": "pairs"}
 FIRST |= {"digits": "sw/held_out_mixer", "sound": "sw/held_out_judge"}
 ROOT = Path(__file__).parent.parent
 STUDY, PAGE = ROOT / "experiments" / "spiral", ROOT / "docs" / "objectives_and_memories.md"
@@ -104,7 +105,7 @@ def test_the_pages_quote_the_tables():
         seen[objective] |= {str(figure)} | ({f"{100 * way.mean:.0f} ± {100 * way.half:.0f} %"} if way else set())
     for text in (*map(page_of, STUDIES), PAGE.read_text()):
         plain = " ".join(text.split())
-        quoted = re.findall(r"([\d.]+)(?: s)? \((\w+)(?: (\w+))?: `(\w+)`, ([^;)]+)(?:; ([^)]+))?\)", plain)
+        quoted = re.findall(r"([\d.]+)(?: s)? \((\w+)(?: ([\w ]+))?: `(\w+)`, ([^;)]+)(?:; ([^)]+))?\)", plain)
         assert text != PAGE.read_text() or len(quoted) >= 50
         for said, name, metric, objective, population, training in quoted:
             mean = cell(TABLES[name], objective, population, training or TRAININGS.get(name, ""), metric or FIRST[name])
