@@ -4,8 +4,11 @@ import json
 import re
 import shlex
 import shutil
+import sys
+import wave
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,6 +22,24 @@ from tests.shared_data import folder
 ROOT = Path(__file__).parent.parent
 GUIDE = (ROOT / "docs" / "new_domain.md").read_text()
 SETS = "clean", "noisy", "pitch", "one_speaker"  # the best first
+
+
+def test_the_recordings_are_packed_as_the_data_set_reads_them(tmp_path, monkeypatch):
+    spoken = {("0", "theo", "3"): [1, -32768], ("1", "ann", "49"): [5], ("7", "theo", "12"): [7, 8, 9]}
+    for (digit, speaker, take), sound in spoken.items():
+        with wave.open(str(tmp_path / f"{digit}_{speaker}_{take}.wav"), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes(np.array(sound, "<i2").tobytes())
+    (program,) = re.findall(r"```py\n(.*?)```", GUIDE, re.S)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["pack.py", str(tmp_path)])
+    exec(program, {})
+    monkeypatch.setenv("RDM_DATA", str(tmp_path / "data"))
+    held = rdm.dataset("spoken_digits", split="all", length=3)
+    assert {(int(c), *map(int, 32768 * x)) for c, x in zip(held.labels, held.images, strict=True)} == {
+        (0, 1, -32768, 0), (1, 5, 0, 0), (7, 7, 8, 9)
+    }  # fmt: skip
+    assert len(rdm.dataset("spoken_digits", takes=(12, 13), speakers=["theo"]).images) == 1
 
 
 @pytest.mark.slow

@@ -18,6 +18,6 @@ def place(name: str, file: Path) -> Path:
         missing = "RDM_DATA is not set" if not folder else f"there is no {path}"
         raise InputError(
             f'data set "{name}" reads {file} in the folder that the environment variable RDM_DATA names; '
-            f"{missing}; set it to a folder of data sets that holds the file"
+            f"{missing}; set it to a folder of data sets that holds the file, of which `rdm show {name}` says more"
         )
     return path

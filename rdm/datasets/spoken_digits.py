@@ -23,7 +23,8 @@ def spoken_digits(
     """Spoken digits (Jackson 2016), waveforms "n length" at 8,000 samples a second in [-1, 1], 10 classes.
 
     split "test": the official one, recordings 0 to 4 of each digit and speaker (300); "train": the other 2,700.
-    Recordings begin with the word: longer ones lose their end, shorter ones are followed by zeros.
+    Recordings begin with the word: longer ones lose their end, shorter ones are followed by zeros. A program in
+    docs/new_domain.md packs the public recordings into the file.
 
     Args:
         split: which recordings.
