@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from rdm.__main__ import main
 from rdm.files.pictures import save_compared, save_grid
-from rdm.files.records import note_session
+from rdm.files.records import as_command, note_session
 from rdm.files.store import write_json, write_text
 from rdm.judging.samples import Verdict
 from rdm.matching.metric import Metric
+from rdm.registry import EXPERIMENTS
 from rdm.reports.chart import chart
 from rdm.reports.page import WIDEST, asset, pictured
 from rdm.reports.plot import Curve, Group, Mark, Scale, curves, dots
@@ -241,6 +242,18 @@ def test_dots_beyond_the_axis_have_arrows_and_a_zero_has_a_place():
         assert len(places) == 2 and places[1] < places[0] and "nan" not in drawn
     assert "nan" not in dots("m", [Group("", [Mark("one", Metric(1.0, math.nan, math.nan, 1, 0))])])
     assert "nan" not in curves("m", "step", [Curve("", [(1, 2.0)])])
+
+
+def test_what_was_logged_once_is_said_so():
+    said = training({"": [{"step": 100, "loss": 0.5}]})
+    assert "Logged once: loss 0.5." in said and "at every step" not in said
+    said = training({"": [{"step": k, "lr": 1.0, **({"fresh": 2.0} if k == 9 else {})} for k in range(10)]})
+    assert "Logged once: fresh 2." in said and "The same at every step: lr 1." in said
+
+
+def test_the_packages_own_gin_files_are_named_in_commands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert as_command("rdm", "train", EXPERIMENTS / "digits" / "flow.gin") == "rdm train digits/flow"
 
 
 def test_a_long_log_is_thinned_and_what_is_not_finite_is_left_out():

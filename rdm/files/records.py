@@ -13,6 +13,7 @@ import torch
 from rdm.errors import CorruptFileError
 from rdm.files.schema import Sizes, anything, exactly, expect, listed, mapped, number, record, text
 from rdm.files.store import read_json, read_text, write_json
+from rdm.registry import EXPERIMENTS
 from rdm.trust import paths_outside
 
 PROVENANCE = "provenance.json"
@@ -92,12 +93,20 @@ def read_sessions(folder: Path) -> list[dict[str, Any]]:
 def as_command(*words: str | Path) -> str:
     """A command line as it may be kept: of a path outside the working folder the last part alone.
 
+    Gin files of the package go by their names.
+
     >>> as_command("rdm", "train", Path("a.gin"), "--bind", "x = 1", "--out", Path("/elsewhere/run"))
     "rdm train a.gin --bind 'x = 1' --out run"
     """
-    here = Path.cwd()
-    near = (w.relative_to(here) if isinstance(w, Path) and w.is_relative_to(here) else w for w in words)
-    return shlex.join(w.name if isinstance(w, Path) and w.is_absolute() else str(w) for w in near)
+    return shlex.join(_nearby(word) if isinstance(word, Path) else word for word in words)
+
+
+def _nearby(path: Path) -> str:
+    if path.is_relative_to(Path.cwd()):
+        return str(path.relative_to(Path.cwd()))
+    if path.is_relative_to(EXPERIMENTS):
+        return path.relative_to(EXPERIMENTS).with_suffix("").as_posix()
+    return path.name if path.is_absolute() else str(path)
 
 
 POINT = record({"labels": mapped(_label), "bindings": anything, "folder": _within})

@@ -103,9 +103,13 @@ def training(logs: Mapping[str, Sequence[Mapping[str, float]]], colours: Mapping
     order = list(dict.fromkeys((colours or named).values()))
     classes = {"": "c0"} | {label: f"c{order.index(name) % 8}" for label, name in named.items()}
     drawn = "".join(_curves(what, lines, classes) for what, lines in numbers.items() if what not in flat)
-    parts = [f"{k.replace('_', ' ')} {' or '.join(f'{y:g}' for y in ys)}" for k, ys in flat.items()]
-    said = page.note(f"The same at every step: {', '.join(parts)}.") if parts else ""
-    return page.legend(order) + f'<div class="panels">{drawn}</div>' + said
+    said = {"Logged once": list[str](), "The same at every step": list[str]()}
+    for what, values in flat.items():
+        once = all(len(points) == 1 for points in numbers[what].values())
+        part = f"{what.replace('_', ' ')} {' or '.join(f'{y:g}' for y in values)}"
+        said["Logged once" if once else "The same at every step"].append(part)
+    notes = "".join(page.note(f"{when}: {', '.join(parts)}.") for when, parts in said.items() if parts)
+    return page.legend(order) + f'<div class="panels">{drawn}</div>' + notes
 
 
 def provenance(folder: Path, result: Mapping[str, Any]) -> str:
