@@ -127,15 +127,20 @@ class Registry(Mapping[str, Entry], Generic[M]):
                 raise InputError(f"{self.kind} {name!r} needs {each.name}; `rdm show {name}` says what it is")
         return build(**hyperparameters)
 
-    def take(self, given: Any, kind: type[K]) -> K:
-        """What is given where a member is wanted: an object of that kind, or the name of one with its defaults."""
+    def take(self, given: Any, kind: type[K], /, **hyperparameters: Any) -> K:
+        """What is given where a member is wanted: an object of that kind, or the name of one with hyperparameters."""
+        if isinstance(given, str):
+            built: Any = self.build(given, **hyperparameters)
+            return built
+        if isinstance(given, kind) and hyperparameters:
+            raise InputError(
+                f"hyperparameters {', '.join(hyperparameters)} go with a name; got {given}, which has its own"
+            )
         if isinstance(given, kind):
             return given
-        if isinstance(given, str):
-            built: Any = self.build(given)
-            return built
         found = f"the class {given.__name__} (call it)" if isinstance(given, type) else type(given).__name__
-        raise InputError(f"expected a {kind.__name__} or the registered name of one; got {found}")
+        wanted = f"a{'n' if kind.__name__[0] in 'AEIO' else ''} {kind.__name__}"
+        raise InputError(f"expected {wanted} or the registered name of one; got {found}")
 
     @contextmanager
     def temporarily(self) -> Iterator[None]:

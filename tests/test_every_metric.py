@@ -107,6 +107,13 @@ def test_what_is_no_rows_of_the_reference_is_refused_in_words(name):
         assert "\n" not in str(caught.value)
 
 
+def test_rows_alone_are_a_real_side():
+    measure = metric("kid")
+    assert measure(X, Y) == measure(X, Real(Y))
+    with pytest.raises(InputError, match=r"reference must be a tensor of shape \(n, d\); got shape"):
+        measure(X, Y[0])
+
+
 def test_arrays_are_refused_by_name():
     with pytest.raises(InputError, match=r"sw takes generated features as a tensor \(n, d\); got ndarray"):
         generated(X.numpy(), least=2, user="sw")

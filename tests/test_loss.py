@@ -127,6 +127,12 @@ def test_references_of_every_form(tmp_path):
     for message, (name, reference, options) in refusals.items():
         with pytest.raises(InputError, match=message):
             rdm.Loss(name, reference, **options)
+    assert rdm.distance(rdm.objective("mmd", bandwidth=3.0), BATCHES[0], Y) == rdm.distance(
+        "mmd", BATCHES[0], Y, bandwidth=3.0
+    )
+    for take in (rdm.distance, rdm.transport):
+        with pytest.raises(InputError, match="expected an Objective or the registered name of one; got Tensor"):
+            take(BATCHES[0], Y, Y)
     with pytest.raises(InputError, match="reference's dimension"):
         rdm.Loss("energy", Y)(torch.zeros(3, 2))
 

@@ -101,7 +101,7 @@ def test_what_is_given_by_member_names_every_member(untyped):
         ({"pixels": "mmd"}, "objective: expected one for each member; none is given for 'identity'"),
         ({}, "none is given for 'pixels'"),
         ({**both, "pixel": "mmd"}, "objective: no member is called 'pixel'; did you mean 'pixels'"),
-        ({**both, "pixels": 3}, "expected a Objective or the registered name of one; got int"),
+        ({**both, "pixels": 3}, "expected an Objective or the registered name of one; got int"),
     ):
         with pytest.raises(InputError, match=message):
             Population(wrong, members, items)
@@ -230,7 +230,7 @@ def test_wrong_types_are_named(untyped):
     items, net, noise = torch.rand(40, 6), nn.Linear(3, 6), torch.randn(8, 3)
     build = {"objective": "energy", "battery": "pixels", "items": items}
     for change, message in (
-        ({"objective": None}, "expected a Objective or the registered name of one; got NoneType"),
+        ({"objective": None}, "expected an Objective or the registered name of one; got NoneType"),
         ({"objective": type(rdm.objective("energy"))}, r"got the class Energy \(call it\)"),
         ({"objective": "energie"}, "unknown objective 'energie'; did you mean 'energy'"),
         ({"battery": None}, "expected a Representation or the registered name of one; got NoneType"),
@@ -243,6 +243,7 @@ def test_wrong_types_are_named(untyped):
         ({"balance": 0.9}, "expected a Balance .* got float"),
         ({"chunk": 2.0}, "chunk must be a whole number from 1 .* got 2.0"),
         ({"items": items.numpy()}, "reference items must be a tensor; got ndarray"),
+        ({"items": rdm.dataset("digits")}, "got Dataset; give its images, or give a reference"),
         ({"items": None}, "reference items must be a tensor; got NoneType"),
         ({"condition": torch.zeros(3).long()}, "must have 40 rows, one an item; got 3"),
     ):

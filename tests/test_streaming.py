@@ -149,8 +149,9 @@ def test_threads_lose_nothing():
 def test_what_it_is_made_of_is_checked_at_construction():
     conditional = Representation("joined", torch.nn.Flatten(), conditional=True)
     for encoder, message in (
-        ([1, 2], "a representation, a torch module, or None for rows; got list"),
-        ("pixels", "got str"),
+        ([1, 2], "a representation, its name, a torch module, or None for rows; got list"),
+        ("pixel", "unknown representation 'pixel'; did you mean 'pixels'"),
+        ("pca", "'pca' is not fitted"),
         (rdm.battery("untrained"), "got Battery; of a battery give one member"),
         (torch.nn.Flatten, "got type"),
         (rdm.representation("pca"), "'pca' is not fitted"),
@@ -180,6 +181,7 @@ def test_what_it_is_made_of_is_checked_at_construction():
         with pytest.raises(InputError, match="rows must have 9 columns as those before; got 4"):
             metric.update(X[:, 0, 0, :1].repeat(1, 4), real=real)
     assert list(metric.compute()) == ["near", "wide"]
+    assert repr(Streaming("pixels", "fd")) == repr(Streaming(rdm.representation("pixels"), ["fd"]))
 
 
 def test_a_module_is_an_encoder_and_left_alone():

@@ -15,7 +15,7 @@ from rdm.registry import objectives
 
 
 def distance(
-    name: str,
+    name: str | Objective,
     x: Tensor,
     y: Tensor,
     *,
@@ -27,7 +27,7 @@ def distance(
     """Distance of generated rows x (n, d), which carry the gradient, from reference rows y (m, d).
 
     `name` and `hyperparameters` are those of the objective (`rdm.names("objectives")`), whose docstring says formula,
-    units and cost. Weights are non-negative and normalised inside.
+    units and cost; or `name` is the objective. Weights are non-negative and normalised inside.
 
     A pure function: y is bound at every call, its own double sums, eigenvectors or sorted projections included. In a
     loop over one reference take `rdm.Loss`, which binds once and may have a memory; where the population is larger than
@@ -49,7 +49,7 @@ def distance(
     >>> rdm.distance("energy", torch.tensor([[[1.0]], [[2.0]]]), torch.tensor([[0.0]])).tolist()
     [2.0, 4.0]
     """
-    chosen = objectives.build(name, **hyperparameters)
+    chosen = objectives.take(name, Objective, **hyperparameters)
     return compare(chosen, x, y, weights=weights, reference_weights=reference_weights, generator=generator)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rdm.errors import InputError, NonFiniteError
 from rdm.matching.autocast import dense, exact
-from rdm.matching.objective import Transport
+from rdm.matching.objective import Objective, Transport
 from rdm.matching.statistic import checked, checked_weights
 from rdm.numbers import Count, Positive, check
 from rdm.registry import objectives
@@ -17,7 +17,7 @@ Cost = Tensor | Callable[[Tensor, Tensor], Tensor]
 
 
 def transport(
-    name: str,
+    name: str | Objective,
     x: Tensor | None = None,
     y: Tensor | None = None,
     *,
@@ -30,10 +30,10 @@ def transport(
 ) -> Transport:
     """The plan that moves generated rows x (n, d) to reference rows y (m, d), and its dual potentials.
 
-    `name` is an objective that has a plan, "sinkhorn" or "wasserstein", with its hyperparameters. `value` is what the
-    plan minimises: of wasserstein the distance itself, of sinkhorn OT_eps(a, b), which is the objective with
-    debias=False. It is differentiable in x, in y and in both sides' weights, by the envelope theorem; plan and
-    potentials are constants.
+    `name` is an objective that has a plan, "sinkhorn" or "wasserstein", with its hyperparameters, or such an objective.
+    `value` is what the plan minimises: of wasserstein the distance itself, of sinkhorn OT_eps(a, b), which is the
+    objective with debias=False. It is differentiable in x, in y and in both sides' weights, by the envelope theorem;
+    plan and potentials are constants.
 
     `cost` gives other costs than the objective's own: a function of (x, y) with result "n m", or the matrix itself, for
     which x and y may be left out. They are taken as they are: sinkhorn's temperature is blur^p, in their units, and
@@ -61,7 +61,7 @@ def transport(
     """
     check("tolerance", tolerance, Positive)
     check("iterations", iterations, Count | None)
-    objective = objectives.build(name, **hyperparameters)
+    objective = objectives.take(name, Objective, **hyperparameters)
     with exact():
         rows, others = (None if s is None else checked(s, side=w)[0].double() for s, w in ((x, "x"), (y, "y")))
         if isinstance(cost, Tensor):

@@ -26,6 +26,7 @@ from rdm.references.accumulate import Blocks, Reservoir, merged
 from rdm.references.file import Reference
 from rdm.references.pairing import as_reference, paired
 from rdm.registry import metrics as registry
+from rdm.registry import representations
 
 SIDES = "generated", "real"
 ENCODED, FOLDED = 64, 256  # items encoded, and rows taken into moments and sample, at a time
@@ -39,8 +40,8 @@ class Streaming:
     takes it in for the time being. Threads may share one object; the order of their items is then that of arrival.
 
     Args:
-        representation: the encoder (a torch module is copied), on images "n c h w" as uint8 or float in [0, 1], or on
-            what it says that it takes; None for rows "n d" as they are.
+        representation: the encoder, or its registered name (a torch module is copied), on images "n c h w" as uint8
+            or float in [0, 1], or on what it says that it takes; None for rows "n d" as they are.
         metrics: metrics that compare two sides, by name, "kid" or "precision(k=3)", or built,
             `rdm.metric("kid", size=100)`; a mapping gives them names of your own.
         reference: the real side, where it is known beforehand: a `rdm.Reference` or its file, whose encoder must be
@@ -65,7 +66,7 @@ class Streaming:
 
     def __init__(
         self,
-        representation: Representation | nn.Module | None,
+        representation: Representation | nn.Module | str | None,
         metrics: Sequence[str | Measure] | Mapping[str, str | Measure],
         *,
         reference: Real | Reference | Path | str | None = None,
@@ -223,10 +224,12 @@ def _encoder(given: Any) -> Representation | None:
         return None
     if isinstance(given, nn.Module):
         return Representation(type(given).__name__, copy.deepcopy(given))  # it is frozen, and the caller's may train
+    if isinstance(given, str):
+        given = representations.take(given, Representation)
     if not isinstance(given, Representation):
         raise InputError(
-            f"Streaming takes a representation, a torch module, or None for rows; got {type(given).__name__}; "
-            "of a battery give one member"
+            "Streaming takes a representation, its name, a torch module, or None for rows; "
+            f"got {type(given).__name__}; of a battery give one member"
         )
     if given.conditional or given.module is None:
         what = "takes conditions, which Streaming has not" if given.conditional else "is not fitted"

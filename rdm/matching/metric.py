@@ -10,6 +10,7 @@ The spread J of the measured influences has mean E[g^2]/n + 2 S, and a bootstrap
 vanishes, both are far too wide. J - S is right on either end, and never less than S (test: test_intervals.py).
 """
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -103,6 +104,18 @@ class Estimate(NamedTuple):
         return Metric(self.value, min(low, self.value), max(self.value, min(high, most)), n, seed)
 
 
+def _of_rows(call: Callable[..., Metric]) -> Callable[..., Metric]:
+    """The same, which takes rows in the place of a `Real` that has nothing else."""
+
+    @functools.wraps(call)
+    def taking(self: "Measure", x: Tensor, real: Any, **options: Any) -> Metric:
+        if not isinstance(real, Real):
+            real = Real.of(real)
+        return call(self, x, real, **options)
+
+    return taking
+
+
 class Measure(ABC):
     """A metric: a frozen dataclass of hyperparameters, called on features. Registered in `metrics`.
 
@@ -122,11 +135,12 @@ class Measure(ABC):
     def __init_subclass__(cls, **options: Any) -> None:  # noqa: D105
         super().__init_subclass__(**options)
         for name in {"__call__", "estimate", "streamed"} & set(vars(cls)):
-            setattr(cls, name, own_types()(vars(cls)[name]))
+            own = own_types()(vars(cls)[name])
+            setattr(cls, name, _of_rows(own) if name == "__call__" else own)
 
     @abstractmethod
     def __call__(self, x: Tensor, real: Real, *, seed: int = 0) -> Metric:
-        """The metric of generated features x (n, d) against the real side."""
+        """The metric of generated features x (n, d) against the real side, which may be rows (m, d) as well."""
 
     def bound(self, real: Real, *, seed: int = 0) -> Callable[[Tensor, Tensor | None], Metric]:
         """The metric of features, and of the classes asked for where these count; the real side's part is done once."""

@@ -282,15 +282,16 @@ def checked(
         NonFiniteError: NaN or infinity, with the side and the number of rows.
     """
     if not isinstance(features, Tensor) or features.ndim != 2:
-        got = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else type(features).__name__
-        raise InputError(f"{side} must be a tensor of shape (n, d); got {got}; flatten or pool each item to one row")
+        got, remedy = type(features).__name__, "torch.as_tensor makes one of numbers"
+        if isinstance(features, Tensor):
+            got, remedy = f"shape {tuple(features.shape)}", "flatten or pool each item to one row"
+        raise InputError(f"{side} must be a tensor of shape (n, d); got {got}; {remedy}")
     dense(features, side)
     if features.shape[0] == 0 or features.shape[1] == 0:
         raise InputError(f"{side} is empty: shape {tuple(features.shape)}; at least one row and one column are needed")
     if not features.is_floating_point() or features.dtype.itemsize == 1:
-        raise InputError(
-            f"{side} must be floating point of 16 bits or more; got {features.dtype}; convert it, images to [0, 1]"
-        )
+        got = f"{features.dtype}; convert it, images to [0, 1]"
+        raise InputError(f"{side} must be floating point of 16 bits or more; got {got}")
     if not all_finite(features.detach()):
         bad = int((~torch.isfinite(features.detach())).any(1).sum())
         raise NonFiniteError(f"{side}: NaN or infinity in {bad} of {len(features)} rows; expected finite features")

@@ -75,13 +75,7 @@ class Loss(nn.Module):
         **hyperparameters: Any,
     ):
         super().__init__()
-        if hyperparameters and not isinstance(name, str):
-            raise InputError(
-                f"hyperparameters {', '.join(hyperparameters)} go with a name; got {name}, which has its own"
-            )
-        chosen = (
-            objectives.build(name, **hyperparameters) if isinstance(name, str) else objectives.take(name, Objective)
-        )
+        chosen = objectives.take(name, Objective, **hyperparameters)
         real = _real(reference, reference_weights, chosen)
         statistic, target = chosen.bind(real)
         kept = NoMemory() if memory is None else memories.take(memory, Memory)

@@ -185,7 +185,11 @@ def real_sides(
         MismatchError: another encoder than the reference's (`paired`), or items of another shape.
     """
     if not isinstance(items, Tensor) and (reference is None or items is not None):
-        raise InputError(f"reference items must be a tensor; got {type(items).__name__}; or give a reference")
+        remedy = "give its images" if hasattr(items, "images") else "torch.as_tensor makes one of numbers"
+        raise InputError(
+            f"reference items must be a tensor; got {type(items).__name__}; {remedy}, or give a reference, as "
+            "rdm reference measures files of any size"
+        )
     place = torch.device(device or "cpu") if items is None else items.device
     if reference is not None:
         chosen = _of_reference(None if battery is None else as_battery(battery), reference, items, condition, place)
