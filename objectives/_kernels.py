@@ -4,6 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -66,6 +67,14 @@ class Gaussian(_Exponential):
     @property
     def slope_unit(self) -> float:  # noqa: D102
         return -0.5 / max(self.bandwidths) ** 2
+
+    @property
+    def in_place(self) -> bool:  # noqa: D102
+        return self.shared
+
+    @property
+    def shared(self) -> bool:  # noqa: D102
+        return len(self.bandwidths) == 1 and not self.wide(self.bandwidths[0])
 
     def profile(self, squared: Tensor) -> Tensor:  # noqa: D102
         widest, *others = sorted(self.bandwidths, reverse=True)
@@ -174,14 +183,19 @@ class Power(Radial):
     def slope_unit(self) -> float:  # noqa: D102
         return -self.exponent / 2
 
+    @property
+    def in_place(self) -> bool:  # noqa: D102
+        return self.exponent == 1
+
     def profile(self, squared: Tensor) -> Tensor:  # noqa: D102
         if self.exponent == 1:
-            value = squared.sqrt()
-            torch.reciprocal(value, out=squared)
-        else:
-            value = squared.pow(self.exponent / 2)
-            torch.div(value, squared, out=squared)
+            return squared.sqrt_()
+        value = squared.pow(self.exponent / 2)
+        torch.div(value, squared, out=squared)
         return value
+
+    def slopes(self, left: Tensor) -> Tensor:  # noqa: D102
+        return left.reciprocal_() if self.exponent == 1 else left
 
 
 @dataclass(frozen=True)
@@ -203,8 +217,7 @@ class Polynomial(Kernel):
         torch.mm(x.rows[i], y.rows[j].T, out=out)
         for rows in parts(out):
             base = out[rows].div_(self._divisor(x.rows)).add_(self.coef)
-            values = base.pow(self.degree)
-            yield Strip(rows, values, base.pow_(self.degree - 1), False)
+            yield Strip(rows, base.pow(self.degree), partial(base.pow_, self.degree - 1), False, False)
 
     def pulled(self, reach: Tensor, x: Tensor, drawn: Tensor, times: Tensor | float) -> Tensor:  # noqa: D102
         return drawn.mul_(times * self.degree / self._divisor(x))

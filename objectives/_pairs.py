@@ -6,7 +6,8 @@ below the bandwidth and from 0 where they are above, which keeps the digits of e
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -24,8 +25,9 @@ class Strip(NamedTuple):
     """Some rows of a tile of pairs."""
 
     rows: slice  # of the tile
-    values: Tensor
-    slopes: Tensor  # may be the same tensor as the values
+    values: Tensor  # until `slopes` is called, which may put them in their place
+    slopes: Callable[[], Tensor]
+    shared: bool  # values are slopes
     exact: bool  # in float64, where the tile is not
 
 
@@ -93,6 +95,16 @@ class Radial(Kernel):
         """What slopes in strips are to be multiplied by."""
         return 1.0
 
+    @property
+    def in_place(self) -> bool:
+        """Whether `profile` and `slopes` need no room beside what they are given."""
+        return False
+
+    @property
+    def shared(self) -> bool:
+        """Whether its values are its slopes."""
+        return False
+
     def values(self, squared: Tensor) -> Tensor:
         """k(s) itself, elementwise."""
         return self.profile(squared.clone()).mul_(self.value_unit).add_(self.origin)
@@ -102,39 +114,46 @@ class Radial(Kernel):
 
     @abstractmethod
     def profile(self, squared: Tensor) -> Tensor:
-        """k(s) - origin, elementwise, in units of `value_unit`; the squared distances become dk/ds in place."""
+        """k(s) - origin, elementwise, in units of `value_unit`; what `slopes` takes is left in place of s."""
+
+    def slopes(self, left: Tensor) -> Tensor:
+        """dk/ds, in place, of what `profile` left."""
+        return left
 
     def strips(self, x: Side, i: slice, y: Side, j: slice, *, same: bool, out: Tensor) -> Iterator[Strip]:
         """In float32 or float64, and in float64 where a cusp needs it."""
-        double, negative = x.dtype == torch.float64, not self.singular and self._sees(x, y)
-        if not (self.singular and double):
+        negative, close, limit = not self.singular and self._sees(x, y), self.singular, None
+        if not (self.singular and x.dtype == torch.float64):
             squared_pairs(x, i, y, j, out)
-        largest = x.norms[i].max() + y.norms[j].max() if self.singular else None
+            if self.singular:
+                if same:
+                    out.diagonal().fill_(torch.inf)
+                limit = _limit(x, i, y, j)
+                close = usual(out.amin() < limit, False)
         room = None if out.dtype == x.rows.dtype else x.rows.new_empty(out.shape)
-        for rows in parts(out):
-            exact, zero = self.singular and double, None
+        for rows in parts(out, whole=self.in_place and room is None and not close):
             work = out[rows] if room is None else room[: rows.stop - rows.start].copy_(out[rows])
             own = slice(i.start + rows.start, i.start + rows.stop)
-            if largest is not None and not double:
-                if same:
-                    work.diagonal(rows.start).fill_(torch.inf)
-                exact = _nearby(work, x, largest)
+            exact = close and (limit is None or usual(work.amin() < limit, False))
             if exact:
                 work = squared_distances(x.rows[own].double(), y.rows[j].double(), coinciding=True)
             elif negative:
                 work.clamp_min_(0)
-            if same:  # 0 only up to rounding otherwise; the pull of a row on itself must vanish exactly
+            if same:  # 0 only up to rounding otherwise
                 work.diagonal(rows.start).zero_()
-            if exact:
-                zero = work == 0
+            zero = work == 0 if exact else None
             values = self.profile(work)
-            if zero is not None:
-                work.masked_fill_(zero, 0.0)
-            if same:
-                if values is work:
-                    values = work.clone()
-                work.diagonal(rows.start).zero_()
-            yield Strip(rows, values, work, exact and not double)
+            finished = partial(self._finished, work, zero, rows.start if same else None)
+            yield Strip(rows, values, finished, self.shared and not same, exact and limit is not None)
+
+    def _finished(self, left: Tensor, zero: Tensor | None, start: int | None) -> Tensor:
+        """Slopes, which must vanish exactly for a row and itself, and for rows that coincide."""
+        slopes = self.slopes(left)
+        if zero is not None:
+            slopes.masked_fill_(zero, 0.0)
+        if start is not None:
+            slopes.diagonal(start).zero_()
+        return slopes
 
     def _sees(self, x: Side, y: Side) -> bool:
         """Whether rounding may leave squared distances so far below 0 that it matters; an accelerator is not asked."""
@@ -146,13 +165,13 @@ class Radial(Kernel):
         return drawn.addcmul_(reach[:, None].to(drawn.dtype), x, value=-1).mul_(-2 * self.slope_unit * times)
 
 
-def parts(tile: Tensor) -> Iterator[slice]:
-    """Strips of a tile that stay in a processor's cache; the whole on an accelerator."""
-    height = len(tile) if tile.device.type != "cpu" else max(1, STRIP // tile.shape[1])
+def parts(tile: Tensor, *, whole: bool = False) -> Iterator[slice]:
+    """Strips of a tile that stay in a processor's cache; or the whole, as always on an accelerator."""
+    height = len(tile) if whole or tile.device.type != "cpu" else max(1, STRIP // tile.shape[1])
     return (slice(start, min(start + height, len(tile))) for start in range(0, len(tile), height))
 
 
-def _nearby(squared: Tensor, x: Side, largest: Tensor) -> bool:
-    """Whether some pair is so near that its squared distance has lost the digits that a cusp needs."""
+def _limit(x: Side, i: slice, y: Side, j: slice) -> Tensor:
+    """Squared distance below which a pair's own has lost the digits that a cusp needs."""
     near = NEAR if x.products == "float32" else ROUGH
-    return usual(squared.amin() < near * torch.finfo(x.rows.dtype).eps * largest, False)
+    return near * torch.finfo(x.rows.dtype).eps * (x.norms[i].max() + y.norms[j].max())

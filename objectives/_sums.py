@@ -95,16 +95,16 @@ class _SelfSum(torch.autograd.Function):
         tiles = [(i, j) for i, j in product(blocks, blocks) if j.start >= i.start]  # the kernel is symmetric
         for i, j in tiles[portion.rows(len(tiles))]:
             for strip in sweep.strips(i, j, same=i == j):
-                if i == j and not diagonal:
-                    for each in (strip.values, strip.slopes):
-                        each.diagonal(strip.rows.start).zero_()
+                without = i == j and not diagonal
+                if without:
+                    strip.values.diagonal(strip.rows.start).zero_()
                 own = _within(i, strip.rows)
                 sums = sweep.summed(strip.values, j)
                 total += a[own] @ sums if i == j else 2 * (a[own] @ sums)
                 sweep.means[own] += sums
                 if i != j and ctx.needs_input_grad[1]:
                     sweep.means[j] += sweep.summed(strip.values.T, own)
-                sweep.weigh(strip, sums, own, i, j, both=i != j)
+                sweep.weigh(strip, sums, own, i, j, both=i != j, without=without)
             sweep.pull(i, j, both=i != j)
         unit = sweep.mass(kernel.value_unit)
         ctx.save_for_backward(sweep.gradient(x.dtype, 2), sweep.means.mul_(2 * unit))
@@ -153,11 +153,15 @@ class _Sweep:
         """What sums are to be multiplied by: the other side's weight where that is one number."""
         return unit * self.b[0] if self._equal[1] else torch.full_like(self.b[0], unit)
 
-    def weigh(self, strip: Strip, sums: Tensor, own: slice, i: slice, j: slice, *, both: bool = False) -> None:
+    def weigh(
+        self, strip: Strip, sums: Tensor, own: slice, i: slice, j: slice, *, both: bool = False, without: bool = False
+    ) -> None:
         """Leave slopes times weights in the tile for `pull`, which `both` sides will be asked for."""
         if not self.pulls:
             return
-        slopes, left, shared = strip.slopes, self._pairs(i, j)[strip.rows], strip.slopes is strip.values
+        slopes, left = strip.slopes(), self._pairs(i, j)[strip.rows]
+        if without:
+            slopes.diagonal(strip.rows.start).zero_()
         if not self._equal[0]:
             slopes.mul_(self._weights[0][own][:, None])
         if not self._equal[1]:
@@ -168,7 +172,7 @@ class _Sweep:
             return
         if left.data_ptr() != slopes.data_ptr():
             left.copy_(slopes)
-        self.reach[own] += sums if shared and all(self._equal) else slopes.sum(1)
+        self.reach[own] += sums if strip.shared and all(self._equal) else slopes.sum(1)
         if both:
             self.reach[j] += slopes.sum(0)
 
