@@ -93,19 +93,19 @@ class Loss(nn.Module):
         self, features: Tensor, weights: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
         """The distance of the features and of the past; `generator` draws what a randomized objective needs."""
-        run: Any = Loss._stepped
         if torch.compiler.is_compiling():  # what follows depends on the numbers: it runs between compiled graphs
-            run = torch.compiler.disable(run)
-        return run(self, features, weights, generator)
+            apart: Any = torch.compiler.disable(Loss._stepped)
+            return apart(self, features, weights, generator)
+        return self._stepped(features, weights, generator)
 
     def _stepped(self, features: Tensor, weights: Tensor | None, generator: torch.Generator | None) -> Tensor:
         if weights is not None and not self._held.objective.traits.learned_weights:
             refuse_gradient(weights, "weights", f"detach them: {type(self._held.objective).__name__} learns no weights")
         if weights is not None and isinstance(self._held.solver, Follower):
             refuse_gradient(weights, "weights", "detach them: a population that is followed learns no weights")
-        run = partial(in_own_types, partial(self._value, generator), features, weights)
         if not isinstance(features, Tensor) or features.device.type == "cpu" or active():
-            return run()
+            return in_own_types(self._value, features, weights, generator)
+        run = partial(in_own_types, self._value, features, weights, generator)
         return postponed(partial(self._again, run, generator), features.device)[0]
 
     def _again(self, run: Callable[[], Tensor], generator: torch.Generator | None) -> Tensor:
@@ -114,13 +114,16 @@ class Loss(nn.Module):
             undone_by(partial(generator.set_state, generator.get_state()))
         return run()
 
-    def _value(self, generator: torch.Generator | None, features: Tensor, weights: Tensor | None) -> Tensor:
+    def _value(self, features: Tensor, weights: Tensor | None, generator: torch.Generator | None) -> Tensor:
         rows, masses = checked(features, weights)
         held = self._held
+        if not held.remembers:
+            batch = merge_across_ranks(held.statistic.measure(rows, masses))
+            return held.objective.distance(batch, held.target, generator=generator)
         batch = merge_across_ranks(held.live.measure(rows, masses))
         found = held.read(batch, int(total(len(rows))), generator)
         vars(self).update(_share=found.share, report=read(found.report))  # nothing that torch would look through
-        if self.training and held.remembers:
+        if self.training:
             kept = merge_across_ranks(Cat(rows.detach(), masses.detach())) if held.memory.keeps_rows else None
             held.write(found.batch, kept, found.left)
         return found.value
