@@ -110,7 +110,7 @@ class _SquaredDistance(torch.autograd.Function):
         roots = eigenvalues.sqrt()
         overlap = roots.sum()
         distance = (mean - target.mean).square().sum() + trace + target.trace - 2 * overlap
-        if lacking is not None and lacking > UNSEEN * distance:
+        if lacking is not None and usual(lacking > UNSEEN * distance):
             warnings.warn(
                 f"frechet: the population's covariance is singular on the reference's {len(target.factor.T)} "
                 "directions (fewer rows than dimensions, or collapsed features); exact on the rank that there is, but "

@@ -117,6 +117,11 @@ class AddedLoss(Tensor):
     """A loss whose gradient has been added already: any tensor, but that trainers which want to take one are told."""
 
     @classmethod
+    def of(cls, loss: Tensor) -> Tensor:
+        """This loss; one of another subclass keeps its own kind, whose words are its own."""
+        return loss.as_subclass(cls) if type(loss) is Tensor else loss
+
+    @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """What the function makes of a plain tensor; multiples and sums, as loss scales make them, stay of this kind.
 

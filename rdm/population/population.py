@@ -214,7 +214,7 @@ class Population(Stateful):
         with torch.enable_grad():
             hand, chunks = Added(passes, self._watch, scale), self._chunks(noise, condition, weights, generator)
             step = self._take(self._forward(generate, chunks, generator, self._look), hand)
-        return step._replace(loss=step.loss.as_subclass(AddedLoss))
+        return step._replace(loss=AddedLoss.of(step.loss))
 
     def warm_up(self, generate: Generate, noise: Tensor, condition: Condition | None = None) -> None:
         """Write one batch of any size to the memory, chunk by chunk and without gradient, before the first step."""
