@@ -16,10 +16,10 @@ from rdm.errors import InputError
 from rdm.losses._pairings import pairings, warn_of_pairings
 
 TABLES = {"spiral": "spiral/spiral.csv", "memories": "spiral/memories.csv", "digits": "digits/memories.csv"}
-TABLES |= {"dimension": "spiral/dimension.csv"}
+TABLES |= {"objectives": "spiral/objectives.csv", "dimension": "spiral/dimension.csv"}
 TABLES |= {"sound": "spoken_digits/memories.csv", "words": "number_words/memories.csv"}
 TRAININGS = {"digits": "trained, 5e-4", "sound": "trained, 5e-4", "words": "trained, 3e-4"}
-FIRST = dict.fromkeys(("spiral", "memories", "dimension"), "distance") | {"words": "pairs"}
+FIRST = dict.fromkeys(("spiral", "memories", "objectives", "dimension"), "distance") | {"words": "pairs"}
 FIRST |= {"digits": "sw/held_out_mixer", "sound": "sw/held_out_judge"}
 ROOT = Path(__file__).parent.parent
 STUDY, PAGE = ROOT / "experiments" / "spiral", ROOT / "docs" / "objectives_and_memories.md"
