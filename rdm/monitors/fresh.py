@@ -130,7 +130,7 @@ class Fresh(Monitor):
             return None
         return (
             f"the loss may be gamed: samples are nearer to the reference than as many fresh real items under "
-            f"{_listed(below)} times their distance, but not under {_listed(worse)}, held out"
+            f"{_listed(below)}, but farther under {_listed(worse)}, held out (ratios of the distances)"
         )
 
 
