@@ -1,4 +1,4 @@
-"""python -m experiments.cifar10.gaming STUDY --csv FILE --curves PNG --pictures PNG: what `gaming.gin` found.
+"""python -m experiments.gaming STUDY --csv FILE --curves PNG --pictures PNG: what `gaming.gin` found.
 
 STUDY is the folder of `rdm sweep gaming.gin`. In the table, encoders that trained are bold.
 """
@@ -115,7 +115,7 @@ def curves(runs: Sequence[Run]) -> bytes:
     columns = min(3, len(names))
     height = -(-len(names) // columns)
     figure = Figure(figsize=(9, 2.4 * height + 0.6), dpi=80, layout="constrained")
-    grid = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    grid = figure.subplots(height, columns, sharey=True, squeeze=False).flatten()
     for axis, name in zip(grid, names, strict=False):
         for run in (run for run in runs if run.name == name):
             for k, encoder in enumerate(ENCODERS):
@@ -126,10 +126,9 @@ def curves(runs: Sequence[Run]) -> bytes:
                 style = {"color": f"C{k}", "ls": "-" if trains else ":", "lw": 1.8 if trains else 1.0}
                 axis.plot(steps, values, label=label, **style)
         axis.axhline(1, color="black", lw=0.6)
-        axis.set(title=name, yscale="log")
+        axis.set(title=name, yscale="log", xlabel="steps" if axis in grid[-columns:] else None)
     for axis in grid[len(names) :]:
         axis.set_axis_off()
-    figure.supxlabel("steps", fontsize=9)
     figure.supylabel("MMD, over that of fresh real pictures", fontsize=9)
     figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=7)
     buffer = io.BytesIO()
@@ -156,7 +155,7 @@ def pictures(runs: Sequence[Run]) -> bytes:
 
 def main() -> None:
     """Print the tables; write what is asked for."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.cifar10.gaming", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments.gaming", description=__doc__)
     parser.add_argument("study", type=Path)
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--curves", type=Path)

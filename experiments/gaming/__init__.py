@@ -1,0 +1,1 @@
+"""Gaming: pictures that are free weights, under one encoder and under batteries."""
