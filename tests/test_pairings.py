@@ -12,6 +12,7 @@ import pytest
 
 import rdm
 from experiments.memories import NOT_RUN, Found, as_csv, draw, main, read, table
+from experiments.spiral import trial
 from rdm.errors import InputError
 from rdm.losses._pairings import pairings, warn_of_pairings
 
@@ -116,6 +117,13 @@ def test_the_pages_quote_the_tables():
             assert said in seen[objective], (objective, said)
         if text in (PAGE.read_text(), page_of("memories")):
             assert set(re.findall(figure, plain)) <= set().union(*seen.values())
+
+
+def test_the_trials_tables_are_those_of_its_file():
+    found, page = read([STUDY / "trial.csv"]), (STUDY / "PASTS.md").read_text()
+    for objective in trial.OBJECTIVES:
+        assert {len(found.values((objective, past, "trained, 1e-4"))) for past in trial.PASTS} == {3}
+        assert trial.table(found, objective) in page
 
 
 def test_how_far_a_memory_goes(tmp_path):

@@ -1,0 +1,1 @@
+"""Objectives, batches and memories on a spiral in 64 dimensions."""
