@@ -1,7 +1,9 @@
 """Gaming: pictures that are free weights, with untrained networks, and the study's own files with few pictures."""
 
+import csv
 import io
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,20 @@ def test_gaming_is_drawn_and_told_by_encoder(tmp_path):
     assert "a,1,mobilenetv1_025,0,mmd_r,1,1.5,," in lines
     assert Image.open(io.BytesIO(gaming.pictures(runs))).size == (660, 160)
     assert Image.open(io.BytesIO(gaming.curves(runs))).width > 300
+
+
+def test_the_pages_quote_the_study():
+    """What judges that never train end at, from the table of every run."""
+    with (STUDY / "tables.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["metric"] == "mmd_r" and row["encoder"] in gaming.APART]
+    last = {(row["run"], row["seed"], row["encoder"]): float(row["value"]) for row in rows}  # of the last step
+    page, docs = (STUDY / "README.md").read_text(), (STUDY.parents[1] / "docs" / "batteries.md").read_text()
+    quoted = {}
+    for run in dict.fromkeys(row["run"] for row in rows):
+        seeds = [math.sqrt(math.prod(last[run, seed, encoder] for encoder in gaming.APART)) for seed in "012"]
+        quoted[run] = f"{sum(seeds) / 3:.1f} ± {(max(seeds) - min(seeds)) / 2:.1f}"
+    assert len(quoted) == 7 and all(text in page for run, text in quoted.items() if run != "start"), quoted
+    assert all(quoted[run] in docs for run in ("one encoder", "two", "four"))
 
 
 @pytest.mark.slow
