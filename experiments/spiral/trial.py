@@ -25,6 +25,7 @@ from torch import Tensor, nn
 import rdm
 from experiments.memories import Found, as_csv, mean
 from rdm.datasets.spiral import SpiralScore
+from rdm.errors import InputError
 from rdm.files.store import write_text
 from rdm.randomness import stream
 
@@ -143,9 +144,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     options = parser.parse_args()
     held: list[dict[str, str]] = []
-    for row in rows(options.start, options.steps, options.seeds):
-        held.append(row)
-        write_text(options.out, as_csv(Found(held)))
+    try:
+        for row in rows(options.start, options.steps, options.seeds):
+            held.append(row)
+            write_text(options.out, as_csv(Found(held)))
+    except InputError as error:
+        parser.error(str(error))
     for objective in OBJECTIVES:
         print(f"{objective}\n\n{table(Found(held), objective)}\n")
 
