@@ -166,7 +166,7 @@ def test_points_are_kept_as_rows(tmp_path):
     with pytest.raises(InputError, match=r"items of shape \[64\] are no pictures .*; give --out FILE.npz"):
         sample_run(tmp_path / "run", tmp_path / "folder", n=9)
     sample_run(tmp_path / "run", tmp_path / "x.npz", n=9)
-    rows = np.load(tmp_path / "x.npz")["rows"]
+    rows = np.load(tmp_path / "x.npz")["features"]
     assert rows.shape == (9, 64) and rows.dtype == np.float32 and rows.std() > 0
 
 

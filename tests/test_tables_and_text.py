@@ -149,3 +149,50 @@ def test_a_sentence_encoder_tokenizes_as_its_own_tokenizer_does(tmp_path):
     assert encode.fingerprint != by_ids.fingerprint
     with pytest.raises(InputError, match="give UTF-8 bytes"):
         encode(torch.rand(2, 5))
+
+
+TRAINED = """
+rdm.train.model = @generators.{generator}()
+rdm.train.losses = [@losses.matching()]
+losses.matching.reference = 'r.safetensors'
+losses.matching.objective = @objectives.energy()
+losses.matching.population = 16
+rdm.train.optimizer = @optimizers.adam
+rdm.train.steps = 2
+"""
+
+
+def test_a_generator_trained_from_a_file_of_texts_is_judged_by_it(tmp_path, monkeypatch, capsys):
+    """Its items are probabilities of tokens, the reference's are ids; pictures are no texts."""
+    monkeypatch.chdir(tmp_path)
+    Path("real.txt").write_text("\n".join(f"line {k} of {k * k}" for k in range(40)))
+    command = "reference real.txt --size 8 --battery token_statistics --set vocabulary=256 --out r.safetensors"
+    assert main(command.split()) == 0
+    tokens = "generators.soft_tokens.length = 8\ngenerators.soft_tokens.vocabulary = 256\n"
+    Path("x.gin").write_text(TRAINED.format(generator="soft_tokens") + tokens)
+    assert main("train x.gin --out run".split()) == 0
+    assert main("evaluate run --reference r.safetensors --metrics energy --json j.json -n 12".split()) == 0
+    assert json.loads(Path("j.json").read_text())["metrics"]["energy/token_statistics"]["n"] == 12
+    np.save("pictures.npy", np.zeros((9, 8, 8), np.uint8))
+    assert main("evaluate pictures.npy --reference r.safetensors".split()) == 2
+    assert "was made of [8]; give text, not images" in capsys.readouterr().err
+
+
+def test_a_generator_trained_from_a_table_is_judged_by_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    written(Path("real.csv"))
+    assert main("reference real.csv --out r.safetensors".split()) == 0
+    Path("x.gin").write_text(TRAINED.format(generator="mlp") + "generators.mlp.outputs = 3\n")
+    assert main("train x.gin --out run".split()) == 2
+    assert "give the battery, of identity where items are rows as its own are" in capsys.readouterr().err
+    identity = "rdm.battery.members = [@representations.identity()]\nlosses.matching.battery = @rdm.battery()\n"
+    Path("x.gin").write_text(Path("x.gin").read_text() + identity)
+    assert main("train x.gin --out run".split()) == 0
+    assert main("sample run -n 12 --out drawn.npz".split()) == 0
+    assert main("evaluate drawn.npz --reference r.safetensors --metrics energy --json j.json".split()) == 0
+    assert (
+        main("evaluate run --reference r.safetensors --battery identity --metrics energy --json k.json -n 12".split())
+        == 0
+    )
+    one, other = (json.loads(Path(f"{name}.json").read_text())["metrics"] for name in "jk")
+    assert one["energy/features"] == pytest.approx(other["energy/identity"], rel=1e-5)

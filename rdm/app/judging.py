@@ -35,6 +35,7 @@ from rdm.terminal import say
 
 BATCH = 32
 SPLIT = 0.2
+DRAWN = "items of a generator"
 
 
 def make_reference(
@@ -171,13 +172,8 @@ def evaluate_samples(
     given = named_encoder(file, reference, battery, member, arguments or {})
     file = file if given is None else given[0]
     encoder = None if given is None else given[1]
-    options = {
-        "names": names or _own_metrics(file),
-        "seed": seed,
-        "arguments": arguments,
-        "encoder": encoder,
-        "train": train,
-    }
+    options = {"names": names or _own_metrics(file), "seed": seed, "arguments": arguments}
+    options |= {"encoder": encoder, "train": train}
     options |= {"per_class": per_class, "per_item": per_item}
     reading = {"workers": workers, "batch": batch, "skip_broken": skip_broken}
     if is_run(samples):
@@ -221,9 +217,8 @@ def judge_source(
 ) -> Verdict:
     """Judge a source's items: features once a member, then every metric."""
     made = file.description.get("form", {})
-    form = Form(
-        made.get("size"), channels_of(file), one_rate(source, {path.name: made.get("rate"), **rates_of(encoder)})
-    )
+    rate = one_rate(source, {path.name: made.get("rate"), **rates_of(encoder)})
+    form = Form(made.get("size"), channels_of(file), rate)
     first = first_item(source, form)
     if source.kind == "features":
         encoders = Encoders(None, _columns(source))
@@ -253,7 +248,7 @@ def judge_drawing(
     reading: Mapping[str, Any] | None = None,
 ) -> Verdict:
     """Judge a generator's items as they are drawn, on its device; `reading` is of the training set's items."""
-    encoders = _encoders_of(file, path, run, drawing.shape, "items of a generator", arguments, encoder)
+    encoders = _encoders_of(file, path, run, drawing.shape, DRAWN, arguments, encoder)
     rows = encode(drawing, encoders)
     known = None if train is None else training_features(train, file, encoders, **(reading or {}))
     return judge(rows, file, names, seed=seed, train=known, per_class=per_class, per_item=per_item)
@@ -276,11 +271,13 @@ def _encoders_of(
             f"{path} holds features without their encoder; samples must be features too, or give its encoder by "
             f"--battery, and --member where that has several; got {kind}"
         )
-    held = file.description["form"]["shape"]
-    if shape != held:
-        raise InputError(
-            f"{who}: items of shape {shape}; {path} was made of {held}; make both with the same --size and --channels"
+    held, made = file.description["form"]["shape"], file.description["form"].get("kind", kind)
+    written = made == "text" and kind == DRAWN and shape[:-1] == held  # probabilities of tokens
+    if shape != held and not written:
+        remedy = (
+            "make both with the same --size and --channels" if kind in (made, DRAWN) else f"give {made}, not {kind}"
         )
+        raise InputError(f"{who}: items of shape {shape}; {path} was made of {held}; {remedy}")
     chosen = device()
     return Encoders(battery_of(file, path, chosen, arguments), device=chosen)
 

@@ -62,13 +62,13 @@ def write_tar(path: Path, blocks: Iterable[Block], n: int) -> None:
 
 
 def write_npz(path: Path, blocks: Iterable[Block], n: int) -> None:
-    """`images` (n h w c, 8-bit) or `rows` (n ..., float32), with `labels` where there are classes; streamed."""
+    """`images` (n h w c, 8-bit), `features` (n d) or `rows` in float32, with `labels` where there are classes."""
     labels = []
     with _whole(path) as file, zipfile.ZipFile(file, "w", allowZip64=True) as archive:
         remaining = iter(blocks)
         first = next(remaining)
         array = _array(first.items)
-        name = "images" if first.items.ndim == 4 else "rows"
+        name = {4: "images", 2: "features"}.get(first.items.ndim, "rows")
         header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False}
         with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(member, {**header, "shape": (n, *array.shape[1:])})

@@ -23,6 +23,7 @@ from rdm.trust import confined, paths_outside
 
 DOWNLOAD = "allow_download"  # an argument of batteries that only the user may give
 RUNNING = {"micro_batch", "precision", "clamp", "compile"}  # arguments of every battery: how its encoders run
+IDENTITY = ", of identity where items are rows as its own are"
 GIVEN = "given"  # the fingerprint of features whose encoder nobody knows
 
 
@@ -210,7 +211,7 @@ def _of_reference(
         )
     if battery is None:
         if file.description.get("battery", {}).get("name") is None:
-            raise InputError(f"{path} does not say what encoders it is of; give the battery")
+            raise InputError(f"{path} does not say what encoders it is of; give the battery{IDENTITY}")
         return battery_of(file, path, device, remedy="give the battery itself if you mean it")
     file, members = _named(file, battery), battery.members
     if items is not None:
@@ -224,7 +225,8 @@ def _of_reference(
 
 def _named(file: Reference, battery: Battery) -> Reference:
     """The reference with its only member, of whose encoder it says nothing, under the name of the battery's."""
-    if list(file.members) != [FEATURES] or "settings" in file.members[FEATURES].description:
+    described = file.members[FEATURES].description if list(file.members) == [FEATURES] else {"settings": None}
+    if "settings" in described and described.get("fingerprint") != GIVEN:
         return file
     names = [member.name for member in battery.members]
     if len(names) > 1:
