@@ -288,7 +288,10 @@ WRONG = {
     "npz under nystrom": ((*NPZ, objective("mmd_nystrom")), f"mmd_nystrom needs .* of the {ONLY}"),
     "npz for two": ((*BOTH, NPZ[2]), "pixels.npz is of one encoder, the battery has 2; give a reference for each"),
     "npz without battery": (NPZ[2:], "pixels.npz does not say what encoders it is of; give the battery"),
-    "npz of another": ((*PIXELS, file("pca.npz")), "must have the reference's dimension d=16; got d=36"),
+    "npz of another": (
+        (*PIXELS, file("pca.npz")),
+        "items of shape .* have 36 features under 'pixels', the reference's 16",
+    ),
     "a sample": (
         (file("sample.safetensors"), objective("mmd_nystrom")),
         "mmd_nystrom needs every row of the reference; sample.safetensors holds a sample of 64 .* DATA --rows all",

@@ -324,6 +324,17 @@ def test_other_items_in_the_second_pass_end_the_step(kind):
         population.backward(net, torch.randn(20, 3))
 
 
+@pytest.mark.parametrize("memory", [None, "queue"])
+def test_items_of_another_shape_are_named_by_it(memory):
+    """An encoder that takes any size has other features of them than the reference's."""
+    population = rdm.Population("energy", "pixels", torch.rand(20, 1, 8, 8), memory=memory)
+    scale = torch.ones((), requires_grad=True)
+    with pytest.raises(
+        InputError, match=r"items of shape \(1, 7, 7\) have 49 features under 'pixels'.* 64; make items"
+    ):
+        population.loss(lambda noise: noise.sigmoid() * scale, torch.randn(6, 1, 7, 7))
+
+
 @pytest.mark.parametrize("wrap", [lambda net: net, lambda net: lambda z: net(z)], ids=["module", "function"])
 def test_batch_statistics_are_refused_where_they_depend_on_the_chunk(wrap):
     net, noise = Spoilt("batch norm"), torch.randn(20, 3)

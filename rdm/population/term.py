@@ -42,6 +42,12 @@ class Term(Remembered):
         with region(f"encoder {self.representation.name}"):
             features = self.representation(self.wide(items), chunk.condition)
         features, equal = checked(features, side=f"generated features of {self.representation.name!r}")
+        if (found := features.shape[1]) != (wanted := self.row.shape[1]):
+            raise InputError(
+                f"generated items of shape {tuple(items.shape[1:])} have {found} features under "
+                f"{self.representation.name!r}, the reference's {wanted}; make items of the real ones' shape, or "
+                "measure the reference with the same representation"
+            )
         return features, equal if chunk.weights is None else chunk.weights
 
     def wide(self, items: Tensor) -> Tensor:
