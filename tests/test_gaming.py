@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from experiments.gaming import __main__ as gaming
 from rdm.__main__ import main
 from rdm.matching.metric import Metric
+from rdm.registry import generators
 from tests.shared_data import folder
 
 STUDY = Path(__file__).parent.parent / "experiments" / "gaming"
@@ -52,6 +54,14 @@ monitors.fresh.reference = 'real.safetensors'
 monitors.fresh.population = 40
 monitors.fresh.every = 20
 """
+
+
+@pytest.fixture(autouse=True)
+def apart(monkeypatch):
+    """The study's generator is registered by a file that names it, for the time of one test."""
+    monkeypatch.delitem(sys.modules, "experiments.gaming.free", raising=False)
+    with generators.temporarily():
+        yield
 
 
 @pytest.mark.filterwarnings("default:gaming alarm")
