@@ -109,8 +109,9 @@ def _of_rows(call: Callable[..., Metric]) -> Callable[..., Metric]:
 
     @functools.wraps(call)
     def taking(self: "Measure", x: Tensor, real: Any, **options: Any) -> Metric:
-        given = real is None or isinstance(real, Real)
-        return call(self, x, real if given else Real.of(real), **options)
+        if real is not None and not isinstance(real, Real):
+            real = Real.of(real)
+        return call(self, x, real, **options)
 
     return taking
 
