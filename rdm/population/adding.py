@@ -134,7 +134,7 @@ class AddedLoss(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             found = func(*plain, **(kwargs or {}))
         linear = func.__name__.strip("_") in ("mul", "rmul", "div", "truediv", "add", "radd", "sum", "mean")
-        return found.as_subclass(cls) if linear else found
+        return cls.of(found) if linear else found
 
 
 def _refuse_unscaled(ref: weakref.ref[Tensor], left: Tensor, optimizer: Optimizer, *_: Any) -> None:
